@@ -1,0 +1,26 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all lint clean
+
+demo: .venv/installed  ## train VLPL on the embedded digits, on any machine, in about a minute
+	$(BIN)/python main.py -d digits -l EM_PL
+
+test: .venv/installed  ## the suite, offline, on a CPU
+	$(BIN)/python -m pytest -n auto
+
+test-all: .venv/installed  ## with what takes minutes
+	$(BIN)/python -m pytest -n auto -m ''
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+.venv/installed: requirements.txt requirements-dev.txt
+	$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11) else 0'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+clean:  ## remove the environment, not data or results
+	rm -rf .venv

@@ -1,0 +1,319 @@
+"""Every setting of a run: its default, its range, its place on the command line. Imports nothing of ours at the top.
+
+A value is taken from the command line, else from the most specific row of PRESETS that fits the data set, the loss
+and the backbone, else from the default below. `parse` does this once; the result is frozen, printed, and saved with
+the run.
+"""
+
+import argparse
+import signal
+import sys
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A user's mistake, in one line: what was seen, what was expected, and the command that mends it."""
+
+
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM, by number: the run stops in good order and can be resumed."""
+
+
+WHAT, TRAINING, TEACHER, COEFFICIENTS, RUN = (
+    "what is trained",
+    "training",
+    "teacher and pseudo-labels",
+    "coefficients of the losses",
+    "where and how it runs (no part of a run's identity)",
+)
+
+
+def option(default, help: str, *flags: str, group: str, within: str = "", choices: tuple[str, ...] = ()) -> Field:
+    """A dataclass field that is also a command-line option. `within` is an interval such as "(0, 1]"."""
+    return field(default=default, metadata=dict(help=help, flags=flags, group=group, within=within, choices=choices))
+
+
+@dataclass(frozen=True)
+class Config:
+    # fmt: off
+    dataset: str = option("pascal", "data set: a known one, or any folder of formatted files under the data root", "-d", group=WHAT)
+    loss: str = option("EM_PL", "loss", "-l", group=WHAT)
+    model: str = option("resnet50", "backbone; timm:NAME for any timm model", "-m", group=WHAT)
+    seed: int = option(0, "seed of initialisation, order and flips", "-s", "--pytorch_seed", group=WHAT, within="[0, 4294967296)")
+
+    epochs: int = option(10, "passes over the training images; VLPL trains 10", group=TRAINING, within="[1, inf)")
+    batch_size: int = option(8, "images a step; VLPL: 8, and 6 for ViT-L", group=TRAINING, within="[1, inf)")
+    lr: float = option(1e-5, "Adam's rate, constant", group=TRAINING, within="(0, inf)")
+    image_size: int = option(448, "side of the square that images are squashed to, in pixels", group=TRAINING, within="[1, inf)")
+    flip: float = option(0.5, "probability that a training image is mirrored", group=TRAINING, within="[0, 1]")
+    precision: str = option("auto", "arithmetic of backbone and teacher; auto: bf16 on CUDA, else float32", group=TRAINING, choices=("auto", "float32", "bf16"))
+    pretrained: bool = option(True, "start from the backbone's published weights", group=TRAINING)
+    weights: str | None = option(None, "local checkpoint of the backbone, instead of the published weights", group=TRAINING)
+    val_labels: str = option("clean", "validation labels that choose the epoch: all true ones, or the observed ones only", group=TRAINING, choices=("clean", "observed"))
+    skip_missing: bool = option(False, "drop images that are not on the disk (after single positives and split are drawn)", group=TRAINING)
+
+    temperature: float = option(0.01, "of the softmax over the teacher's similarities", "-t", "--temp", group=TEACHER, within="(0, inf)")
+    threshold: float = option(0.3, "softmax similarity above which a label becomes a positive pseudo-label", "-th", group=TEACHER, within="(0, 1)")
+    partial: float = option(0.0, "fraction of an image's labels, the least similar ones, taken as negative pseudo-labels", "-p", group=TEACHER, within="[0, 1)")
+    teacher: str = option("ViT-L-14-336-quickgelu", "open_clip model name, or FILE.json with an open_clip model config", group=TEACHER)
+    teacher_weights: str = option("openai", "open_clip tag, or a local FILE", group=TEACHER)
+    prompt: str = option("{}", "caption of a class; {} stands for its prompt name", group=TEACHER)
+    teacher_preprocess: str = option("own", "own: the teacher's size, mean and std; reference: what the published code fed it", group=TEACHER, choices=("own", "reference"))
+    text_features: str | None = option(None, "FILE.npy of (L, D) class text features, instead of the text tower", group=TEACHER)
+    similarity: str | None = option(None, "FILE.npz with images, classes, similarity: someone else's teacher", group=TEACHER)
+
+    alpha: float = option(0.2, "weight of the entropy of unknown labels", group=COEFFICIENTS, within="[0, inf)")
+    beta_pos: float = option(0.7, "weight of positive pseudo-labels", group=COEFFICIENTS, within="[0, inf)")
+    beta_neg: float = option(0.2, "weight of negative pseudo-labels; 0 is what the published code did", group=COEFFICIENTS, within="[0, inf)")
+    smoothing: float = option(0.1, "share of a pseudo-label's weight that goes to the opposite label", group=COEFFICIENTS, within="[0, 0.5]")
+    beta: float = option(0.02, "weight of APL's soft negatives", group=COEFFICIENTS, within="[0, inf)")
+    warmup_epochs: int = option(5, "first epoch (from 1) after which APL labels; below --epochs", group=COEFFICIENTS, within="[1, inf)")
+    neg_proportion: float = option(0.9, "share of a class's unlabelled images that APL labels in all", group=COEFFICIENTS, within="[0, 1]")
+    gamma_pos: float = option(2.0, "EM_PL_ASL's focus on positives: the power of 1-p", group=COEFFICIENTS, within="[0, inf)")
+    gamma_unknown: float = option(4.0, "EM_PL_ASL's focus on unknown labels: the power of 1-p", group=COEFFICIENTS, within="[0, inf)")
+    gamma_neg: float = option(4.0, "EM_PL_ASL's focus on negatives: the power of p", group=COEFFICIENTS, within="[0, inf)")
+    eps: float = option(1e-5, "added to p inside every logarithm, as in the published code", group=COEFFICIENTS, within="(0, 1)")
+
+    gpu: str = option("0", "CUDA index, or cpu", "-g", group=RUN)
+    workers: int | None = option(None, "threads that decode images (default: the cores, 8 at most)", group=RUN, within="[1, inf)")
+    cache: str = option("auto", "where decoded images are kept: on the GPU, in memory, in a file beside the data set, or nowhere", group=RUN, choices=("auto", "gpu", "ram", "disk", "none"))
+    eval_batch_size: int = option(64, "images a step where nothing is learned", group=RUN, within="[1, inf)")
+    checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch", group=RUN, within="[0, inf)")
+    data_root: str = option("data", "folder that holds the data sets", group=RUN)
+    image_root: str | None = option(None, "where the images lie, if not where the formatted files say", group=RUN)
+    cache_root: str | None = option(None, "folder for caches (default: the data root)", group=RUN)
+    results_dir: str = option("results", "folder that holds the runs", group=RUN)
+    resume: bool = option(False, "go on with an unfinished run of the same identity, if there is one", group=RUN)
+    overwrite: bool = option(False, "start over, deleting what a run of the same identity left", group=RUN)
+    # fmt: on
+
+
+# What the papers (or, for digits, a search over the rate that served every loss) set otherwise. A row is
+# (data set, loss, backbone), "*" fits all; of the rows that fit, the one that names more wins, then the later one.
+PRESETS: dict[tuple[str, str, str], dict] = {
+    ("*", "*", "vit_clip"): dict(batch_size=6, image_size=336),  # VLPL's batch; the tower's own size
+    ("coco", "*", "*"): dict(alpha=0.1),  # EM's published coefficients, which VLPL keeps
+    ("nuswide", "*", "*"): dict(alpha=0.1, prompt="a photo of a {}"),
+    ("cub", "*", "*"): dict(alpha=0.01, lr=1e-4, prompt="a photo of a bird with {}"),
+    ("pascal", "EM_APL", "*"): dict(batch_size=8, warmup_epochs=5, beta=0.02),  # Zhou et al. 2022
+    ("coco", "EM_APL", "*"): dict(batch_size=16, warmup_epochs=5, beta=0.9),
+    ("nuswide", "EM_APL", "*"): dict(batch_size=16, warmup_epochs=4, beta=0.2),
+    ("cub", "EM_APL", "*"): dict(batch_size=8, warmup_epochs=3, beta=0.4),
+    ("digits", "*", "*"): dict(
+        model="timm:test_resnet",
+        pretrained=False,
+        image_size=64,
+        flip=0.0,  # a mirrored digit is no digit
+        batch_size=16,
+        epochs=8,
+        lr=3e-3,
+        prompt="a photo of the digit {}",
+        teacher="models/digits_clip.json",
+        teacher_weights="models/digits_clip.safetensors",
+    ),
+}
+
+MODEL_ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
+
+
+def presets(dataset: str, loss: str, model: str) -> dict:
+    """The preset values of a combination, the most specific row winning."""
+    fitting = [row for row in PRESETS if all(a in ("*", b) for a, b in zip(row, (dataset, loss, model), strict=True))]
+    fitting.sort(key=lambda row: sum(part != "*" for part in row))  # a stable sort: later rows stay later
+    return {name: value for row in fitting for name, value in PRESETS[row].items()}
+
+
+def inside(value: float, interval: str) -> bool:
+    """Whether value lies in an interval written as in mathematics: "(0, 1]", "[1, inf)". NaN lies in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def unread(config: Config) -> dict[str, str]:
+    """The options that cannot change this run's numbers, each with the reason."""
+    import losses  # here, not above: losses imports this module
+
+    reasons = {}
+    coefficients, inputs = losses.coefficients(config.loss), losses.inputs(config.loss)
+    for entry in fields(Config):
+        group = entry.metadata["group"]
+        if group == COEFFICIENTS and entry.name not in coefficients:
+            reasons[entry.name] = f"the loss {config.loss} does not read it"
+        if group == TEACHER and "pseudo" not in inputs:
+            reasons[entry.name] = f"the loss {config.loss} asks no teacher"
+    if config.similarity:
+        for name in ("teacher", "teacher_weights", "prompt", "teacher_preprocess", "text_features"):
+            reasons.setdefault(name, "--similarity replaces the teacher")
+    if config.text_features:
+        reasons.setdefault("prompt", "--text-features replaces the prompts")
+    return reasons
+
+
+def identity(config: Config) -> dict:
+    """What makes two runs the same run: all that changes its numbers, and nothing else."""
+    ignored = unread(config)
+    return {
+        entry.name: getattr(config, entry.name)
+        for entry in fields(Config)
+        if entry.metadata["group"] != RUN and entry.name not in ignored
+    }
+
+
+def parse(argv: list[str] | None = None) -> Config:
+    """The command line as a Config. A mistake is one line on stderr and exit status 2."""
+    parser = build_parser()
+    given = vars(parser.parse_args(argv))
+    if "model" in given:
+        given["model"] = MODEL_ALIASES.get(given["model"], given["model"])
+    dataset, loss = (given.get(name, getattr(Config, name)) for name in ("dataset", "loss"))
+    model = given.get("model", presets(dataset, loss, "*").get("model", Config.model))
+    config = replace(Config(), **{"model": model, **presets(dataset, loss, model), **given})
+    try:
+        check(config)
+    except UserError as error:
+        parser.error(str(error))
+    for name, reason in unread(config).items():
+        if name in given:
+            print(f"note: {flag(name)} changes nothing here: {reason}", file=sys.stderr)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raises UserError where values do not go together or name what does not exist."""
+    import datasets
+    import losses
+    import models
+
+    losses.entry(config.loss)
+    models.check_name(config.model)
+    datasets.check_name(config.dataset, config.data_root)
+    for entry in fields(Config):
+        value, within = getattr(config, entry.name), entry.metadata["within"]
+        if within and value is not None and not inside(value, within):
+            raise UserError(f"{flag(entry.name)} must lie in {within}, not {value}")
+    if config.loss == "EM_APL" and not config.warmup_epochs < config.epochs:
+        raise UserError(
+            f"--warmup-epochs {config.warmup_epochs} must be below --epochs {config.epochs}, or EM_APL never labels"
+        )
+    if "{}" not in config.prompt:
+        raise UserError(f"--prompt needs {{}} where the class name goes, not {config.prompt!r}")
+    if config.resume and config.overwrite:
+        raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
+    if config.gpu != "cpu" and not config.gpu.isdecimal():
+        raise UserError(f"--gpu takes a CUDA index or cpu, not {config.gpu!r}")
+    for name in ("weights", "text_features", "similarity"):
+        path = getattr(config, name)
+        if path is not None and not Path(path).is_file():
+            raise UserError(f"{flag(name)} {path}: no such file")
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse that tells a mistake in one line, without repeating the usage."""
+
+    def error(self, message: str) -> typing.NoReturn:
+        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    import datasets
+    import losses
+    import models
+
+    known = {"loss": list(losses.LOSSES), "model": list(models.BACKBONES), "dataset": list(datasets.DATASETS)}
+    parser = OneLineParser(
+        description="Train a multi-label classifier from one known positive label an image.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+    )
+    groups = {title: parser.add_argument_group(title) for title in (WHAT, TRAINING, TEACHER, COEFFICIENTS, RUN)}
+    kinds = typing.get_type_hints(Config)
+    for entry in fields(Config):
+        about = entry.metadata
+        text = about["help"] + _facts(entry, known.get(entry.name, ()))
+        if kinds[entry.name] is bool:
+            action = argparse.BooleanOptionalAction if entry.default else "store_true"
+            groups[about["group"]].add_argument(*about["flags"], flag(entry.name), action=action, help=text)
+            continue
+        groups[about["group"]].add_argument(
+            *about["flags"],
+            flag(entry.name),
+            dest=entry.name,
+            type=_plain_type(kinds[entry.name]),
+            choices=known["loss"] if entry.name == "loss" else about["choices"] or None,
+            metavar=entry.name.split("_")[-1].upper(),
+            help=text.replace("%", "%%"),
+        )
+    return parser
+
+
+def _plain_type(kind: object) -> Callable:
+    return next(part for part in (typing.get_args(kind) or (kind,)) if part is not type(None))
+
+
+def _facts(entry: Field, known: typing.Sequence[str]) -> str:
+    """What stands behind an option's help: choices, default, presets, range, and which losses read it."""
+    import losses
+
+    facts = []
+    if choices := entry.metadata["choices"] or known:
+        facts.append(", ".join(choices))
+    if entry.default not in (None, MISSING):
+        set_elsewhere = ", ".join(
+            f"{' '.join(part for part in row if part != '*')} {values[entry.name]}"
+            for row, values in PRESETS.items()
+            if entry.name in values
+        )
+        default = {True: "on", False: "off"}.get(entry.default, entry.default) if entry.default in (True, False) and isinstance(entry.default, bool) else entry.default
+        facts.append(f"default {default}" + (f"; {set_elsewhere}" if set_elsewhere else ""))
+    if entry.metadata["within"]:
+        facts.append(f"in {entry.metadata['within']}")
+    if entry.metadata["group"] == COEFFICIENTS:
+        facts.append("read by " + ", ".join(name for name in losses.LOSSES if entry.name in losses.coefficients(name)))
+    return f" ({'; '.join(facts)})" if facts else ""
+
+
+def run_script(main: Callable[[], object]) -> typing.NoReturn:
+    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, no traceback."""
+    program = Path(sys.argv[0]).name
+    try:
+        main()
+    except UserError as error:
+        print(f"{program}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno is None:
+            raise
+        print(f"{program}: error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        sys.exit(2)
+    except Interrupted as interrupted:
+        number = interrupted.args[0]
+        print(f"{program}: stopped by {signal.Signals(number).name}; the same command with --resume goes on", file=sys.stderr)
+        sys.exit(128 + number)
+
+
+def show(config: Config) -> str:
+    """The resolved settings, a line a group, without those that this run does not read."""
+    ignored, lines = unread(config), []
+    for title in (WHAT, TRAINING, TEACHER, COEFFICIENTS, RUN):
+        values = [
+            f"{entry.name}={getattr(config, entry.name)}"
+            for entry in fields(Config)
+            if entry.metadata["group"] == title and entry.name not in ignored and getattr(config, entry.name) is not None
+        ]
+        if values:
+            lines.append(f"{title.split(' (')[0]}: {', '.join(values)}")
+    return "\n".join(lines)
+
+
+def as_dict(config: Config) -> dict:
+    return asdict(config)

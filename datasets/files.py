@@ -1,0 +1,173 @@
+"""The files of a formatted data set: the only module that knows their names.
+
+data/<name>/
+    formatted_{train,val}_images.npy      (N,) str, paths below the image root
+    formatted_{train,val}_labels.npy      (N, L) int8 in {0, 1}
+    formatted_{train,val}_labels_obs.npy  (N, L) int8 in {-1, 0, +1}; 0 = unknown
+    classes.json                          {"names": L names, "prompt_names": L names for the teacher's captions}
+    source.json                           {"image_root": where the images lie, relative to the folder or absolute}
+
+'val' is the official validation or test part, which serves as the test set (Cole et al. 2021).
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import UserError
+from storage import read_json, write_array, write_json
+
+SPLITS = ("train", "val")
+PREPROC = Path(__file__).resolve().parent.parent / "preproc"
+
+
+@dataclass(frozen=True)
+class Classes:
+    """names: what tables show. prompt_names: what the teacher reads. Both of length L."""
+
+    names: list[str]
+    prompt_names: list[str]
+
+
+def array_path(folder: Path, split: str, part: str) -> Path:
+    """part: images, labels or labels_obs."""
+    return Path(folder) / f"formatted_{split}_{part}.npy"
+
+
+def is_formatted(folder: Path) -> bool:
+    return array_path(folder, "train", "labels").exists()
+
+
+def format_command(folder: Path) -> str:
+    """The command that makes a data set's formatted files."""
+    name = Path(folder).name
+    script = next((f"{verb}_{name}.py" for verb in ("format", "make") if (PREPROC / f"{verb}_{name}.py").exists()), None)
+    return f"make it with `python preproc/{script} --save-path {folder}`" if script else "see README.md, Your own data"
+
+
+def observe_command(folder: Path) -> str:
+    """The command that draws a data set's observed labels."""
+    folder = Path(folder)
+    root = "" if str(folder.parent) == "data" else f" --data-root {folder.parent}"
+    return f"make it with `python preproc/generate_observed_labels.py --dataset {folder.name}{root}`"
+
+
+def _read_array(path: Path, how: str) -> np.ndarray:
+    try:
+        return np.load(path, allow_pickle=False)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; {how}") from None
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is not a plain NumPy array ({error}); {how}") from None
+
+
+def _alphabet(path: Path, labels: np.ndarray, allowed: tuple[int, ...], how: str) -> np.ndarray:
+    """labels as int8, each one of `allowed`."""
+    if labels.ndim != 2 or labels.dtype.kind not in "biuf":
+        raise UserError(f"{path} holds {labels.dtype} of shape {labels.shape}, expected numbers of shape (N, L); {how}")
+    result = labels.astype(np.int8)
+    wrong = (result != labels) | (result < min(allowed)) | (result > max(allowed))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise UserError(
+            f"{path} holds {labels[row, column]} at row {row}, label {column}; labels must be one of {allowed}; {how}"
+        )
+    return result
+
+
+def read_images(folder: Path, split: str) -> np.ndarray:
+    """(N,) str. Raises UserError where the file is absent or holds no names."""
+    path, how = array_path(folder, split, "images"), format_command(folder)
+    images = _read_array(path, how)
+    if images.ndim != 1 or images.dtype.kind != "U":
+        raise UserError(f"{path} holds {images.dtype} of shape {images.shape}, expected strings of shape (N,); {how}")
+    return images
+
+
+def read_labels(folder: Path, split: str) -> np.ndarray:
+    """(N, L) int8 in {0, 1}."""
+    path, how = array_path(folder, split, "labels"), format_command(folder)
+    return _alphabet(path, _read_array(path, how), (0, 1), how)
+
+
+def read_observed(folder: Path, split: str, true: np.ndarray) -> np.ndarray:
+    """(N, L) int8 in {-1, 0, +1}; raises UserError where it contradicts `true`, as after formatting anew."""
+    path, how = array_path(folder, split, "labels_obs"), observe_command(folder)
+    observed = _alphabet(path, _read_array(path, how), (-1, 0, 1), how)
+    if observed.shape != true.shape:
+        raise UserError(f"{path} is {observed.shape}, but the labels are {true.shape}; {how}")
+    wrong = ((observed == 1) & (true != 1)) | ((observed == -1) & (true != 0))
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise UserError(f"{path} contradicts the labels at row {row}, label {column}; {how}")
+    return observed
+
+
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """images (N,) str, true (N, L) int8 in {0, 1}, observed (N, L) int8 in {-1, 0, +1}."""
+    images, true = read_images(folder, split), read_labels(folder, split)
+    if len(images) != len(true):
+        raise UserError(
+            f"{array_path(folder, split, 'images')} has {len(images)} rows, but "
+            f"{array_path(folder, split, 'labels')} has {len(true)}; {format_command(folder)}"
+        )
+    return images, true, read_observed(folder, split, true)
+
+
+def write_split(folder: Path, split: str, images: list[str] | np.ndarray, labels: np.ndarray) -> None:
+    write_array(array_path(folder, split, "images"), np.asarray(images, dtype=np.str_))
+    write_array(array_path(folder, split, "labels"), labels.astype(np.int8))
+
+
+def write_observed(folder: Path, split: str, observed: np.ndarray) -> None:
+    write_array(array_path(folder, split, "labels_obs"), observed.astype(np.int8))
+
+
+def write_description(folder: Path, names: list[str], prompt_names: list[str], image_root: Path) -> None:
+    """classes.json and source.json. An image root inside the folder is stored relative to it, so both can move."""
+    folder, image_root = Path(folder).resolve(), Path(image_root).resolve()
+    inside = image_root.is_relative_to(folder)
+    write_json(folder / "classes.json", {"names": names, "prompt_names": prompt_names})
+    write_json(folder / "source.json", {"image_root": str(image_root.relative_to(folder) if inside else image_root)})
+
+
+def read_classes(folder: Path, num_labels: int) -> Classes:
+    path = Path(folder) / "classes.json"
+    if not path.exists():
+        raise UserError(f"{path} not found; {format_command(folder)}")
+    value = read_json(path)
+    names = value.get("names") if isinstance(value, dict) else value
+    prompt_names = value.get("prompt_names", names) if isinstance(value, dict) else names
+    for what, these in (("names", names), ("prompt_names", prompt_names)):
+        if not (isinstance(these, list) and len(these) == num_labels and all(isinstance(name, str) for name in these)):
+            raise UserError(f"{path}: {what} must be {num_labels} strings, one a label; {format_command(folder)}")
+    if len(set(names)) != len(names):
+        raise UserError(f"{path}: names must differ from each other")
+    return Classes(names, prompt_names)
+
+
+def image_root(folder: Path, override: str | None) -> Path:
+    """Where a data set's images lie."""
+    if override:
+        return Path(override)
+    path = Path(folder) / "source.json"
+    if not path.exists():
+        raise UserError(f"{path} not found; give --image-root DIR, or {format_command(folder)}")
+    value = read_json(path)
+    if not isinstance(value, dict) or not isinstance(value.get("image_root"), str):
+        raise UserError(f'{path} must hold {{"image_root": DIR}}; give --image-root DIR, or {format_command(folder)}')
+    return Path(folder) / value["image_root"]
+
+
+def image_sizes(root: Path, images: np.ndarray) -> np.ndarray:
+    """(N,) int64 bytes of each image file; -1 where there is none. They tell a replaced image from the old one."""
+
+    def size(name: str) -> int:
+        try:
+            return os.stat(os.path.join(root, name)).st_size
+        except (FileNotFoundError, NotADirectoryError):
+            return -1
+
+    return np.fromiter((size(name) for name in images.tolist()), dtype=np.int64, count=len(images))

@@ -1,0 +1,164 @@
+"""Images: decoded once, kept where they are fast to reach, augmented on the device.
+
+Pixels are uint8 RGB until the last moment. Size, mean and std belong to whoever eats the images.
+"""
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from config import UserError
+from datasets.multilabel import MultiLabelDataset
+from storage import grow_rows
+
+DECODED = 32  # images a block when a cache is filled
+AHEAD = 3  # batches made ready before they are asked for
+
+
+def decode(path: str, size: int, resample: Image.Resampling = Image.Resampling.BILINEAR) -> np.ndarray:
+    """(size, size, 3) uint8 RGB, the whole image squashed to a square. Raises UserError naming a bad file."""
+    try:
+        with Image.open(path) as image:
+            return np.asarray(image.convert("RGB").resize((size, size), resample))
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; name its folder with --image-root DIR") from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(
+            f"{path} is not a readable image ({error}); replace it (`python preproc/check.py --dataset NAME` lists "
+            "every bad image)"
+        ) from None
+
+
+def ahead(make: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
+    """map(make, items) in order, computed by `workers` threads up to `depth` items before they are asked for.
+
+    Threads, not processes: decoding and resizing release the interpreter's lock, and nothing has to be copied.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        waiting, items = deque(), iter(items)
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+@dataclass(frozen=True)
+class Images:
+    """The images of one split at one size, wherever they are kept.
+
+    paths  N files
+    kept   (N, S, S, 3) uint8: a tensor on the device (gpu), an array in memory (ram), a memory-mapped file (disk),
+           or None: decoded each time they are asked for (none)
+    """
+
+    paths: list[str]
+    size: int
+    kept: Tensor | np.ndarray | None
+    workers: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def stream(self, order: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+        """(B, 3, S, S) uint8 on `device`, channels last: the images of `order`, (M,) int64 on the CPU, a batch at a time."""
+        if isinstance(self.kept, Tensor):
+            for rows in order.to(device).split(batch_size):
+                yield self.kept[rows].permute(0, 3, 1, 2)
+            return
+        batches = order.split(batch_size)
+        if self.kept is not None:
+            blocks = ahead(lambda rows: self.kept[rows.numpy()], batches, 1, AHEAD)
+        else:
+            blocks = decode_batches(self.paths, self.size, batches, self.workers)
+        for block in blocks:
+            images = torch.from_numpy(block)
+            if device.type == "cuda":
+                images = images.pin_memory().to(device, non_blocking=True)
+            yield images.permute(0, 3, 1, 2)
+
+
+def decode_batches(
+    paths: list[str],
+    size: int,
+    batches: Iterable[Tensor],
+    workers: int,
+    resample: Image.Resampling = Image.Resampling.BILINEAR,
+) -> Iterator[np.ndarray]:
+    """(B, size, size, 3) uint8 for each (B,) row tensor; a thread an image, so a batch of 8 keeps 8 threads busy."""
+    batches = list(batches)
+    names = (paths[row] for rows in batches for row in rows.tolist())
+    largest = max(map(len, batches), default=1)
+    images = ahead(lambda path: decode(path, size, resample), names, workers, AHEAD * largest)
+    for rows in batches:
+        yield np.stack([next(images) for _ in range(len(rows))])
+
+
+def where_kept(mode: str, num_bytes: int, folder: Path, device: torch.device) -> str:
+    """gpu, ram, disk or none: what --cache means for images of `num_bytes` in all.
+
+    auto takes the GPU if they fill at most half of its free memory, else memory if at most half of the machine's,
+    else a memory-mapped file, if the disk has room for one; else images are decoded in every epoch.
+    """
+    if mode == "gpu" and device.type != "cuda":
+        raise UserError("--cache gpu needs a GPU; take ram, disk or auto")
+    if mode != "auto":
+        return mode
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < 1.1 * num_bytes:
+        print(f"no room for {num_bytes / 1e9:.1f} GB of decoded images in {folder}: decoding in every epoch")
+        return "none"
+    if device.type == "cuda" and num_bytes < torch.cuda.mem_get_info(device)[0] / 2:
+        return "gpu"
+    return "ram" if num_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 else "disk"
+
+
+def open_images(
+    split: MultiLabelDataset, size: int, where: str, folder: Path, device: torch.device, workers: int
+) -> Images:
+    """The images of a split, decoded into a file of `folder` on first use (unless where is none).
+
+    The file is named by image list, file sizes and pixel size, so that another list or another picture makes another
+    file. Raises UserError naming an image that cannot be read.
+    """
+    paths = split.paths()
+    if where == "none":
+        return Images(paths, size, None, workers)
+
+    def rows_from(start: int) -> Iterator[np.ndarray]:
+        return decode_batches(paths, size, torch.arange(start, len(paths)).split(DECODED), workers)
+
+    file = folder / f"images_{size}px_{split.image_key()}.npy"
+    kept = grow_rows(file, (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px")
+    if where == "ram":
+        kept = np.array(kept)
+    if where == "gpu":
+        kept = torch.cat([torch.from_numpy(np.array(kept[i : i + 1024])).to(device) for i in range(0, len(kept), 1024)])
+    return Images(paths, size, kept, workers)
+
+
+def to_input(images: Tensor, mean: Tensor, std: Tensor, flip: Tensor | None = None) -> Tensor:
+    """Network input from pixels.
+
+    images     (B, 3, S, S) uint8
+    mean, std  (3, 1, 1) float, of pixels in [0, 1]
+    flip       (B,) bool: which images to mirror; None = none
+    returns    (B, 3, S, S) float, normalised
+    """
+    if flip is not None:
+        images = torch.where(flip[:, None, None, None], images.flip(-1), images)
+    return (images * (1 / 255) - mean) / std

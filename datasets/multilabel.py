@@ -1,0 +1,114 @@
+"""One data set class for all: data sets differ in data, not in code."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from config import Config, UserError
+from datasets import files
+from datasets.files import Classes
+from storage import digest
+
+SPLIT_SEED = 1200  # of the 80/20 split; fixed by Cole et al. 2021
+VAL_FRACTION = 0.2
+
+
+@dataclass(frozen=True)
+class MultiLabelDataset:
+    """One split: which images, what is known of them, and what is true.
+
+    root      folder that `names` are relative to
+    names     (N,) str
+    sizes     (N,) int64, bytes of each file
+    true      (N, L) int8 in {0, 1}
+    observed  (N, L) int8 in {-1, 0, +1}; 0 = unknown
+    """
+
+    root: Path
+    names: np.ndarray
+    sizes: np.ndarray
+    true: np.ndarray
+    observed: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def rows(self, index: np.ndarray) -> "MultiLabelDataset":
+        return MultiLabelDataset(
+            self.root, self.names[index], self.sizes[index], self.true[index], self.observed[index]
+        )
+
+    def paths(self) -> list[str]:
+        return [str(self.root / name) for name in self.names.tolist()]
+
+    def image_key(self) -> str:
+        """Digest of the image list and of every file's size: what a cache of anything computed from images is for."""
+        return digest(self.names, self.sizes)
+
+    def key(self) -> str:
+        """Digest of images and labels: a run must not be resumed on other ones."""
+        return digest(self.names, self.sizes, self.true, self.observed)
+
+
+@dataclass(frozen=True)
+class Splits:
+    train: MultiLabelDataset
+    val: MultiLabelDataset
+    test: MultiLabelDataset
+    classes: Classes
+
+    def named(self) -> dict[str, MultiLabelDataset]:
+        return {"train": self.train, "validation": self.val, "test": self.test}
+
+
+def split_indices(num_images: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of the official training set that train and that validate, both sorted (Cole et al. 2021)."""
+    order = np.random.RandomState(SPLIT_SEED).permutation(num_images)
+    num_val = round(VAL_FRACTION * num_images)
+    return np.sort(order[: num_images - num_val]), np.sort(order[num_images - num_val :])
+
+
+def load(config: Config) -> Splits:
+    """The three splits of a formatted data set.
+
+    Raises UserError for files that are absent or do not fit together, and for missing images unless
+    config.skip_missing, which drops them after the split is drawn.
+    """
+    folder = Path(config.data_root) / config.dataset
+    splits = {name: files.read_split(folder, name) for name in files.SPLITS}
+    classes = files.read_classes(folder, splits["train"][1].shape[1])
+    if splits["val"][1].shape[1] != len(classes.names):
+        raise UserError(
+            f"{files.array_path(folder, 'val', 'labels')} has {splits['val'][1].shape[1]} labels, "
+            f"but the training set has {len(classes.names)}; {files.format_command(folder)}"
+        )
+    root = files.image_root(folder, config.image_root)
+    whole = {
+        name: MultiLabelDataset(root, images, files.image_sizes(root, images), true, observed)
+        for name, (images, true, observed) in splits.items()
+    }
+    train_rows, val_rows = split_indices(len(whole["train"]))
+    train, val, test = whole["train"].rows(train_rows), whole["train"].rows(val_rows), whole["val"]
+    train, val, test = (_present(split, name, config) for split, name in ((train, "train"), (val, "val"), (test, "test")))
+    if config.val_labels == "observed":
+        val = MultiLabelDataset(val.root, val.names, val.sizes, (val.observed == 1).astype(np.int8), val.observed)
+    return Splits(train, val, test, classes)
+
+
+def _present(split: MultiLabelDataset, name: str, config: Config) -> MultiLabelDataset:
+    """The split without its missing images, or UserError where they may not be missing."""
+    there = split.sizes >= 0
+    if not there.all() and not config.skip_missing:
+        raise UserError(
+            f"{split.paths()[int(np.argmin(there))]} not found ({np.count_nonzero(~there):,} of {len(split):,} {name} "
+            f"images are missing); name their folder with --image-root DIR, or drop them with --skip-missing"
+        )
+    if not there.any():
+        raise UserError(
+            f"none of the {len(split):,} {name} images is below {split.root}; name their folder with --image-root DIR"
+        )
+    if not there.all():
+        print(f"--skip-missing: {np.count_nonzero(there):,} of {len(split):,} {name} images are on the disk")
+        return split.rows(np.flatnonzero(there))
+    return split

@@ -1,0 +1,163 @@
+"""The loops over batches: the only code that knows devices and precision."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from config import UserError
+from datasets.images import Images, to_input
+from losses import Loss, Targets
+from models import Backbone
+
+TELL_SECONDS = 1.0  # how often the progress bar reads the loss, which waits for the device
+
+
+def pick_device(gpu: str) -> torch.device:
+    """The device of --gpu; without CUDA the CPU, said in one line."""
+    if gpu == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        print("no CUDA device found: running on the CPU (-g cpu says so without this line)")
+        return torch.device("cpu")
+    if int(gpu) >= torch.cuda.device_count():
+        raise UserError(f"--gpu {gpu}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
+    torch.cuda.set_device(int(gpu))
+    return torch.device("cuda", int(gpu))
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    return precision if precision != "auto" else "bf16" if device.type == "cuda" else "float32"
+
+
+def default_workers() -> int:
+    """Threads that decode images: the cores this process may use, 8 at most."""
+    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that training draws from (dropout and its like; order and flips need none)."""
+    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
+    """Randomness that is a function of (seed, epoch, purpose), so that resuming needs no hidden state."""
+    state = int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0])
+    return torch.Generator().manual_seed(state)
+
+
+def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
+    """(N,) int64: the order in which an epoch visits the training images."""
+    return torch.randperm(num_images, generator=generator(seed, epoch, 0))
+
+
+def epoch_flips(seed: int, epoch: int, num_images: int, probability: float) -> Tensor:
+    """(N,) bool: the images that an epoch shows mirrored."""
+    return torch.rand(num_images, generator=generator(seed, epoch, 1)) < probability
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """What a training step reads, on the device.
+
+    images    the training images
+    observed  (N, L) int8 in {-1, 0, +1};  true  (N, L) int8 in {0, 1};  pseudo  (N, L) int8 in {-1, 0, +1} or None
+    """
+
+    images: Images
+    observed: Tensor
+    true: Tensor
+    pseudo: Tensor | None
+
+    def targets(self, index: Tensor) -> Targets:
+        pseudo = None if self.pseudo is None else self.pseudo[index]
+        return Targets(self.observed[index], self.true[index], pseudo, index)
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def train_one_epoch(
+    model: Backbone,
+    loss_function: Loss,
+    optimizer: torch.optim.Optimizer,
+    data: TrainingSet,
+    *,
+    seed: int,
+    epoch: int,
+    batch_size: int,
+    flip: float,
+    precision: str,
+    losses: Tensor,
+    start: int = 0,
+    after_step: Callable[[int], None] = lambda steps_done: None,
+) -> float:
+    """Train from step `start` of an epoch to its end; the mean loss of an image over the whole epoch.
+
+    losses      (S,) float on the device: the loss of each of the epoch's S steps, filled as they are taken
+    after_step  told how many steps of the epoch are done
+    Raises UserError, with epoch and batch, where a loss is not finite.
+    """
+    device = losses.device
+    num_images = len(data.images)
+    order, flips = epoch_order(seed, epoch, num_images), epoch_flips(seed, epoch, num_images, flip).to(device)
+    remaining = order[start * batch_size :]
+    rate = optimizer.param_groups[0]["lr"]
+    model.train()
+    bar = tqdm(total=len(losses), initial=start, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None, mininterval=TELL_SECONDS)
+    with bar:
+        batches = zip(remaining.to(device).split(batch_size), data.images.stream(remaining, batch_size, device), strict=True)
+        for step, (index, images) in enumerate(batches, start):
+            optimizer.zero_grad(set_to_none=True)
+            with autocast(device, precision):
+                logits = model(to_input(images, model.mean, model.std, flips[index]))
+            loss = loss_function(logits, data.targets(index))
+            loss.backward()
+            optimizer.step()
+            losses[step] = loss.detach()
+            if bar.update():  # true about once in TELL_SECONDS: the only time the host waits for the device
+                check_finite(losses[: step + 1], epoch)
+                bar.set_postfix(loss=f"{losses[start : step + 1].mean().item():.4f}", lr=f"{rate:g}", refresh=False)
+            after_step(step + 1)
+    check_finite(losses, epoch)
+    sizes = torch.tensor([len(part) for part in order.split(batch_size)], device=device)
+    return float((losses * sizes).sum() / num_images)
+
+
+def check_finite(losses: Tensor, epoch: int) -> None:
+    """Raises UserError naming the first step whose loss is not finite."""
+    bad = ~torch.isfinite(losses)
+    if bad.any():
+        raise UserError(
+            f"the loss is {losses[bad][0].item()} in epoch {epoch}, batch {int(bad.int().argmax()) + 1} of {len(losses)}; "
+            "nothing of this epoch was kept. Lower --lr, or try --precision float32"
+        )
+
+
+@torch.inference_mode()
+def predict(
+    model: Backbone, images: Images, num_labels: int, *, batch_size: int, precision: str, device: torch.device, name: str
+) -> Tensor:
+    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped."""
+    model.eval()
+    probs = torch.empty(len(images), num_labels, device=device)
+    order, done = torch.arange(len(images)), 0
+    with tqdm(total=len(images), desc=name, unit="image", leave=False, disable=None) as bar:
+        for batch in images.stream(order, batch_size, device):
+            with autocast(device, precision):
+                logits = model(to_input(batch, model.mean, model.std))
+            probs[done : done + len(batch)] = torch.sigmoid(logits.float())
+            done += len(batch)
+            bar.update(len(batch))
+    return probs

@@ -1,0 +1,19 @@
+"""The two terms that every loss here is made of."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def nlls(logits: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """nll(p) and nll(1-p) for p = sigmoid(logits), with nll(q) = -log(q + eps): the published code's smoothed logarithm.
+
+    1 - p is taken as sigmoid(-logits), which keeps its digits where p is near 1.
+    """
+    return -torch.log(torch.sigmoid(logits) + eps), -torch.log(torch.sigmoid(-logits) + eps)
+
+
+def entropy(logits: Tensor, eps: float) -> Tensor:
+    """H(p) = p nll(p) + (1-p) nll(1-p), elementwise (Zhou et al. 2022, equation 4)."""
+    positive, negative = nlls(logits, eps)
+    return torch.sigmoid(logits) * positive + torch.sigmoid(-logits) * negative

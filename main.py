@@ -1,0 +1,205 @@
+"""Train and evaluate a multi-label classifier from one known positive label an image.
+
+    python main.py -d pascal -l EM_PL
+
+Data set -> backbone -> pseudo-labels -> loss -> train and validate -> test once. `--help` lists every option.
+"""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import config as settings
+import datasets
+import engine
+import losses
+import metrics
+import models
+import pseudo_labels
+import runs
+from config import UserError
+from datasets.images import open_images, where_kept
+from models import teacher
+from preproc import make_digits
+from storage import digest
+
+
+def main(argv: list[str] | None = None) -> dict:
+    """Run one training from the command line `argv` (None: the process's own).
+
+    returns  the result, as in test.json: best_epoch, val_mAP and test_mAP in percent, folder, ...
+    Raises UserError for a user's mistake, Interrupted for SIGINT and SIGTERM.
+    """
+    # Settings
+    config = settings.parse(argv)
+    device = engine.pick_device(config.gpu)
+    config = replace(config, precision=engine.pick_precision(config.precision, device))
+    workers = config.workers or engine.default_workers()
+    print(settings.show(config))
+    if result := runs.finished(config):
+        print(f"finished: test mAP {result['test_mAP']:.2f} in {result['folder']} (--overwrite runs it again)")
+        return result
+    Path(config.results_dir).mkdir(parents=True, exist_ok=True)
+
+    with runs.Stop() as stop:
+        # Data
+        if config.dataset == "digits":
+            make_digits.ensure(Path(config.data_root) / "digits")
+        splits = datasets.load(config)
+        names = splits.classes.names
+        counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
+        print(f"{config.dataset}: {counts} images, {len(names)} labels")
+        cache = Path(config.cache_root or config.data_root) / config.dataset / "cache"
+
+        # Pseudo-labels, once per image, before training
+        pseudo = None
+        if "pseudo" in losses.inputs(config.loss):
+            if config.similarity:
+                similarity = pseudo_labels.load_similarity(config.similarity, splits.train.names, names)
+            else:
+                similarity = teacher.similarities(config, splits.train, splits.classes, cache, device, workers)
+            pseudo = pseudo_labels.assign(
+                similarity,
+                temperature=config.temperature,
+                threshold=config.threshold,
+                negative_fraction=config.partial,
+            )
+            quality = pseudo_labels.describe(
+                pseudo, similarity, splits.train.observed, splits.train.true, temperature=config.temperature
+            )
+            print(pseudo_labels.table(quality))
+
+        # Images
+        num_bytes = sum(len(split) for split in splits.named().values()) * config.image_size**2 * 3
+        where = where_kept(config.cache, num_bytes, cache, device)
+        train, val, test = (
+            open_images(split, config.image_size, where, cache, device, workers) for split in splits.named().values()
+        )
+
+        # Backbone and loss
+        torch.manual_seed(config.seed)
+        model = models.build(config, len(names)).to(device, memory_format=torch.channels_last)
+        loss_function = losses.build(config.loss, config, torch.from_numpy(splits.train.observed)).to(device)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+        data = engine.TrainingSet(
+            train,
+            torch.from_numpy(splits.train.observed).to(device),
+            torch.from_numpy(splits.train.true).to(device),
+            None if pseudo is None else torch.from_numpy(pseudo).to(device),
+        )
+        predicting = dict(num_labels=len(names), batch_size=config.eval_batch_size, precision=config.precision, device=device)
+
+        data_key = digest([split.key() for split in splits.named().values()], np.zeros(0) if pseudo is None else pseudo)
+        with runs.open_run(config, data_key, device) as run:
+            # Where to begin
+            num_steps = -(-len(train) // config.batch_size)
+            first_epoch, first_step, best = 1, 0, {"epoch": 0, "val_mAP": -1.0}
+            step_losses = torch.zeros(num_steps, device=device)
+            if run.checkpoint:
+                state = run.checkpoint
+                model.load_state_dict(state["model"])
+                optimizer.load_state_dict(state["optimizer"])
+                loss_function.load_state_dict(state["loss"])
+                engine.set_random_state(state["random"], device)
+                first_epoch, first_step, best = state["epoch"], state["step"], state["best"]
+                step_losses[:first_step] = state["step_losses"].to(device)
+                print(f"resuming in epoch {first_epoch} after {first_step} of {num_steps} batches: {run.folder}")
+            else:
+                print(f"run: {run.folder}")
+
+            def save(epoch: int, steps: int) -> None:
+                """Checkpoint after `steps` steps of `epoch`."""
+                engine.check_finite(step_losses[:steps], epoch)
+                run.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "loss": loss_function.state_dict(),
+                        "random": engine.random_state(device),
+                        "epoch": epoch,
+                        "step": steps,
+                        "step_losses": step_losses[:steps].clone(),
+                        "best": best,
+                    }
+                )
+
+            # Train and validate
+            for epoch in range(first_epoch, config.epochs + 1):
+                began = saved = time.monotonic()
+
+                def after_step(steps: int, epoch: int = epoch) -> None:
+                    nonlocal saved
+                    if stop.asked or time.monotonic() - saved > 60 * config.checkpoint_minutes:
+                        save(epoch, steps)
+                        saved = time.monotonic()
+                        stop.raise_if_asked()
+
+                loss_function.start_epoch(epoch)
+                with stop.deferred():
+                    train_loss = engine.train_one_epoch(
+                        model,
+                        loss_function,
+                        optimizer,
+                        data,
+                        seed=config.seed,
+                        epoch=epoch,
+                        batch_size=config.batch_size,
+                        flip=config.flip,
+                        precision=config.precision,
+                        losses=step_losses,
+                        start=first_step,
+                        after_step=after_step,
+                    )
+                first_step = 0
+                wanted = loss_function.wants_predictions(epoch)
+                loss_function.end_epoch(epoch, engine.predict(model, train, name="labelling", **predicting) if wanted else None)
+
+                probs = engine.predict(model, val, name="validation", **predicting).cpu().numpy()
+                val_map = metrics.mean_average_precision(probs, splits.val.true)
+                if val_map > best["val_mAP"]:
+                    best = {"epoch": epoch, "val_mAP": val_map}
+                    run.save_best(model.state_dict())
+                seconds = time.monotonic() - began
+                run.history.append({"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds})
+                save(epoch + 1, 0)
+                mark = " *" if best["epoch"] == epoch else ""
+                print(f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}  {seconds:.1f} s")
+
+            # Test, once, from the best validation epoch
+            model.load_state_dict(run.load_best())
+            probs = engine.predict(model, test, name="test", **predicting).cpu().numpy()
+            scores = metrics.evaluate(probs, splits.test.true)
+            result = {
+                "dataset": config.dataset,
+                "loss": config.loss,
+                "model": config.model,
+                "seed": config.seed,
+                "best_epoch": best["epoch"],
+                "chosen_by": f"validation mAP on {config.val_labels} labels",
+                "val_mAP": best["val_mAP"],
+                **{f"test_{name}": value for name, value in scores.items()},
+                **{f"{name}_images": len(split) for name, split in splits.named().items()},
+                "folder": str(run.folder),
+            }
+            per_class = [
+                {"class": name, "test_positives": int(positives), "test_AP": 100 * float(precision)}
+                for name, positives, precision in zip(
+                    names, splits.test.true.sum(axis=0), metrics.average_precision(probs, splits.test.true), strict=True
+                )
+            ]
+            run.finish(result, {"images": splits.test.names, "probs": probs, "labels": splits.test.true}, per_class)
+
+    empty = result["test_classes_without_positives"]
+    print(
+        f"best epoch {best['epoch']} (val mAP {best['val_mAP']:.2f}): test mAP {result['test_mAP']:.2f}"
+        + (f", {empty} classes without test positives counting 0" if empty else "")
+        + f"\nresults: {run.folder}"
+    )
+    return result
+
+
+if __name__ == "__main__":
+    settings.run_script(main)

@@ -1,0 +1,60 @@
+"""Metrics of multi-label predictions, from (N, L) arrays. Pure numpy; imports nothing of ours.
+
+probs   (N, L) float, any monotone score of each label
+labels  (N, L) in {0, 1}
+"""
+
+import numpy as np
+
+AT = (1, 3, 5)  # the k of precision@k, recall@k, top@k, as the published code reports them
+
+
+def average_precision(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(L,) average precision per class, in [0, 1]: sum over the thresholds of precision x the recall gained.
+
+    Equal scores share one threshold, as in sklearn.metrics.average_precision_score. A class without positives has
+    AP 0, as in the published code. Raises ValueError where a score is not a number.
+    """
+    if not np.isfinite(probs).all():
+        raise ValueError("predictions hold values that are not finite")
+    result = np.zeros(probs.shape[1])
+    for label in range(probs.shape[1]):  # a column at a time: in cache, and no (N, L) temporaries
+        scores = np.ascontiguousarray(probs[:, label])
+        order = np.argsort(scores)[::-1]
+        scores, hits = scores[order], labels[order, label] == 1
+        positives = np.count_nonzero(hits)
+        if positives:
+            last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # last row of each run of equal scores
+            found = np.cumsum(hits)[last]
+            result[label] = np.sum(np.diff(found, prepend=0) * (found / (last + 1))) / positives
+    return result
+
+
+def mean_average_precision(probs: np.ndarray, labels: np.ndarray) -> float:
+    """mAP in percent; classes without positives count 0 and stay in the mean."""
+    return 100 * float(average_precision(probs, labels).mean())
+
+
+def at_k(probs: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float]:
+    """Precision, recall and top at k, as fractions, over the k most probable labels of each image.
+
+    precision@k = hits / k; recall@k = hits / positives, 0 for an image without positives, which stays in the mean;
+    top@k = share of images with at least one hit. k is cut to L.
+    """
+    k = min(k, probs.shape[1])
+    best = np.argpartition(-probs, k - 1, axis=1)[:, :k]
+    hits = np.take_along_axis(labels == 1, best, axis=1).sum(axis=1)
+    positives = (labels == 1).sum(axis=1)
+    return {
+        "precision": float(hits.mean() / k),
+        "recall": float((hits / np.maximum(positives, 1)).mean()),
+        "top": float((hits > 0).mean()),
+    }
+
+
+def evaluate(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+    """Every figure of test.json that comes from predictions: mAP in percent, the rest as fractions."""
+    result = {"mAP": mean_average_precision(probs, labels)}
+    for k in AT:
+        result |= {f"{name}@{k}": value for name, value in at_k(probs, labels, k).items()}
+    return result | {"classes_without_positives": int(((labels == 1).sum(axis=0) == 0).sum())}

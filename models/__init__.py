@@ -1,0 +1,48 @@
+"""Backbones by name: plain functions (num_labels, image_size, pretrained, weights) -> Backbone.
+
+Each file imports its library inside its function, so a run loads the one that it needs.
+"""
+
+from functools import partial
+
+from config import Config, UserError
+from models.backbone import Backbone
+from models.resnet import resnet50
+from models.timm_any import timm_any
+from models.vit_clip import vit_clip
+
+BACKBONES = {
+    "resnet50": resnet50,
+    "vit_clip": vit_clip,
+    "convnext_xlarge_22k": partial(timm_any, "convnext_xlarge.fb_in22k"),
+    "convnext_xlarge_1k": partial(timm_any, "convnext_xlarge.fb_in22k_ft_in1k"),
+}
+
+__all__ = ["BACKBONES", "Backbone", "build", "check_name"]
+
+
+def check_name(name: str) -> None:
+    """Raises UserError for a name that is neither of BACKBONES nor timm:NAME with a model of timm."""
+    if name in BACKBONES:
+        return
+    if name.startswith("timm:"):
+        import timm
+
+        if timm.is_model(name.removeprefix("timm:")):
+            return
+        close = timm.list_models(f"*{name.removeprefix('timm:').split('.')[0]}*")[:6]
+        raise UserError(f"timm has no model {name.removeprefix('timm:')!r}" + (f"; it has {', '.join(close)}" if close else ""))
+    raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, and timm:NAME")
+
+
+def build(config: Config, num_labels: int) -> Backbone:
+    """The backbone of a run, on the CPU in float32.
+
+    Raises UserError where its weights are neither here nor to be had, or do not fit.
+    """
+    check_name(config.model)
+    make = BACKBONES.get(config.model) or partial(timm_any, config.model.removeprefix("timm:"))
+    try:
+        return make(num_labels, image_size=config.image_size, pretrained=config.pretrained, weights=config.weights)
+    except (AssertionError, RuntimeError) as error:  # what timm and open_clip say of a size that they cannot build
+        raise UserError(f"{config.model} cannot be built for --image-size {config.image_size}: {error}") from None

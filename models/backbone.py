@@ -1,0 +1,29 @@
+"""What every backbone is to the rest of the project."""
+
+import torch
+from torch import Tensor, nn
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+OFFLINE = "give --weights FILE, or train from scratch with --no-pretrained"
+
+
+class Backbone(nn.Module):
+    """A network from pixels to logits that owns its normalisation.
+
+    mean, std  (3, 1, 1) float buffers, of pixels in [0, 1]
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, ...] = IMAGENET_MEAN,
+        std: tuple[float, ...] = IMAGENET_STD,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) float, normalised -> (B, L) logits."""
+        return self.network(images)

@@ -1,0 +1,91 @@
+"""open_clip models (Ilharco et al.) by name, by configuration file, with weights by tag or by file."""
+
+import json
+import os
+from pathlib import Path
+
+from torch import nn
+
+from config import UserError
+from models.weights import hub_file, read_weights, torchvision_file
+
+HERE = Path(__file__).resolve().parent.parent
+
+
+def local_file(name: str) -> Path | None:
+    """The file of that name below the current folder, or else below the repository; None where there is none."""
+    return next((path for path in (Path(name), HERE / name) if path.is_file()), None)
+
+
+def config_name(name: str) -> str:
+    """open_clip's name of a model; a FILE.json is registered under its stem. Raises UserError for an unknown one."""
+    import open_clip
+
+    if name.endswith(".json"):
+        path = local_file(name)
+        if path is None:
+            raise UserError(f"--teacher {name}: no such file")
+        try:
+            if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(json.loads(path.read_text())):
+                raise ValueError("embed_dim, vision_cfg and text_cfg are needed")
+        except (ValueError, TypeError) as error:
+            raise UserError(f"--teacher {path} is not an open_clip model config ({error})") from None
+        open_clip.add_model_config(path)
+        return path.stem
+    if name not in open_clip.list_models():
+        close = [known for known in open_clip.list_models() if known.startswith(name[:8])]
+        raise UserError(
+            f"--teacher {name!r} is no open_clip model{f'; did you mean {chr(44).join(close[:6])}' if close else ''}"
+        )
+    return name
+
+
+def clip_file(name: str, weights: str, models: str, otherwise: str) -> Path:
+    """The file of a model's weights, a local file or an open_clip tag, downloaded on first use.
+
+    Raises UserError where there is none, and where a tag was trained with the other GELU than the model has: such a
+    pair runs, and scores a few points lower.
+    """
+    from open_clip import get_model_config, list_pretrained_tags_by_model
+    from open_clip.pretrained import get_pretrained_cfg
+
+    if path := local_file(weights):
+        return path
+    name = config_name(name)
+    about = get_pretrained_cfg(name, weights)
+    if not about:
+        tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
+        raise UserError(f"weights {weights!r} of {name} are neither a file nor a tag of open_clip (its tags: {tags})")
+    if bool(get_model_config(name).get("quick_gelu")) != bool(about.get("quick_gelu")):
+        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+        raise UserError(f"weights {weights!r} were trained with the other GELU than {name} has; take --teacher {other}")
+    if about.get("hf_hub"):
+        repository, file = os.path.split(about["hf_hub"])
+        names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+        if file.endswith((".bin", ".pt", ".pth")):
+            names.insert(0, os.path.splitext(file)[0] + ".safetensors")
+        return hub_file(repository, names, models, otherwise)
+    return torchvision_file(about["url"], models, otherwise)
+
+
+def create_clip(name: str, file: Path | None, image_size: int | None = None) -> nn.Module:
+    """An open_clip model on the CPU in float32, with the weights of `file` (None: random ones)."""
+    import open_clip
+
+    name = config_name(name)
+    if file is None:
+        return open_clip.create_model(name, force_image_size=image_size)
+    try:
+        return open_clip.create_model(name, pretrained=str(file), force_image_size=image_size)
+    except Exception as error:  # torch, safetensors and open_clip each raise their own
+        read_weights(file)  # says so if the file itself is bad
+        raise UserError(f"{file} does not fit the model {name} ({str(error).strip().splitlines()[0]})") from None
+
+
+def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std of the pixels a tag was trained on; OpenAI's where the weights are a file."""
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    from open_clip.pretrained import get_pretrained_cfg
+
+    about = get_pretrained_cfg(config_name(name), weights)
+    return tuple(about.get("mean", OPENAI_DATASET_MEAN)), tuple(about.get("std", OPENAI_DATASET_STD))

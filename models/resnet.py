@@ -1,0 +1,19 @@
+"""ResNet-50 (He et al. 2016) as torchvision has it: the backbone of every paper here."""
+
+from torch import nn
+
+from models.backbone import OFFLINE, Backbone
+from models.weights import load_weights, torchvision_file
+
+
+def resnet50(num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:
+    """ResNet-50 with the ImageNet weights of the papers (torchvision's IMAGENET1K_V1), and a new linear head."""
+    from torchvision.models import ResNet50_Weights
+    from torchvision.models import resnet50 as network_of
+
+    network = network_of()
+    network.fc = nn.Linear(network.fc.in_features, num_labels)
+    if weights or pretrained:
+        file = weights or torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE)
+        load_weights(network, file, head="fc.")
+    return Backbone(network)

@@ -1,0 +1,140 @@
+"""The frozen teacher: CLIP scores every training image against every class, once, before training.
+
+Its similarities are cached beside the data set; what follows from them (temperature, threshold, fraction) is not, so
+that a sweep never runs the teacher again.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from config import Config, UserError
+from datasets.files import Classes
+from datasets.images import decode_batches, to_input
+from datasets.multilabel import MultiLabelDataset
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from models.clip import clip_file, create_clip, local_file, normalisation
+from storage import digest, file_digest, grow_rows, write_json
+
+OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
+RESAMPLE = Image.Resampling.BICUBIC  # what CLIP was trained with
+REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
+
+
+class Teacher(nn.Module):
+    """Pixels to cosine similarities.
+
+    clip           an open_clip model
+    text_features  (L, D) float, any norm
+    """
+
+    def __init__(
+        self, clip: nn.Module, text_features: Tensor, mean: tuple[float, ...], std: tuple[float, ...], preprocess: str
+    ) -> None:
+        super().__init__()
+        self.visual = clip.visual
+        self.size = int(torch.tensor(clip.visual.image_size).max())
+        self.preprocess = preprocess
+        if preprocess == "reference":
+            mean, std = IMAGENET_MEAN, IMAGENET_STD
+        self.register_buffer("text_features", F.normalize(text_features.float(), dim=1))
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, L) float32 cosine similarities."""
+        images = to_input(images, self.mean, self.std, flip)
+        if self.preprocess == "reference":
+            images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
+        return F.normalize(self.visual(images).float(), dim=1) @ self.text_features.T
+
+
+def captions(config: Config, classes: Classes) -> list[str]:
+    return [config.prompt.replace("{}", name) for name in classes.prompt_names]
+
+
+def read_text_features(path: str, num_labels: int) -> np.ndarray:
+    """(L, D) float32 from an .npy file; raises UserError for any other."""
+    try:
+        features = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(f"--text-features {path} is not a plain NumPy array ({error})") from None
+    if features.ndim != 2 or len(features) != num_labels or features.dtype.kind != "f" or not np.isfinite(features).all():
+        raise UserError(
+            f"--text-features {path} is {features.dtype} of shape {features.shape}, expected finite floats of shape "
+            f"({num_labels}, D), one row a label"
+        )
+    return features.astype(np.float32)
+
+
+@torch.inference_mode()
+def encode_captions(clip: nn.Module, name: str, texts: list[str]) -> Tensor:
+    """(L, D) text features, not normalised."""
+    from open_clip import get_tokenizer
+
+    return clip.encode_text(get_tokenizer(name)(texts))
+
+
+def build(config: Config, classes: Classes) -> Teacher:
+    """The teacher on the CPU. Raises UserError where its weights are not to be had or do not fit."""
+    file = clip_file(config.teacher, config.teacher_weights, "teacher", OFFLINE)
+    clip = create_clip(config.teacher, file).eval().requires_grad_(False)
+    if config.text_features:
+        features = torch.from_numpy(read_text_features(config.text_features, len(classes.names)))
+        width = clip.visual.output_dim if hasattr(clip.visual, "output_dim") else features.shape[1]
+        if features.shape[1] != width:
+            raise UserError(f"--text-features have {features.shape[1]} numbers a label, {config.teacher} has {width}")
+    else:
+        features = encode_captions(clip, Path(config.teacher).stem if config.teacher.endswith(".json") else config.teacher, captions(config, classes))
+    return Teacher(clip, features, *normalisation(config.teacher, config.teacher_weights), config.teacher_preprocess)
+
+
+def describe(config: Config, classes: Classes, split: MultiLabelDataset) -> dict[str, object]:
+    """All that the similarities depend on: the cache's key, known without building the teacher."""
+    weights, model = local_file(config.teacher_weights), local_file(config.teacher)
+    return {
+        "images": split.image_key(),
+        "teacher": file_digest(model) if model else config.teacher,
+        "weights": file_digest(weights) if weights else config.teacher_weights,
+        "text": file_digest(config.text_features) if config.text_features else captions(config, classes),
+        "preprocess": config.teacher_preprocess,
+        "precision": config.precision,
+    }
+
+
+def similarities(
+    config: Config, split: MultiLabelDataset, classes: Classes, folder: Path, device: torch.device, workers: int
+) -> np.ndarray:
+    """(N, L) float32 cosine similarities of a split's images, from the cache in `folder`, which is filled first."""
+    about = describe(config, classes, split)
+    file = folder / f"similarity_{digest(about)}.npy"
+
+    def rows_from(start: int) -> Iterator[np.ndarray]:
+        teacher = build(config, classes).to(device)
+        return score(teacher, split.paths(), start, config.eval_batch_size, device, config.precision, workers)
+
+    if not file.exists():
+        write_json(file.with_suffix(".json"), about)
+    shape = (len(split), len(classes.names))
+    return np.array(grow_rows(file, shape, np.float32, rows_from, "teacher scores the training images"))
+
+
+@torch.inference_mode()
+def score(
+    teacher: Teacher, paths: list[str], start: int, batch_size: int, device: torch.device, precision: str, workers: int
+) -> Iterator[np.ndarray]:
+    """(B, L) float32 blocks of similarities of paths[start:], in order."""
+    reference = teacher.preprocess == "reference"
+    size, resample = (REFERENCE_SIZE, Image.Resampling.BILINEAR) if reference else (teacher.size, RESAMPLE)
+    flips = torch.rand(len(paths), generator=torch.Generator().manual_seed(0)) < 0.5  # known by row: no hidden state
+    batches = torch.arange(start, len(paths)).split(batch_size)
+    for rows, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
+        images = torch.from_numpy(block).to(device, non_blocking=True).permute(0, 3, 1, 2)
+        flip = flips[rows].to(device) if reference else None
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+            yield teacher(images, flip).float().cpu().numpy()

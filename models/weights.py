@@ -1,0 +1,112 @@
+"""Where weights come from: a library's cache, the network, or a local file. Nothing is ever unpickled."""
+
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from config import UserError
+
+TIMEOUT = 10  # seconds until the network counts as absent
+
+
+def _reason(error: Exception) -> str:
+    text = str(getattr(error, "reason", error)).strip()
+    return text.splitlines()[0] if text else type(error).__name__
+
+
+def _unreachable(file: str, folder: str | Path, error: Exception, models: str, otherwise: str) -> UserError:
+    return UserError(
+        f"weights {file} are not in {folder}, and fetching them failed ({_reason(error)}); where there is internet run "
+        f"`python preproc/download.py --models {models}` and copy that folder here, or {otherwise}"
+    )
+
+
+def torchvision_file(url: str, models: str, otherwise: str) -> Path:
+    """The local file of a torchvision weights URL, downloaded on first use.
+
+    models     what `preproc/download.py --models` calls them
+    otherwise  what else a user without internet can do
+    Raises UserError naming the file, where it is looked for, and how to get it there.
+    """
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    path = folder / url.rsplit("/", 1)[-1]
+    if not path.exists():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            checksum = path.stem.rsplit("-", 1)[-1]
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum)
+        except (OSError, RuntimeError) as error:
+            raise _unreachable(path.name, folder, error, models, otherwise) from None
+    return path
+
+
+def hub_file(repository: str, names: list[str], models: str, otherwise: str) -> Path:
+    """The local file of a Hugging Face repository, the first of `names` that it has, downloaded on first use.
+
+    Parameters and errors as for torchvision_file.
+    """
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+
+    for name in names:
+        if isinstance(found := try_to_load_from_cache(repository, name), str):
+            return Path(found)
+    for name in names:
+        try:  # one quick question first: the hub's own client retries an absent network for most of a minute
+            with urllib.request.urlopen(urllib.request.Request(hf_hub_url(repository, name), method="HEAD"), timeout=TIMEOUT):
+                pass
+            return Path(hf_hub_download(repository, name))
+        except urllib.error.HTTPError as error:
+            last = error
+            if error.code != 404:
+                break
+        except Exception as error:  # the hub's client raises errors of several libraries
+            last = error
+            break
+    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
+    raise _unreachable(f"{repository}/{names[0]}", folder, last, models, otherwise)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint: safetensors, or a PyTorch file of tensors, bare or under "state_dict" or "model".
+
+    Raises UserError for a file that is anything else.
+    """
+    try:
+        state = load_file(path) if str(path).endswith(".safetensors") else _load_tensors(path)
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from None
+    except Exception as error:  # zip, pickle and safetensors each raise their own
+        raise UserError(f"{path} is not a readable checkpoint of tensors ({_reason(error)})") from None
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise UserError(f"{path} holds no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _load_tensors(path: str | Path) -> object:
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def load_weights(network: nn.Module, path: str | Path, head: str) -> None:
+    """Load a local checkpoint of a backbone, or of a whole run (best.pt).
+
+    head  prefix of the head's parameters: a head of another number of labels is left as initialised.
+    Raises UserError where any other tensor is absent or does not fit.
+    """
+    state = {name.removeprefix("network."): value for name, value in read_weights(path).items()}
+    own = network.state_dict()
+    fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
+    wrong = [name for name in own if name not in fitting and not name.startswith(head)]
+    if wrong:
+        found = f"is {tuple(state[wrong[0]].shape)}" if wrong[0] in state else "is absent"
+        raise UserError(
+            f"{path} does not fit this backbone: {wrong[0]} should be {tuple(own[wrong[0]].shape)}, in the file it "
+            f"{found} ({len(wrong)} of {len(own)} tensors do not fit)"
+        )
+    network.load_state_dict(fitting, strict=False)

@@ -1,0 +1,161 @@
+"""Fetch what may be fetched without asking anyone: data sets, and the weights that an offline job will need.
+
+    python preproc/download.py --dataset pascal|coco|cub|nuswide [--data-root data]
+    python preproc/download.py --models teacher resnet50 ...
+
+An interrupted download goes on where it stopped. Sizes are checked against the server's, checksums where one is
+published. Archives are extracted without leaving the target folder, then deleted.
+"""
+
+import json
+import shutil
+import sys
+import urllib.request
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from huggingface_hub.file_download import http_get
+from torchvision.datasets.utils import check_integrity
+from torchvision.datasets.voc import DATASET_YEAR_DICT
+
+import models
+from config import Config, OneLineParser, UserError, run_script
+from models.clip import clip_file
+from models.teacher import OFFLINE
+from storage import atomic
+
+TIMEOUT = 30  # seconds
+COCO = "http://images.cocodataset.org"
+ZENODO = "https://zenodo.org/api/records/10162606"  # Cole et al.'s arrays of NUS-WIDE
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file to fetch; md5 is None where nobody publishes one."""
+
+    url: str
+    name: str
+    md5: str | None = None
+
+
+ARCHIVES = {
+    "pascal": [Remote(DATASET_YEAR_DICT["2012"]["url"], "VOCtrainval_11-May-2012.tar", DATASET_YEAR_DICT["2012"]["md5"])],
+    "coco": [
+        Remote(f"{COCO}/annotations/annotations_trainval2014.zip", "annotations_trainval2014.zip"),
+        Remote(f"{COCO}/zips/train2014.zip", "train2014.zip"),
+        Remote(f"{COCO}/zips/val2014.zip", "val2014.zip"),
+    ],
+    "cub": [
+        Remote(
+            "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz?download=1",
+            "CUB_200_2011.tgz",
+            "97eceeb196236b17998738112f37df78",
+        )
+    ],
+}
+NEXT = {
+    "nuswide": "the images are given on request only: ask for Flickr.zip at the NUS-WIDE site "
+    "(https://lms.comp.nus.edu.sg/research/NUS-WIDE.htm), extract it to {folder}/Flickr, then run "
+    "`python preproc/format_nuswide.py`"
+}
+
+
+def remote_size(url: str) -> int | None:
+    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as answer:
+        length = answer.headers.get("Content-Length")
+    return int(length) if length else None
+
+
+def fetch(remote: Remote, folder: Path) -> Path:
+    """The file in `folder`, downloaded unless it is there; a partial file (NAME.part) is completed.
+
+    Raises UserError where the network fails or the checksum differs.
+    """
+    path, partial = folder / remote.name, folder / f"{remote.name}.part"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            size = remote_size(remote.url)
+            if size and partial.exists() and partial.stat().st_size > size:
+                partial.unlink()
+            with open(partial, "ab") as file:
+                http_get(remote.url, file, resume_size=file.tell(), expected_size=size, displayed_filename=remote.name)
+        except Exception as error:  # urllib, the hub's client and its transport each raise their own
+            raise UserError(
+                f"{remote.url} could not be fetched ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+                f"run the same command again to go on, or put the file into {folder} by hand"
+            ) from None
+        partial.replace(path)
+    if remote.md5 and not check_integrity(str(path), remote.md5):
+        path.unlink()
+        raise UserError(f"{path} had another checksum than {remote.md5} and was removed; run the same command again")
+    return path
+
+
+def extract(archive: Path, folder: Path) -> None:
+    """Extract below `folder`; a member that would leave it, by path or by link, is refused."""
+    print(f"extracting {archive.name}")
+    try:
+        shutil.unpack_archive(archive, folder, filter="data")
+    except (shutil.ReadError, OSError, EOFError) as error:
+        raise UserError(f"{archive} could not be extracted ({error}); remove it and run the same command again") from None
+
+
+def zenodo_files() -> list[Remote]:
+    try:
+        with urllib.request.urlopen(ZENODO, timeout=TIMEOUT) as answer:
+            record = json.load(answer)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{ZENODO} could not be read ({error}); run the same command again") from None
+    return [
+        Remote(file["links"]["self"], file["key"], file["checksum"].removeprefix("md5:")) for file in record["files"]
+    ]
+
+
+def download_dataset(name: str, folder: Path) -> None:
+    for remote in ARCHIVES[name] if name in ARCHIVES else zenodo_files():
+        done = folder / f".{remote.name}.done"
+        if done.exists():
+            print(f"{remote.name}: already here")
+            continue
+        path = fetch(remote, folder)
+        if path.suffix in (".zip", ".tar", ".tgz", ".gz"):
+            extract(path, folder)
+            path.unlink()
+        with atomic(done) as temporary:
+            temporary.write_text(remote.url + "\n")
+    print(NEXT.get(name, "next: `python preproc/format_{name}.py`").format(name=name, folder=folder))
+
+
+def download_model(name: str) -> None:
+    """Fetch the weights of the teacher or of a backbone into the caches of their libraries."""
+    if name == "teacher":
+        print(f"{name}: {clip_file(Config.teacher, Config.teacher_weights, name, OFFLINE)}")
+    else:
+        models.build(replace(Config(), model=name, image_size=336 if name == "vit_clip" else 224), 1)
+        print(f"{name}: ready")
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = OneLineParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--dataset", choices=[*ARCHIVES, "nuswide"], help="data set to fetch into DATA_ROOT/NAME")
+    parser.add_argument(
+        "--models", nargs="+", metavar="NAME", default=[], help=f"teacher, {', '.join(models.BACKBONES)}, timm:NAME"
+    )
+    parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
+    options = parser.parse_args(argv)
+    if not options.dataset and not options.models:
+        parser.error("name a --dataset or --models")
+    for name in options.models:
+        if name != "teacher":
+            models.check_name(name)
+    if options.dataset:
+        download_dataset(options.dataset, Path(options.data_root) / options.dataset)
+    for name in options.models:
+        download_model(name)
+
+
+if __name__ == "__main__":
+    run_script(main)

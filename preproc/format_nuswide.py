@@ -1,0 +1,45 @@
+"""NUS-WIDE's published arrays -> data/nuswide/ (checked formatted arrays, classes.json, source.json).
+
+    python preproc/format_nuswide.py [--load-path data/nuswide] [--save-path data/nuswide]
+
+The arrays are Cole et al.'s re-crawl (Zenodo record 10162606); `preproc/download.py --dataset nuswide` fetches them. The
+images are Flickr.zip of the NUS-WIDE site, on request, extracted to LOAD_PATH/Flickr.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from config import UserError, run_script
+from datasets.files import array_path, read_images, read_labels
+from preproc.common import find_folder, format_parser, report, write_formatted
+
+CLASSES = (
+    "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow "
+    "dancing dog earthquake elk fire fish flags flowers food fox frost garden glacier grass harbor horses house lake "
+    "leaf map military moon mountain nighttime ocean person plane plants police protest railroad rainbow reflection "
+    "road rocks running sand sign sky snow soccer sports statue street sun sunset surf swimmers tattoo temple tiger "
+    "tower town toy train tree valley vehicle water waterfall wedding whales window zebra"
+).split()
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = format_parser(__doc__, "nuswide", "folder that holds the downloaded arrays and Flickr/").parse_args(argv)
+    folder = find_folder(options.load_path, (".",), "formatted_train_images.npy", "nuswide")
+    splits = {split: (read_images(folder, split), read_labels(folder, split)) for split in ("train", "val")}
+    for split, (images, labels) in splits.items():
+        if len(images) != len(labels) or labels.shape[1] != len(CLASSES):
+            raise UserError(
+                f"{array_path(folder, split, 'labels')} is {labels.shape}, expected ({len(images)}, {len(CLASSES)}); "
+                "fetch it again with `python preproc/download.py --dataset nuswide`"
+            )
+    root = folder / "Flickr" if not str(splits["train"][0][0]).startswith("Flickr") else folder
+    write_formatted(options.save_path, splits, CLASSES, CLASSES, root)
+    report("nuswide", options.save_path, splits)
+    if not (folder / "Flickr").is_dir():
+        print(f"next: ask for Flickr.zip at the NUS-WIDE site and extract it to {folder}/Flickr")
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,57 @@
+"""Pascal VOC 2012's label lists -> data/pascal/ (formatted arrays, classes.json, source.json).
+
+    python preproc/format_pascal.py [--load-path data/pascal] [--save-path data/pascal]
+
+A label is positive where {class}_{split}.txt says 1; 0 ("difficult") counts as negative (Cole et al. 2021).
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from config import UserError, run_script
+from preproc.common import find_folder, format_parser, report, write_formatted
+
+# the order of the label columns, and the one-word names of VLPL's published prompts
+CLASSES = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
+    "sofa train tvmonitor"
+).split()
+
+
+def read_list(path: Path) -> tuple[list[str], np.ndarray]:
+    """Image names and marks in {-1, 0, 1} of one {class}_{split}.txt."""
+    try:
+        words = path.read_text().split()
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; fetch it with `python preproc/download.py --dataset pascal`") from None
+    if len(words) % 2 or not set(words[1::2]) <= {"-1", "0", "1"}:
+        raise UserError(f"{path}: every line must be an image name and -1, 0 or 1")
+    return words[::2], np.array(words[1::2], dtype=np.int8)
+
+
+def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
+    """Image files, sorted by name, and (N, 20) int8 labels in {0, 1}. Raises UserError where the lists disagree."""
+    lists = {name: read_list(folder / f"ImageSets/Main/{name}_{split}.txt") for name in CLASSES}
+    names = lists[CLASSES[0]][0]
+    for label, (others, _) in lists.items():
+        if others != names:
+            raise UserError(f"{folder}/ImageSets/Main/{label}_{split}.txt lists other images than {CLASSES[0]}_{split}.txt")
+    order = np.argsort(names)
+    labels = np.stack([marks == 1 for _, marks in lists.values()], axis=1)
+    return [f"{names[row]}.jpg" for row in order], labels[order].astype(np.int8)
+
+
+def main(argv: list[str] | None = None) -> None:
+    options = format_parser(__doc__, "pascal", "folder that holds VOCdevkit/VOC2012").parse_args(argv)
+    folder = find_folder(options.load_path, ("VOCdevkit/VOC2012", "VOC2012", "."), "ImageSets/Main", "pascal")
+    splits = {split: read_split(folder, split) for split in ("train", "val")}
+    write_formatted(options.save_path, splits, CLASSES, CLASSES, folder / "JPEGImages")
+    report("pascal", options.save_path, splits)
+
+
+if __name__ == "__main__":
+    run_script(main)

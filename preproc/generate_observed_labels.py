@@ -1,0 +1,68 @@
+"""Full labels -> observed labels: by default one known positive an image, as published by Cole et al. 2021.
+
+    python preproc/generate_observed_labels.py --dataset coco [--num-pos 1 --num-neg 0 --seed 1200 --data-root data]
+
+Writes formatted_{train,val}_labels_obs.npy, (N, L) int8 in {-1, 0, +1}; 0 = unknown.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+
+from config import OneLineParser, UserError, run_script
+from datasets.files import SPLITS, read_labels, write_observed
+
+SEED = 1200
+
+
+def observe(labels: np.ndarray, *, num_pos: int = 1, num_neg: int = 0, seed: int = SEED) -> np.ndarray:
+    """Keep num_pos positives and num_neg negatives of each row (all, where it has fewer), drawn at random.
+
+    labels   (N, L) in {0, 1}
+    returns  (N, L) int8 in {-1, 0, +1}; 0 = unknown. A row without positives has none
+
+    Both shuffles of a row happen whatever is kept, as in the published code: the draws of later rows depend on it.
+    """
+    random = np.random.RandomState(seed)
+    observed = np.zeros(labels.shape, dtype=np.int8)
+    positive = labels == 1
+    for row, result in zip(positive, observed, strict=True):
+        positives, negatives = np.flatnonzero(row), np.flatnonzero(~row)
+        random.shuffle(positives)
+        random.shuffle(negatives)
+        result[positives[:num_pos]] = 1
+        result[negatives[:num_neg]] = -1
+    return observed
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = OneLineParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser.add_argument("--dataset", required=True, help="folder below the data root")
+    parser.add_argument("--num-pos", type=int, default=1, help="positives kept an image (default: %(default)s)")
+    parser.add_argument("--num-neg", type=int, default=0, help="negatives kept an image (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=SEED, help="(default: %(default)s, the published one)")
+    parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
+    options = parser.parse_args(argv)
+    if options.num_pos < 0 or options.num_neg < 0 or not 0 <= options.seed < 2**32:
+        raise UserError("--num-pos and --num-neg must be at least 0, --seed in [0, 4294967296)")
+    folder = Path(options.data_root) / options.dataset
+    drawn = {
+        split: observe(
+            read_labels(folder, split), num_pos=options.num_pos, num_neg=options.num_neg, seed=options.seed
+        )
+        for split in SPLITS
+    }
+    for split, observed in drawn.items():
+        write_observed(folder, split, observed)
+        unknown = int((observed == 0).all(axis=1).sum())
+        print(
+            f"{split}: {len(observed):,} images, {(observed == 1).sum():,} positives and {(observed == -1).sum():,} "
+            f"negatives observed, {unknown:,} images with nothing observed"
+        )
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,118 @@
+"""The embedded data set: scenes of 1 to 5 real handwritten digits -> data/digits/, formatted like the big sets.
+
+    python preproc/make_digits.py [--save-path data/digits]
+
+The digits are scikit-learn's own (UCI's Optical Recognition of Handwritten Digits, 1,797 of 8 x 8 pixels): nothing is
+downloaded. Train, validation, test and the teacher's own training each draw on digits of their own.
+"""
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import numpy as np
+from PIL import Image
+
+from config import run_script
+from datasets import DATASETS
+from datasets.files import array_path, is_formatted, write_observed
+from datasets.multilabel import split_indices
+from preproc.common import format_parser, report, write_formatted
+from preproc.generate_observed_labels import observe
+from storage import locked
+
+NAMES = [str(digit) for digit in range(10)]
+WORDS = "zero one two three four five six seven eight nine".split()
+SIZE = 64  # pixels
+MOST = 5  # digits in a scene
+SHARES = {"teacher": 0.35, "train": 0.35, "validation": 0.1, "test": 0.2}  # of the 1,797 digits
+
+
+def pools() -> dict[str, list[np.ndarray]]:
+    """For each user of digits, ten (n, 8, 8) float arrays in [0, 1], one a class; no digit is in two pools."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    result: dict[str, list[np.ndarray]] = {user: [] for user in SHARES}
+    for label in range(10):
+        images = digits.images[digits.target == label] / 16
+        images = images[np.random.RandomState(label).permutation(len(images))]
+        cuts = np.round(np.cumsum(list(SHARES.values())) * len(images)).astype(int)[:-1]
+        for user, part in zip(SHARES, np.split(images, cuts), strict=True):
+            result[user].append(part)
+    return result
+
+
+def scene(pool: list[np.ndarray], random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
+    """(64, 64, 3) uint8 and (10,) int8 in {0, 1}: 1 to 5 different digits, in any place, size, slant and ink."""
+    labels = random.permutation(10)[: random.randint(1, MOST + 1)]
+    paper = Image.fromarray(random.randint(0, 70, size=(3, 3, 3)).astype(np.uint8))
+    canvas = np.asarray(paper.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(np.float32)
+    taken: list[tuple[float, float]] = []
+    for label in labels:
+        side = random.randint(20, 27)
+        for _ in range(50):  # a place apart from the others, if one is found
+            x, y = random.randint(0, SIZE - side + 1, size=2)
+            if all(max(abs(x + side / 2 - u), abs(y + side / 2 - v)) > 17 for u, v in taken):
+                break
+        taken.append((x + side / 2, y + side / 2))
+        digit = pool[label][random.randint(len(pool[label]))]
+        ink = Image.fromarray((255 * digit).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
+        ink = np.asarray(ink.rotate(random.uniform(-8, 8), Image.Resampling.BILINEAR))[..., None] / 255
+        here = canvas[y : y + side, x : x + side]
+        here += ink * (random.randint(170, 256, size=3) - here)
+    return canvas.round().clip(0, 255).astype(np.uint8), np.isin(np.arange(10), labels).astype(np.int8)
+
+
+def scenes(pool: list[np.ndarray], seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Scenes without end, the same for the same seed."""
+    random = np.random.RandomState(seed)
+    while True:
+        yield scene(pool, random)
+
+
+def make(folder: Path) -> dict[str, tuple[list[str], np.ndarray]]:
+    """Write images and formatted files; {split: (images, (N, 10) labels)}. The labels are written last."""
+    pool, known = pools(), DATASETS["digits"]
+    source = {user: scenes(pool[user], seed) for seed, user in enumerate(("train", "validation", "test"))}
+    validation = set(split_indices(known.train)[1].tolist())
+    users = {
+        "train": ["validation" if row in validation else "train" for row in range(known.train)],
+        "val": ["test"] * known.val,
+    }
+    splits = {}
+    for split, drawn_from in users.items():
+        (folder / "images" / split).mkdir(parents=True, exist_ok=True)
+        images, labels = [], np.zeros((len(drawn_from), len(NAMES)), dtype=np.int8)
+        for row, user in enumerate(drawn_from):
+            pixels, labels[row] = next(source[user])
+            images.append(f"{split}/{row:04d}.png")
+            Image.fromarray(pixels).save(folder / "images" / images[-1])
+        splits[split] = (images, labels)
+    write_formatted(folder, splits, NAMES, WORDS, folder / "images")
+    return splits
+
+
+def ensure(folder: Path) -> None:
+    """Make the data set and its observed labels where they are absent; two processes share the work."""
+    if array_path(folder, "val", "labels_obs").exists():
+        return
+    with locked(folder):
+        if array_path(folder, "val", "labels_obs").exists():
+            return
+        print(f"making the digits in {folder}")
+        for split, (_, labels) in make(folder).items():
+            write_observed(folder, split, observe(labels))
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = format_parser(__doc__, "digits", "not used")
+    options = parser.parse_args(argv)
+    with locked(Path(options.save_path)):
+        report("digits", options.save_path, make(Path(options.save_path)))
+
+
+if __name__ == "__main__":
+    run_script(main)

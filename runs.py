@@ -1,0 +1,210 @@
+"""results/<run>/: one folder a run, found again by its identity; created, recorded, checkpointed, resumed, finished.
+
+config.json      settings, identity, command, git commit, versions, device
+metrics.jsonl    a line an epoch
+last.pt          everything needed to go on; of no use once the run is finished
+best.pt          the backbone at the best validation epoch
+test.json        the result: test is scored once, from best.pt. Written last: its presence means finished
+per_class.csv    class, test positives, test AP
+predictions.npz  test images, probs, labels
+curves.png       loss and validation mAP over the epochs
+"""
+
+import csv
+import json
+import platform
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import config as settings
+from config import Config, UserError
+from storage import atomic, digest, locked, read_json, write_arrays, write_json
+
+
+def run_name(config: Config) -> str:
+    """Readable parts, then a digest of the whole identity."""
+    parts = (config.dataset, config.loss, config.model.replace(":", "-").replace("/", "-"), f"s{config.seed}")
+    return "_".join((*parts, digest(settings.identity(config), length=8)))
+
+
+class Run:
+    """One run's folder. `history` holds a dict an epoch; `checkpoint` the state to go on from, or None."""
+
+    def __init__(self, folder: Path, checkpoint: dict | None) -> None:
+        self.folder, self.checkpoint = folder, checkpoint
+        self.history: list[dict] = checkpoint["history"] if checkpoint else []
+
+    def save(self, state: dict) -> None:
+        """Write last.pt, then metrics.jsonl, which repeats the history that last.pt holds."""
+        with atomic(self.folder / "last.pt") as temporary:
+            write_tensors(temporary, state | {"history": self.history})
+        with atomic(self.folder / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+
+    def save_best(self, model: dict) -> None:
+        with atomic(self.folder / "best.pt") as temporary:
+            write_tensors(temporary, model)
+
+    def load_best(self) -> dict:
+        return read_tensors(self.folder / "best.pt")
+
+    def finish(self, result: dict, predictions: dict[str, np.ndarray], per_class: list[dict]) -> None:
+        """Write what a finished run leaves, the result last."""
+        write_arrays(self.folder / "predictions.npz", **predictions)
+        with atomic(self.folder / "per_class.csv") as temporary, open(temporary, "w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
+            writer.writeheader()
+            writer.writerows(per_class)
+        with atomic(self.folder / "curves.png") as temporary:
+            draw_curves(temporary, self.history, result)
+        write_json(self.folder / "test.json", result)
+
+
+def write_tensors(path: Path, state: dict) -> None:
+    """torch.save; a disk that is full is an OSError, as for every other file."""
+    with open(path, "wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # how PyTorch reports a write that failed
+            raise UserError(f"{path.parent}: a checkpoint could not be written ({error}); is the disk full?") from None
+
+
+def read_tensors(path: Path) -> dict:
+    """A checkpoint of ours; raises UserError where it is absent or damaged."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path} not found; start the run over with --overwrite") from None
+    except Exception as error:  # zip, pickle and PyTorch each raise their own
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{path} is damaged ({reason[:120]}); start the run over with --overwrite") from None
+
+
+def finished(config: Config) -> dict | None:
+    """The result of the run of this identity, if it is finished and not to be overwritten.
+
+    Raises UserError where it is unfinished and neither --resume nor --overwrite is given: at once, not after an hour
+    of preparation.
+    """
+    folder = Path(config.results_dir) / run_name(config)
+    if config.overwrite or not folder.exists():
+        return None
+    if (folder / "test.json").exists():
+        return read_json(folder / "test.json")
+    if not config.resume:
+        raise UserError(f"{folder} holds an unfinished run; go on with --resume, or start over with --overwrite")
+    return None
+
+
+@contextmanager
+def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Run]:
+    """The run of this identity, created or resumed, held against other processes.
+
+    data_key: digest of the images, labels and pseudo-labels that the run reads.
+    Raises UserError where the data is not what the run began with, and where another process is running it.
+    """
+    folder = Path(config.results_dir) / run_name(config)
+    with locked(folder, wait=False, busy=f"{folder} is being run by another process"):
+        if config.overwrite and folder.exists():
+            shutil.rmtree(folder)
+        if not folder.exists():
+            _create(folder, config, data_key, device)
+        if read_json(folder / "config.json")["data_key"] != data_key:
+            raise UserError(
+                f"the images, labels or pseudo-labels are not those that {folder} began with; start over with --overwrite"
+            )
+        checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
+        yield Run(folder, checkpoint)
+
+
+class Stop:
+    """SIGINT and SIGTERM, turned into settings.Interrupted: at once, or, inside `deferred`, when `raise_if_asked` is
+    called, so that a step can be finished and saved first."""
+
+    def __init__(self) -> None:
+        self.asked: int | None = None
+        self.waiting = False
+
+    def __enter__(self) -> "Stop":
+        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: object) -> None:
+        self.asked = number
+        if not self.waiting:
+            self.raise_if_asked()
+
+    def raise_if_asked(self) -> None:
+        if self.asked is not None:
+            raise settings.Interrupted(self.asked)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        self.waiting = True
+        try:
+            yield
+        finally:
+            self.waiting = False
+
+
+def _create(folder: Path, config: Config, data_key: str, device: torch.device) -> None:
+    """The folder with its config.json, made under another name and renamed, so that it never lacks it."""
+    making = folder.with_name(f".{folder.name}.new")
+    shutil.rmtree(making, ignore_errors=True)
+    making.mkdir(parents=True)
+    versions = {module: sys.modules[module].__version__ for module in ("torch", "numpy")}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    about = {
+        "identity": settings.identity(config),
+        "config": settings.as_dict(config),
+        "data_key": data_key,
+        "command": sys.argv,
+        "git_commit": git_commit(),
+        "versions": {"python": platform.python_version(), **versions},
+        "device": f"{device.type}: {name}",
+        "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+    write_json(making / "config.json", about)
+    making.rename(folder)
+
+
+def git_commit() -> str | None:
+    """The commit of this code, with a + where files differ from it; None outside a repository."""
+    try:
+        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def draw_curves(path: Path, history: list[dict], result: dict) -> None:
+    from matplotlib.figure import Figure
+
+    epochs = [row["epoch"] for row in history]
+    figure = Figure(figsize=(8, 3.2), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.plot(epochs, [row["train_loss"] for row in history], marker="o", markersize=3)
+    left.set(xlabel="epoch", ylabel="training loss")
+    right.plot(epochs, [row["val_mAP"] for row in history], marker="o", markersize=3, label="validation")
+    right.axvline(result["best_epoch"], color="0.7", linestyle=":", label=f"best epoch {result['best_epoch']}")
+    right.axhline(result["test_mAP"], color="C1", label=f"test {result['test_mAP']:.2f}")
+    right.set(xlabel="epoch", ylabel="mAP, %")
+    right.legend(fontsize=8)
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+    figure.suptitle(f"{result['dataset']}, {result['loss']}, {result['model']}, seed {result['seed']}", fontsize=10)
+    figure.savefig(path, format="png", dpi=120)

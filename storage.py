@@ -1,0 +1,171 @@
+"""Files that are whole or absent: atomic writes, locks, arrays that grow row by row, digests.
+
+Everything the project writes goes through `atomic` or `grow_rows`, so a run that is killed at any moment leaves
+either the old file or the new one, never half of one.
+"""
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from config import UserError
+
+SAVE_SECONDS = 5.0  # how much of an interrupted pass may be lost; a save costs one fsync
+
+
+@contextmanager
+def atomic(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; if the block succeeds, flush it to the disk and rename it to `path`.
+
+    The temporary name is fixed, so what a killed process left behind is overwritten by the next one; writers of the
+    same file must exclude each other (`locked`).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        yield temporary
+        _sync(temporary)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: str | Path, value: object) -> None:
+    with atomic(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n")
+
+
+def write_array(path: str | Path, array: np.ndarray) -> None:
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, array, allow_pickle=False)
+
+
+def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+
+
+def read_json(path: str | Path) -> object:
+    """Raises UserError where the file is absent or is not JSON."""
+    try:
+        return json.loads(Path(path).read_text())
+    except FileNotFoundError:
+        raise UserError(f"{path} not found") from None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON ({error}); remove it and make it again") from None
+
+
+@contextmanager
+def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None]:
+    """Hold the lock of `path` (a file beside it; the kernel drops it when its holder dies).
+
+    wait: wait for another holder, saying so once; otherwise raise UserError(busy).
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        if not wait:
+            raise UserError(busy) from None
+        print(f"waiting for another process that is making {path}")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def digest(*parts: object, length: int = 16) -> str:
+    """Hex SHA-256 of arrays, strings, and anything JSON can hold, in order."""
+    total = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, np.ndarray):
+            is_text = part.dtype.kind == "U"
+            total.update(f"{'U' if is_text else part.dtype}{part.shape}".encode())
+            total.update("\0".join(part.ravel().tolist()).encode() if is_text else np.ascontiguousarray(part).data)
+        else:
+            total.update(json.dumps(part, sort_keys=True).encode())
+    return total.hexdigest()[:length]
+
+
+def file_digest(path: str | Path, length: int = 16) -> str:
+    """Hex SHA-256 of a file's content."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:length]
+
+
+def grow_rows(
+    path: str | Path,
+    shape: tuple[int, ...],
+    dtype: np.dtype | type,
+    rows_from: Callable[[int], Iterable[np.ndarray]],
+    description: str,
+) -> np.ndarray:
+    """The array at `path` (.npy), memory-mapped; computed first where the file is absent.
+
+    rows_from(start) yields blocks of rows, in order, from row `start` to the end. They are appended to a partial
+    file whose finished rows are recorded every few seconds, so an interrupted pass goes on where it stopped. Two
+    processes that want the same file share the work: the second waits for the first.
+    Plain writes, not a writable memory map: a full disk is then an OSError, not a SIGBUS.
+    """
+    path = Path(path)
+    if not path.exists():
+        with locked(path):
+            if not path.exists():
+                _grow(path, shape, np.dtype(dtype), rows_from, description)
+    return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Callable, description: str) -> None:
+    partial, record = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.rows")
+    row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
+    with open(partial, "r+b" if partial.exists() else "w+b") as file:
+        np.lib.format.write_array_header_2_0(
+            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        )
+        header_bytes, done = file.tell(), 0
+        if record.exists():
+            done = min(int(record.read_text()), (os.path.getsize(partial) - header_bytes) // row_bytes)
+        file.truncate(header_bytes + done * row_bytes)
+        file.seek(0, os.SEEK_END)
+
+        def save() -> None:
+            file.flush()
+            os.fsync(file.fileno())
+            with atomic(record) as temporary:
+                temporary.write_text(str(done))
+
+        saved = time.monotonic()
+        with tqdm(total=shape[0], initial=done, desc=description, unit="image", disable=None) as bar:
+            for block in rows_from(done) if done < shape[0] else ():
+                file.write(np.ascontiguousarray(block, dtype=dtype).data)
+                done += len(block)
+                bar.update(len(block))
+                if time.monotonic() - saved > SAVE_SECONDS:
+                    save()
+                    saved = time.monotonic()
+        assert done == shape[0], f"{description}: {done} rows of {shape[0]}"
+        save()
+    os.replace(partial, path)
+    _sync(path.parent)
+    record.unlink()

@@ -1,0 +1,116 @@
+"""Fixtures: a toy data set in the true format, the real command, and the real data where it is at hand."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from config import run_script
+from datasets.files import write_description, write_observed, write_split
+from preproc.generate_observed_labels import observe
+
+torch.set_num_threads(1)
+REPOSITORY = Path(__file__).resolve().parent.parent
+COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
+
+
+def make_toy(root: Path, name: str = "toy", train: int = 30, test: int = 10, size: int = 24) -> Path:
+    """A formatted data set of noisy images with a red, green or blue bar for each label that is present."""
+    folder, random = root / name, np.random.RandomState(0)
+    for split, count in (("train", train), ("val", test)):
+        (folder / "images" / split).mkdir(parents=True, exist_ok=True)
+        labels = random.randint(0, 2, size=(count, 3)).astype(np.int8)
+        labels[np.arange(count), random.randint(0, 3, size=count)] = 1
+        names = [f"{split}/{row:03d}.png" for row in range(count)]
+        for row, file in enumerate(names):
+            pixels = random.randint(0, 60, size=(size, size, 3)).astype(np.uint8)
+            for bar, (colour, present) in enumerate(zip(COLOURS.values(), labels[row], strict=True)):
+                if present:
+                    pixels[:, bar * 8 : bar * 8 + 6] = colour
+            Image.fromarray(pixels).save(folder / "images" / file)
+        write_split(folder, split, names, labels)
+        write_observed(folder, split, observe(labels))
+    write_description(folder, list(COLOURS), list(COLOURS), folder / "images")
+    return folder
+
+
+def toy_similarity(folder: Path) -> Path:
+    """A similarity file for the toy's training images: the truth, blurred."""
+    images = np.load(folder / "formatted_train_images.npy")
+    labels = np.load(folder / "formatted_train_labels.npy")
+    similarity = (0.2 + 0.02 * labels + 0.004 * np.random.RandomState(1).randn(*labels.shape)).astype(np.float32)
+    path = folder / "similarity.npz"
+    np.savez(path, images=images, classes=np.array(list(COLOURS)), similarity=similarity)
+    return path
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """A toy data set of its own for a test that may change it."""
+    return make_toy(tmp_path / "data")
+
+
+def toy_arguments(folder: Path, *more: str) -> list[str]:
+    """The real command at toy size: a few seconds, no network."""
+    root = folder.parent
+    return [
+        *("-d", folder.name, "-g", "cpu", "-m", "timm:test_resnet", "--no-pretrained", "--image-size", "32"),
+        *("--epochs", "2", "--lr", "1e-3", "--similarity", str(toy_similarity(folder))),
+        *("--data-root", str(root), "--results-dir", str(root.parent / "results"), *more),
+    ]
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture):
+    """fails(main, argv) -> the one line on stderr of a command that ends with exit status 2."""
+
+    def call(function, argv: list[str]) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            run_script(lambda: function(argv))
+        lines = [line for line in capsys.readouterr().err.splitlines() if line and not line.startswith("note:")]
+        assert stop.value.code == 2, lines
+        assert len(lines) == 1, lines
+        return lines[0]
+
+    return call
+
+
+def command(*arguments: str, **options) -> subprocess.CompletedProcess:
+    """A script of the repository as a process of its own, one thread."""
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, env=environment, **options
+    )
+
+
+def numbers(folder: Path) -> tuple[dict[str, np.ndarray], list[dict], dict]:
+    """All that a finished run computed: predictions, history without its seconds, result without its folder."""
+    with np.load(folder / "predictions.npz", allow_pickle=False) as file:
+        predictions = {name: file[name] for name in file.files}
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    for row in history:
+        del row["seconds"]
+    result = json.loads((folder / "test.json").read_text())
+    del result["folder"]
+    return predictions, history, result
+
+
+def same_numbers(one: Path, other: Path) -> bool:
+    """Whether two finished runs agree bit for bit."""
+    (a, *rest_a), (b, *rest_b) = numbers(one), numbers(other)
+    return rest_a == rest_b and a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
+
+
+@pytest.fixture(scope="session")
+def real() -> Path:
+    """The folder with realdata/ and reference/ of the environment variable SPML_REAL_DATA."""
+    if not os.environ.get("SPML_REAL_DATA"):
+        pytest.skip("SPML_REAL_DATA is not set")
+    return Path(os.environ["SPML_REAL_DATA"])

@@ -1,0 +1,215 @@
+"""Formatted files, splits, decoding and caches: what is read, and what is told when it cannot be."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import datasets
+import storage
+from config import UserError, parse
+from conftest import make_toy
+from datasets import files, images
+from datasets.images import decode, open_images, to_input, where_kept
+
+CPU = torch.device("cpu")
+
+
+def load(folder: Path, *more: str) -> datasets.Splits:
+    return datasets.load(parse(["-d", folder.name, "--data-root", str(folder.parent), *more]))
+
+
+def test_the_splits_are_the_published_ones_of_the_formatted_arrays(toy):
+    splits = load(toy)
+    assert [len(split) for split in splits.named().values()] == [24, 6, 10]
+    every = np.sort(np.concatenate([splits.train.names, splits.val.names]))
+    assert (every == np.load(toy / "formatted_train_images.npy")).all()
+    assert (splits.train.observed.sum(axis=1) == 1).all() and splits.train.observed.dtype == np.int8
+    assert splits.classes.names == ["red", "green", "blue"]
+
+
+def test_observed_validation_labels_are_the_single_positives(toy):
+    clean, observed = load(toy), load(toy, "--val-labels", "observed")
+    assert (observed.val.true == (clean.val.observed == 1)).all()
+    assert (observed.test.true == clean.test.true).all()
+
+
+def break_array(folder: Path, name: str, change) -> None:
+    path = folder / f"formatted_{name}.npy"
+    array = np.load(path)
+    np.save(path, change(array), allow_pickle=True)
+
+
+def set_entry(value):
+    def change(array):
+        array[2, 1] = value
+        return array
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "name, change, says",
+    [
+        ("train_labels", lambda a: a[:-1], "29"),
+        ("train_images", lambda a: a[:-1], "has 29 rows"),
+        ("train_labels", set_entry(2), "holds 2 at row 2, label 1"),
+        ("val_labels", lambda a: a[:, :2], "labels_obs.npy is (10, 3)"),
+        ("train_labels_obs", set_entry(3), "one of (-1, 0, 1)"),
+        ("train_labels_obs", lambda a: -a, "contradicts the labels"),
+        ("train_images", lambda a: np.array([None] * 30, dtype=object), "not a plain NumPy array"),
+        ("train_images", lambda a: np.arange(30), "expected strings"),
+        ("train_labels", lambda a: a.astype(float) + 0.5, "labels must be one of (0, 1)"),
+    ],
+)
+def test_arrays_that_do_not_fit_are_told(toy, name, change, says):
+    break_array(toy, name, change)
+    with pytest.raises(UserError) as error:
+        load(toy)
+    assert says in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "name, command",
+    [
+        ("formatted_train_images.npy", "python preproc/format_coco.py --save-path"),
+        ("formatted_val_labels_obs.npy", "python preproc/generate_observed_labels.py --dataset coco --data-root"),
+        ("classes.json", "python preproc/format_coco.py"),
+        ("source.json", "--image-root"),
+    ],
+)
+def test_a_missing_file_comes_with_the_command_that_makes_it(tmp_path, name, command):
+    folder = make_toy(tmp_path, "coco")
+    (folder / name).unlink()
+    with pytest.raises(UserError, match="not found") as error:
+        load(folder)
+    assert name in str(error.value) and command in str(error.value)
+
+
+@pytest.mark.parametrize("content, says", [("{", "not valid JSON"), ('{"names": ["a"]}', "3 strings"), ('["a", "a", "b"]', "differ")])
+def test_class_names_that_do_not_fit_are_told(toy, content, says):
+    (toy / "classes.json").write_text(content)
+    with pytest.raises(UserError, match=says):
+        load(toy)
+
+
+def test_a_missing_image_is_an_error_unless_missing_ones_are_skipped(toy, capsys):
+    whole = load(toy)
+    gone = whole.train.names[5]
+    (toy / "images" / gone).unlink()
+    with pytest.raises(UserError, match=r"1 of 24 train images are missing.*--skip-missing"):
+        load(toy)
+    rest = load(toy, "--skip-missing")
+    assert "23 of 24 train images are on the disk" in capsys.readouterr().out
+    assert (rest.train.names == np.delete(whole.train.names, 5)).all()  # split and positives are the whole set's
+    assert (rest.train.observed == np.delete(whole.train.observed, 5, axis=0)).all()
+    assert (rest.val.names == whole.val.names).all()
+
+
+def test_images_may_lie_elsewhere(toy, tmp_path):
+    (toy / "images").rename(tmp_path / "moved")
+    with pytest.raises(UserError, match="--image-root"):
+        load(toy)
+    assert len(load(toy, "--image-root", str(tmp_path / "moved")).test) == 10
+
+
+def test_an_image_root_inside_the_folder_moves_with_it(toy, tmp_path):
+    assert json.loads((toy / "source.json").read_text()) == {"image_root": "images"}
+    toy.rename(tmp_path / "data/other")
+    assert len(load(tmp_path / "data/other").train) == 24
+
+
+def test_decoding_squashes_the_whole_image_to_rgb(tmp_path):
+    wide = np.zeros((10, 40, 3), dtype=np.uint8)
+    wide[:, 20:] = 255
+    Image.fromarray(wide).convert("L").save(tmp_path / "grey.png")
+    got = decode(str(tmp_path / "grey.png"), 8)
+    assert got.shape == (8, 8, 3) and got.dtype == np.uint8
+    assert (got[:, :3] == 0).all() and (got[:, 5:] == 255).all()
+
+
+@pytest.mark.parametrize("content", [b"", b"no image", None])
+def test_a_bad_image_is_named(tmp_path, content):
+    path = tmp_path / "bad.jpg"
+    Image.fromarray(np.random.RandomState(0).randint(0, 255, (64, 64, 3)).astype(np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:600] if content is None else content)
+    with pytest.raises(UserError, match=r"bad\.jpg is not a readable image"):
+        decode(str(path), 8)
+
+
+@pytest.mark.parametrize("where", ["ram", "disk", "none"])
+def test_a_stream_gives_the_images_asked_for_wherever_they_are_kept(toy, where, tmp_path):
+    split = load(toy).train
+    store = open_images(split, 16, where, tmp_path / "cache", CPU, 2)
+    order = torch.tensor([3, 0, 23, 3, 7])
+    batches = list(store.stream(order, 2, CPU))
+    assert [tuple(batch.shape) for batch in batches] == [(2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 16, 16)]
+    expected = np.stack([decode(split.paths()[row], 16) for row in order.tolist()]).transpose(0, 3, 1, 2)
+    assert (torch.cat(batches).numpy() == expected).all()
+
+
+def test_a_cache_is_decoded_once_and_never_used_for_other_images(toy, tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(images, "decode", lambda path, *rest: calls.append(path) or decode(path, *rest))
+    for _ in range(2):
+        open_images(load(toy).train, 16, "disk", tmp_path / "cache", CPU, 2)
+    assert len(calls) == 24
+    path = load(toy).train.paths()[0]
+    Image.fromarray(np.zeros((50, 30, 3), dtype=np.uint8)).save(path)
+    kept = open_images(load(toy).train, 16, "disk", tmp_path / "cache", CPU, 2).kept
+    assert len(calls) == 48 and (kept[0] == 0).all()
+
+
+def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(images, "DECODED", 4)
+    split = load(toy).train
+    good = Path(split.paths()[10]).read_bytes()
+    Path(split.paths()[10]).write_bytes(bytes(len(good)))
+    with pytest.raises(UserError, match=split.names[10]):
+        open_images(split, 16, "disk", tmp_path / "cache", CPU, 2)
+    Path(split.paths()[10]).write_bytes(good)
+    calls = []
+    monkeypatch.setattr(images, "decode", lambda path, *rest: calls.append(path) or decode(path, *rest))
+    kept = open_images(split, 16, "disk", tmp_path / "cache", CPU, 2).kept
+    assert len(calls) < 24  # the first rows were kept
+    assert (kept == np.stack([decode(path, 16) for path in split.paths()])).all()
+
+
+def test_where_images_are_kept_follows_what_there_is_room_for(tmp_path, monkeypatch, capsys):
+    assert where_kept("none", 10**15, tmp_path, CPU) == "none"
+    assert where_kept("auto", 10**6, tmp_path, CPU) == "ram"
+    assert where_kept("auto", 10**16, tmp_path, CPU) == "none"
+    assert "no room" in capsys.readouterr().out
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
+    assert where_kept("auto", 10**16, tmp_path, CPU) == "disk"
+    with pytest.raises(UserError, match="needs a GPU"):
+        where_kept("gpu", 1, tmp_path, CPU)
+
+
+def test_network_input_is_flipped_and_normalised():
+    pixels = torch.tensor([[0, 255], [51, 102]], dtype=torch.uint8).expand(2, 3, 2, 2)
+    mean, std = torch.full((3, 1, 1), 0.2), torch.full((3, 1, 1), 0.4)
+    got = to_input(pixels, mean, std, torch.tensor([False, True]))
+    assert got[0, 0].flatten().tolist() == pytest.approx([-0.5, 2.0, 0.0, 0.5], abs=1e-6)
+    assert got[1, 0].flatten().tolist() == pytest.approx([2.0, -0.5, 0.5, 0.0], abs=1e-6)
+
+
+def test_ahead_keeps_the_order_and_passes_errors_on():
+    assert list(images.ahead(lambda x: x * x, range(20), 4, 3)) == [x * x for x in range(20)]
+    with pytest.raises(ZeroDivisionError):
+        list(images.ahead(lambda x: 1 // (3 - x), range(20), 4, 3))
+
+
+def test_known_counts_are_those_of_the_protocol():
+    assert {name: (known.train, known.val, known.labels) for name, known in datasets.DATASETS.items()} == {
+        "pascal": (5717, 5823, 20),
+        "coco": (82081, 40137, 80),
+        "nuswide": (150000, 60260, 81),
+        "cub": (5994, 5794, 312),
+        "digits": (3000, 1000, 10),
+    }
+    assert files.SPLITS == ("train", "val")

@@ -1,0 +1,268 @@
+"""The real command at toy size: what it leaves behind, what it refuses, and how it goes on."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import engine
+import losses
+import main
+import runs
+import storage
+from config import Interrupted, UserError, parse
+from conftest import REPOSITORY, command, make_toy, same_numbers, toy_arguments
+
+FILES = {"config.json", "metrics.jsonl", "last.pt", "best.pt", "test.json", "per_class.csv", "predictions.npz", "curves.png"}
+
+
+def only_run(toy: Path) -> Path:
+    (folder,) = (path for path in (toy.parent.parent / "results").iterdir() if path.is_dir())
+    return folder
+
+
+def test_a_run_leaves_everything_it_promises(toy, capsys):
+    result = main.main(toy_arguments(toy, "-l", "EM_PL"))
+    folder, out = Path(result["folder"]), capsys.readouterr().out
+    assert {path.name for path in folder.iterdir()} == FILES
+    assert json.loads((folder / "test.json").read_text()) == result
+    assert "precision of positives" in out and f"test mAP {result['test_mAP']:.2f}" in out
+
+    history = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert result["val_mAP"] == max(row["val_mAP"] for row in history)
+    with np.load(folder / "predictions.npz", allow_pickle=False) as file:
+        assert file["probs"].shape == (10, 3)
+        assert result["test_mAP"] == pytest.approx(main.metrics.mean_average_precision(file["probs"], file["labels"]))
+    with open(folder / "per_class.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["class"] for row in rows] == ["red", "green", "blue"]
+    assert np.mean([float(row["test_AP"]) for row in rows]) == pytest.approx(result["test_mAP"])
+    about = json.loads((folder / "config.json").read_text())
+    assert {"identity", "config", "command", "git_commit", "versions", "device"} <= about.keys()
+    assert Image.open(folder / "curves.png").format == "PNG"
+    torch.load(folder / "best.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("name", losses.LOSSES)
+def test_every_loss_trains(toy, name):
+    more = ("--warmup-epochs", "1") if name == "EM_APL" else ("-p", "0.4") if "PL" in name else ()
+    result = main.main(toy_arguments(toy, "-l", name, *more))
+    assert 0 <= result["test_mAP"] <= 100
+    state = torch.load(Path(result["folder"]) / "last.pt", weights_only=True)
+    assert ("soft" in state["loss"]) == (name == "EM_APL")
+    if name == "EM_APL":
+        assert state["loss"]["soft"].shape == (24, 3) and (state["loss"]["soft"] >= 0).any()
+
+
+def test_training_learns_the_toy(toy):
+    result = main.main(toy_arguments(toy, "-l", "bce", "--epochs", "8", "--lr", "3e-3"))
+    assert result["test_mAP"] > 90
+
+
+def test_the_same_command_twice_says_where_the_finished_run_is(toy, capsys):
+    first = main.main(toy_arguments(toy))
+    changed = os.stat(Path(first["folder"]) / "test.json").st_mtime_ns
+    assert main.main(toy_arguments(toy)) == first
+    assert f"finished: test mAP {first['test_mAP']:.2f} in {first['folder']}" in capsys.readouterr().out
+    assert os.stat(Path(first["folder"]) / "test.json").st_mtime_ns == changed
+    again = main.main(toy_arguments(toy, "--overwrite"))
+    assert os.stat(Path(first["folder"]) / "test.json").st_mtime_ns > changed
+    assert again == first
+
+
+def test_where_images_are_kept_does_not_change_a_number(toy):
+    results = toy.parent.parent / "results"
+    folders = []
+    for cache in ("ram", "disk", "none"):
+        result = main.main(toy_arguments(toy, "--cache", cache))
+        folders.append(shutil.move(result["folder"], results.with_name(cache)))
+    assert same_numbers(Path(folders[0]), Path(folders[1])) and same_numbers(Path(folders[0]), Path(folders[2]))
+
+
+class Stopped(Exception):
+    """Stands for a process that dies."""
+
+
+def interrupt(monkeypatch, module, name: str, call: int) -> None:
+    """Let the call-th call of module.name die."""
+    calls, real = [], getattr(module, name)
+
+    def dying(*arguments, **options):
+        calls.append(1)
+        if len(calls) == call:
+            raise Stopped
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, name, dying)
+
+
+@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+@pytest.mark.parametrize("where, name, call", [(engine, "check_finite", 2), (engine, "predict", 1), (engine, "predict", 4), (runs.Run, "save", 3), (runs.Run, "finish", 1), (runs, "draw_curves", 1)])
+def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, loss, where, name, call):
+    arguments = toy_arguments(toy, "-l", loss, "--epochs", "3", *(("--warmup-epochs", "1") if loss == "EM_APL" else ()))
+    undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        interrupt(patch, where, name, call)
+        with pytest.raises(Stopped):
+            main.main(arguments)
+    with pytest.raises(UserError, match="go on with --resume, or start over with --overwrite"):
+        main.main(arguments)
+    assert same_numbers(Path(main.main([*arguments, "--resume"])["folder"]), Path(undisturbed))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, number, capsys):
+    arguments = toy_arguments(toy, "-m", "timm:test_vit")
+    undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
+    steps, real = [], losses.Loss.forward
+
+    def signalling(self, *given):
+        steps.append(1)
+        if len(steps) == 5:  # the second step of the second epoch
+            os.kill(os.getpid(), number)
+        return real(self, *given)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(losses.Loss, "forward", signalling)
+        with pytest.raises(Interrupted) as stop:
+            main.main(arguments)
+    assert stop.value.args == (number,)
+    state = torch.load(only_run(toy) / "last.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == (2, 2)
+    result = main.main([*arguments, "--resume"])
+    assert "resuming in epoch 2 after 2 of 3 batches" in capsys.readouterr().out
+    assert same_numbers(Path(result["folder"]), Path(undisturbed))
+
+
+def test_a_killed_process_resumes_to_the_same_numbers(toy, tmp_path):
+    """SIGKILL at three moments of a real process, the last one while it is still starting its third try."""
+    arguments = ["main.py", *toy_arguments(toy, "--epochs", "6"), "--resume"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    for lines in (1, 3):  # killed once so many epochs are on record
+        process = subprocess.Popen([sys.executable, *arguments], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+        history = toy.parent.parent / "results"
+        until = time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None:
+            found = [len(path.read_text().splitlines()) for path in history.glob("*/metrics.jsonl")]
+            if found and found[0] >= lines:
+                break
+            time.sleep(0.002)
+        process.kill()
+        process.wait()
+    finished = command(*arguments)
+    assert finished.returncode == 0, finished.stderr
+    resumed = shutil.move(only_run(toy), tmp_path / "resumed")
+    assert command(*arguments).returncode == 0
+    assert same_numbers(only_run(toy), Path(resumed))
+
+
+def test_a_run_is_not_resumed_on_other_data(toy, monkeypatch):
+    with monkeypatch.context() as patch:
+        interrupt(patch, engine, "predict", 2)
+        with pytest.raises(Stopped):
+            main.main(toy_arguments(toy))
+    labels = np.load(toy / "formatted_val_labels.npy")
+    labels[0] = 1 - labels[0]
+    np.save(toy / "formatted_val_labels.npy", labels)
+    storage.write_array(toy / "formatted_val_labels_obs.npy", np.zeros_like(labels))
+    with pytest.raises(UserError, match="not those that .* began with"):
+        main.main(toy_arguments(toy, "--resume"))
+
+
+@pytest.mark.parametrize("file", ["last.pt", "best.pt"])
+def test_a_damaged_checkpoint_is_one_line(toy, monkeypatch, fails, file):
+    with monkeypatch.context() as patch:
+        interrupt(patch, runs.Run, "finish", 1)
+        with pytest.raises(Stopped):
+            main.main(toy_arguments(toy))
+    path = only_run(toy) / file
+    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
+    line = fails(main.main, toy_arguments(toy, "--resume"))
+    assert f"{file} is damaged" in line and "--overwrite" in line
+
+
+def test_two_processes_do_not_share_a_run(toy, fails):
+    config = parse(toy_arguments(toy))
+    folder = Path(config.results_dir) / runs.run_name(main.replace(config, precision="float32"))
+    with storage.locked(folder):
+        assert "is being run by another process" in fails(main.main, toy_arguments(toy))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_epoch_and_batch(toy, fails, monkeypatch):
+    real, steps = losses.Loss.forward, []
+
+    def broken(self, *given):
+        steps.append(1)
+        return real(self, *given) * (float("nan") if len(steps) == 5 else 1)
+
+    monkeypatch.setattr(losses.Loss, "forward", broken)
+    line = fails(main.main, toy_arguments(toy))
+    assert "the loss is nan in epoch 2, batch 2 of 3" in line
+    monkeypatch.setattr(losses.Loss, "forward", real)
+    assert main.main(toy_arguments(toy, "--resume"))["best_epoch"] in (1, 2)
+
+
+def test_results_that_cannot_be_written_are_one_line(toy, fails, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    line = fails(main.main, [*toy_arguments(toy)[:-2], "--results-dir", str(tmp_path / "file/results")])
+    assert str(tmp_path / "file") in line
+
+
+def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(toy):
+    """A file-size limit stands for the full disk: the checkpoint is larger than it."""
+    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
+    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY)); "
+    limit += "import config, main; sys.argv = ['main.py', *sys.argv[1:]]; config.run_script(main.main)"
+    full = command("-c", limit, *toy_arguments(toy))
+    assert full.returncode == 2, full.stderr
+    (line,) = full.stderr.strip().splitlines()
+    assert "could not be written" in line or "File too large" in line
+    assert not list(only_run(toy).glob(".*"))
+    assert command("main.py", *toy_arguments(toy, "--resume")).returncode == 0
+
+
+def test_mistakes_of_the_real_process_are_one_line_and_status_2(tmp_path):
+    for arguments, says in (
+        (["-d", "pascal", "--data-root", str(tmp_path), "-g", "cpu"], "python preproc/format_pascal.py"),
+        (["-l", "nothing"], "invalid choice"),
+    ):
+        done = command("main.py", *arguments)
+        assert done.returncode == 2 and says in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert not (tmp_path / "results").exists()
+
+
+def test_a_missing_image_is_found_before_training_begins(toy, fails):
+    (toy / "images/train/003.png").unlink()
+    assert "train/003.png not found" in fails(main.main, toy_arguments(toy))
+    assert not list((toy.parent.parent / "results").glob("*/config.json"))
+
+
+def test_gpu_that_is_not_there_is_told_in_one_line(toy, capsys, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert engine.pick_device("0").type == "cpu"
+    assert capsys.readouterr().out == "no CUDA device found: running on the CPU (-g cpu says so without this line)\n"
+
+
+def test_an_epochs_randomness_is_a_function_of_seed_and_epoch():
+    assert torch.equal(engine.epoch_order(3, 2, 50), engine.epoch_order(3, 2, 50))
+    assert sorted(engine.epoch_order(3, 2, 50).tolist()) == list(range(50))
+    assert not torch.equal(engine.epoch_order(3, 2, 50), engine.epoch_order(3, 1, 50))
+    flips = engine.epoch_flips(0, 1, 10_000, 0.5)
+    assert 0.47 < flips.float().mean() < 0.53 and not engine.epoch_flips(0, 1, 100, 0.0).any()
+
+
+def test_a_data_set_of_ones_own_needs_no_code(tmp_path):
+    folder = make_toy(tmp_path / "data", "my-own-set")
+    assert main.main(toy_arguments(folder))["dataset"] == "my-own-set"

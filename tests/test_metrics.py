@@ -1,0 +1,48 @@
+"""Metrics against the published code's values, against scikit-learn, and by hand."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+import metrics
+
+REFERENCE = np.load(Path(__file__).parent / "reference/metrics.npz")
+
+
+def test_metrics_are_the_published_ones():
+    got = metrics.evaluate(REFERENCE["probs"], REFERENCE["labels"])
+    assert got["mAP"] == pytest.approx(float(REFERENCE["map"]), abs=1e-9)
+    for k in metrics.AT:
+        for name, theirs in (("precision", "prec_at"), ("recall", "rec_at"), ("top", "top")):
+            assert got[f"{name}@{k}"] == pytest.approx(float(REFERENCE[f"{theirs}_{k}"]), abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.booleans()), min_size=1, max_size=30))
+def test_average_precision_is_scikit_learns_with_ties(rows):
+    scores, labels = np.array([score / 4 for score, _ in rows]), np.array([int(label) for _, label in rows])
+    expected = average_precision_score(labels, scores) if labels.any() else 0.0
+    assert metrics.average_precision(scores[:, None], labels[:, None])[0] == pytest.approx(expected, abs=1e-9)
+
+
+def test_average_precision_by_hand():
+    # ranked: hit, miss, hit -> (1/1 + 2/3) / 2; the second class has no positive
+    probs, labels = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), np.array([[1, 0], [0, 0], [1, 0]])
+    assert metrics.average_precision(probs, labels).tolist() == pytest.approx([5 / 6, 0])
+    assert metrics.mean_average_precision(probs, labels) == pytest.approx(100 * 5 / 12)
+    assert metrics.evaluate(probs, labels)["classes_without_positives"] == 1
+
+
+def test_at_k_by_hand():
+    probs, labels = np.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4]]), np.array([[1, 0, 1], [0, 0, 0]])
+    assert metrics.at_k(probs, labels, 1) == {"precision": 0.5, "recall": 0.25, "top": 0.5}
+    assert metrics.at_k(probs, labels, 5) == pytest.approx({"precision": 1 / 3, "recall": 0.5, "top": 0.5})
+
+
+def test_predictions_that_are_not_numbers_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        metrics.average_precision(np.array([[np.nan]]), np.array([[1]]))

@@ -1,0 +1,198 @@
+"""Raw files in, formatted data sets out: the published arrays, element by element, and what may be wrong."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from conftest import make_toy
+from datasets import files
+from datasets.multilabel import split_indices
+from preproc import check, format_coco, format_cub, format_nuswide, format_pascal, generate_observed_labels
+from preproc.generate_observed_labels import observe
+
+
+def write_voc(root, train=("2008_000002", "2008_000001"), marks=("-1", "1")):
+    folder = root / "VOCdevkit/VOC2012/ImageSets/Main"
+    folder.mkdir(parents=True)
+    for name in format_pascal.CLASSES:
+        for split in ("train", "val"):
+            (folder / f"{name}_{split}.txt").write_text("".join(f"{a} {b:>2}\n" for a, b in zip(train, marks, strict=True)))
+    return folder
+
+
+def test_pascal_becomes_the_published_arrays(real, tmp_path, capsys):
+    reference = np.load(real / "reference/voc2012_protocol.npz")
+    format_pascal.main(["--load-path", str(real / "realdata/voc2012"), "--save-path", str(tmp_path / "pascal")])
+    generate_observed_labels.main(["--dataset", "pascal", "--data-root", str(tmp_path)])
+    for split in files.SPLITS:
+        images, true, observed = files.read_split(tmp_path / "pascal", split)
+        assert (images == reference[f"{split}_images"]).all()
+        assert (true == reference[f"{split}_labels"]).all()
+        assert (observed.sum(axis=1) == 1).all()
+        assert (observed.argmax(axis=1) == reference[f"{split}_observed_class"]).all()
+    train, val = split_indices(len(reference["train_images"]))
+    assert (train == reference["split_train_idx"]).all() and (val == reference["split_val_idx"]).all()
+    assert "5,717 images (expected 5,717)" in capsys.readouterr().out
+
+
+def test_pascal_sorts_images_and_warns_of_counts_that_differ(tmp_path, capsys):
+    write_voc(tmp_path)
+    format_pascal.main(["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+    images, labels = files.read_images(tmp_path / "out", "train"), files.read_labels(tmp_path / "out", "train")
+    assert images.tolist() == ["2008_000001.jpg", "2008_000002.jpg"] and labels[:, 0].tolist() == [1, 0]
+    assert "WARNING: train has 2 images, but pascal has 5,717" in capsys.readouterr().out
+    assert files.image_root(tmp_path / "out", None) == tmp_path / "VOCdevkit/VOC2012/JPEGImages"
+
+
+def test_pascal_counts_difficult_as_negative(tmp_path):
+    write_voc(tmp_path, marks=("0", "1"))
+    format_pascal.main(["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+    assert files.read_labels(tmp_path / "out", "val")[:, 3].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("module, name", [(format_pascal, "pascal"), (format_coco, "coco"), (format_cub, "cub"), (format_nuswide, "nuswide")])
+def test_raw_files_that_are_absent_are_told_with_the_command_that_fetches_them(module, name, tmp_path, fails):
+    line = fails(module.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+    assert f"python preproc/download.py --dataset {name}" in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_pascal_lists_that_disagree_are_told(tmp_path, fails):
+    folder = write_voc(tmp_path)
+    (folder / "cat_train.txt").write_text("2008_000009 1\n2008_000001 1\n")
+    assert "cat_train.txt lists other images" in fails(format_pascal.main, ["--load-path", str(tmp_path)])
+    (folder / "cat_train.txt").write_text("2008_000009 2\n")
+    assert "cat_train.txt: every line" in fails(format_pascal.main, ["--load-path", str(tmp_path)])
+
+
+def write_coco(root, annotations=((9, 3), (10, 1), (10, 3), (9, 3))):
+    (root / "annotations").mkdir(parents=True)
+    for split in ("train", "val"):
+        content = {
+            "info": {"ignored": [1, {"deeply": None}]},
+            "images": [{"id": 7}, {"id": 9}, {"id": 10}],
+            "annotations": [{"segmentation": [[1.5]], "image_id": i, "category_id": c, "id": 1} for i, c in annotations],
+            "categories": [{"id": 1, "name": "person", "supercategory": "x"}, {"id": 3, "name": "traffic light"}],
+        }
+        (root / f"annotations/instances_{split}2014.json").write_text(json.dumps(content))
+
+
+def test_coco_drops_images_without_annotation_and_sorts_ids_as_strings(tmp_path):
+    write_coco(tmp_path)
+    format_coco.main(["--load-path", str(tmp_path), "--save-path", str(tmp_path)])
+    assert files.read_images(tmp_path, "train").tolist() == [  # "10" < "9"
+        "train2014/COCO_train2014_000000000010.jpg",
+        "train2014/COCO_train2014_000000000009.jpg",
+    ]
+    assert files.read_labels(tmp_path, "val").tolist() == [[1, 1], [0, 1]]
+    assert files.read_classes(tmp_path, 2).names == ["person", "traffic light"]
+
+
+@pytest.mark.parametrize("content, says", [("{", "not a COCO"), ('{"annotations": [{}]}', "image_id")])
+def test_coco_files_that_are_something_else_are_told(content, says, tmp_path, fails):
+    write_coco(tmp_path)
+    (tmp_path / "annotations/instances_train2014.json").write_text(content)
+    assert says in fails(format_coco.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+
+
+def test_coco_mini_formats_like_the_whole(real, tmp_path):
+    format_coco.main(["--load-path", str(real / "realdata/coco2014-mini"), "--save-path", str(tmp_path)])
+    images, labels = files.read_images(tmp_path, "train"), files.read_labels(tmp_path, "train")
+    assert labels.shape == (70, 80) and (labels.sum(axis=1) > 0).all()
+    assert (files.image_sizes(files.image_root(tmp_path, None), images) > 0).all()
+
+
+def write_cub(root, extra=""):
+    folder = root / "CUB_200_2011"
+    (folder / "attributes").mkdir(parents=True)
+    (folder / "images.txt").write_text("1 001.A/a.jpg\n2 001.A/b.jpg\n3 002.B/c.jpg\n")
+    (folder / "train_test_split.txt").write_text("1 0\n2 1\n3 1\n")
+    (root / "attributes.txt").write_text("1 has_bill_shape::curved_(up_or_down)\n2 has_size::small_(5_-_9_in)\n")
+    rows = [(image, attribute, (image + attribute) % 2) for image in (1, 2, 3) for attribute in (1, 2)]
+    lines = [f"{i} {a} {p} 3 27.7080{extra if i == 2 else ''}\n" for i, a, p in rows]
+    (folder / "attributes/image_attribute_labels.txt").write_text("".join(lines))
+    return folder
+
+
+@pytest.mark.parametrize("extra", ["", " 1.5 9"])
+def test_cub_reads_attributes_even_where_lines_carry_more_columns(extra, tmp_path):
+    write_cub(tmp_path, extra)
+    format_cub.main(["--load-path", str(tmp_path), "--save-path", str(tmp_path)])
+    assert files.read_images(tmp_path, "train").tolist() == ["001.A/b.jpg", "002.B/c.jpg"]
+    assert files.read_labels(tmp_path, "train").tolist() == [[1, 0], [0, 1]]
+    assert files.read_labels(tmp_path, "val").tolist() == [[0, 1]]
+    assert files.read_classes(tmp_path, 2).prompt_names == ["curved (up or down) bill shape", "small (5 - 9 in) size"]
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [("1 1\n", "at least 3"), ("1 x 1\n", "whole numbers"), ("9 1 1\n", "unknown image"), ("1 1 1\n", "says nothing of")],
+)
+def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
+    (write_cub(tmp_path) / "attributes/image_attribute_labels.txt").write_text(text)
+    assert says in fails(format_cub.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(*[st.integers(0, 99999)] * 3, st.sampled_from(["", " 1", " 2.5 -7 x"])), min_size=1, max_size=9))
+def test_first_columns_reads_any_such_file(tmp_path_factory, rows):
+    path = tmp_path_factory.mktemp("columns") / "t.txt"
+    path.write_text("\n".join(f"{a} {b} {c}{rest}" for a, b, c, rest in rows))
+    assert format_cub.first_columns(path, 3).tolist() == [list(row[:3]) for row in rows]
+
+
+def write_nuswide(root, labels=81):
+    for split, count in (("train", 3), ("val", 2)):
+        np.save(root / f"formatted_{split}_images.npy", np.array([f"a/{i}.jpg" for i in range(count)]))
+        np.save(root / f"formatted_{split}_labels.npy", np.eye(count, labels))  # float64, as published
+
+
+def test_nuswide_arrays_are_checked_and_described(tmp_path, capsys):
+    write_nuswide(tmp_path)
+    format_nuswide.main(["--load-path", str(tmp_path), "--save-path", str(tmp_path)])
+    assert files.read_labels(tmp_path, "train").dtype == np.int8
+    assert files.read_classes(tmp_path, 81).names[-1] == "zebra"
+    assert "Flickr.zip" in capsys.readouterr().out
+
+
+def test_nuswide_arrays_of_another_shape_are_told(tmp_path, fails):
+    write_nuswide(tmp_path, labels=80)
+    assert "expected (3, 81)" in fails(format_nuswide.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path)])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 3), st.integers(0, 3), st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=8))
+def test_observed_labels_are_some_of_the_true_ones(num_pos, num_neg, rows):
+    labels = np.array(rows)
+    observed = observe(labels, num_pos=num_pos, num_neg=num_neg)
+    assert ((observed != 1) | (labels == 1)).all() and ((observed != -1) | (labels == 0)).all()
+    assert (observed == 1).sum(axis=1).tolist() == np.minimum(num_pos, labels.sum(axis=1)).tolist()
+    assert (observed == -1).sum(axis=1).tolist() == np.minimum(num_neg, (1 - labels).sum(axis=1)).tolist()
+
+
+def test_rows_without_positives_stay_unknown_and_negatives_do_not_change_the_positives():
+    labels = (np.random.RandomState(0).rand(50, 6) < 0.3).astype(np.int8)
+    labels[7] = 0
+    single, both = observe(labels), observe(labels, num_neg=2)
+    assert (single[7] == 0).all()
+    assert ((single == 1) == (both == 1)).all()
+
+
+def test_observed_labels_come_with_the_command_that_formats_first(tmp_path, fails):
+    line = fails(generate_observed_labels.main, ["--dataset", "coco", "--data-root", str(tmp_path)])
+    assert "python preproc/format_coco.py" in line
+
+
+def test_check_lists_every_bad_image(tmp_path, capsys):
+    folder = make_toy(tmp_path)
+    (folder / "images/train/001.png").unlink()
+    (folder / "images/train/002.png").write_bytes((folder / "images/train/002.png").read_bytes()[:100])
+    (folder / "images/val/003.png").write_text("no image")
+    with pytest.raises(SystemExit) as stop:
+        check.main(["--dataset", "toy", "--data-root", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert stop.value.code == 1
+    assert all(name in out for name in ("001.png", "002.png", "003.png", "train: 2 of 30 images are bad"))
