@@ -273,7 +273,11 @@ def _facts(entry: Field, known: typing.Sequence[str]) -> str:
             for row, values in PRESETS.items()
             if entry.name in values
         )
-        default = {True: "on", False: "off"}.get(entry.default, entry.default) if entry.default in (True, False) and isinstance(entry.default, bool) else entry.default
+        default = (
+            {True: "on", False: "off"}.get(entry.default, entry.default)
+            if entry.default in (True, False) and isinstance(entry.default, bool)
+            else entry.default
+        )
         facts.append(f"default {default}" + (f"; {set_elsewhere}" if set_elsewhere else ""))
     if entry.metadata["within"]:
         facts.append(f"in {entry.metadata['within']}")
@@ -297,7 +301,10 @@ def run_script(main: Callable[[], object]) -> typing.NoReturn:
         sys.exit(2)
     except Interrupted as interrupted:
         number = interrupted.args[0]
-        print(f"{program}: stopped by {signal.Signals(number).name}; the same command with --resume goes on", file=sys.stderr)
+        print(
+            f"{program}: stopped by {signal.Signals(number).name}; the same command with --resume goes on",
+            file=sys.stderr,
+        )
         sys.exit(128 + number)
 
 
@@ -308,7 +315,9 @@ def show(config: Config) -> str:
         values = [
             f"{entry.name}={getattr(config, entry.name)}"
             for entry in fields(Config)
-            if entry.metadata["group"] == title and entry.name not in ignored and getattr(config, entry.name) is not None
+            if entry.metadata["group"] == title
+            and entry.name not in ignored
+            and getattr(config, entry.name) is not None
         ]
         if values:
             lines.append(f"{title.split(' (')[0]}: {', '.join(values)}")

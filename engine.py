@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from config import UserError
@@ -41,7 +41,9 @@ def default_workers() -> int:
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The state of the generators that training draws from (dropout and its like; order and flips need none)."""
-    return {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {})
+    return {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    )
 
 
 def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
@@ -115,9 +117,19 @@ def train_one_epoch(
     remaining = order[start * batch_size :]
     rate = optimizer.param_groups[0]["lr"]
     model.train()
-    bar = tqdm(total=len(losses), initial=start, desc=f"epoch {epoch}", unit="batch", leave=False, disable=None, mininterval=TELL_SECONDS)
+    bar = tqdm(
+        total=len(losses),
+        initial=start,
+        desc=f"epoch {epoch}",
+        unit="batch",
+        leave=False,
+        disable=None,
+        mininterval=TELL_SECONDS,
+    )
     with bar:
-        batches = zip(remaining.to(device).split(batch_size), data.images.stream(remaining, batch_size, device), strict=True)
+        batches = zip(
+            remaining.to(device).split(batch_size), data.images.stream(remaining, batch_size, device), strict=True
+        )
         for step, (index, images) in enumerate(batches, start):
             optimizer.zero_grad(set_to_none=True)
             with autocast(device, precision):
@@ -140,14 +152,21 @@ def check_finite(losses: Tensor, epoch: int) -> None:
     bad = ~torch.isfinite(losses)
     if bad.any():
         raise UserError(
-            f"the loss is {losses[bad][0].item()} in epoch {epoch}, batch {int(bad.int().argmax()) + 1} of {len(losses)}; "
-            "nothing of this epoch was kept. Lower --lr, or try --precision float32"
+            f"the loss is {losses[bad][0].item()} in epoch {epoch}, batch {int(bad.int().argmax()) + 1} of "
+            f"{len(losses)}; nothing after the last checkpoint was kept. Lower --lr, or try --precision float32"
         )
 
 
 @torch.inference_mode()
 def predict(
-    model: Backbone, images: Images, num_labels: int, *, batch_size: int, precision: str, device: torch.device, name: str
+    model: Backbone,
+    images: Images,
+    num_labels: int,
+    *,
+    batch_size: int,
+    precision: str,
+    device: torch.device,
+    name: str,
 ) -> Tensor:
     """(N, L) float32 probabilities on the device, of every image once, in order, not flipped."""
     model.eval()

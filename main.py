@@ -20,7 +20,6 @@ import metrics
 import models
 import pseudo_labels
 import runs
-from config import UserError
 from datasets.images import open_images, where_kept
 from models import teacher
 from preproc import make_digits
@@ -90,7 +89,9 @@ def main(argv: list[str] | None = None) -> dict:
             torch.from_numpy(splits.train.true).to(device),
             None if pseudo is None else torch.from_numpy(pseudo).to(device),
         )
-        predicting = dict(num_labels=len(names), batch_size=config.eval_batch_size, precision=config.precision, device=device)
+        predicting = dict(
+            num_labels=len(names), batch_size=config.eval_batch_size, precision=config.precision, device=device
+        )
 
         data_key = digest([split.key() for split in splits.named().values()], np.zeros(0) if pseudo is None else pseudo)
         with runs.open_run(config, data_key, device) as run:
@@ -155,7 +156,9 @@ def main(argv: list[str] | None = None) -> dict:
                     )
                 first_step = 0
                 wanted = loss_function.wants_predictions(epoch)
-                loss_function.end_epoch(epoch, engine.predict(model, train, name="labelling", **predicting) if wanted else None)
+                loss_function.end_epoch(
+                    epoch, engine.predict(model, train, name="labelling", **predicting) if wanted else None
+                )
 
                 probs = engine.predict(model, val, name="validation", **predicting).cpu().numpy()
                 val_map = metrics.mean_average_precision(probs, splits.val.true)
@@ -166,7 +169,8 @@ def main(argv: list[str] | None = None) -> dict:
                 run.history.append({"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds})
                 save(epoch + 1, 0)
                 mark = " *" if best["epoch"] == epoch else ""
-                print(f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}  {seconds:.1f} s")
+                line = f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}"
+                print(f"{line}  {seconds:.1f} s")
 
             # Test, once, from the best validation epoch
             model.load_state_dict(run.load_best())

@@ -120,7 +120,7 @@ def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Ru
             _create(folder, config, data_key, device)
         if read_json(folder / "config.json")["data_key"] != data_key:
             raise UserError(
-                f"the images, labels or pseudo-labels are not those that {folder} began with; start over with --overwrite"
+                f"images, labels or pseudo-labels are not those that {folder} began with; start over with --overwrite"
             )
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
         yield Run(folder, checkpoint)

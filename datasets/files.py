@@ -43,7 +43,9 @@ def is_formatted(folder: Path) -> bool:
 def format_command(folder: Path) -> str:
     """The command that makes a data set's formatted files."""
     name = Path(folder).name
-    script = next((f"{verb}_{name}.py" for verb in ("format", "make") if (PREPROC / f"{verb}_{name}.py").exists()), None)
+    script = next(
+        (f"{verb}_{name}.py" for verb in ("format", "make") if (PREPROC / f"{verb}_{name}.py").exists()), None
+    )
     return f"make it with `python preproc/{script} --save-path {folder}`" if script else "see README.md, Your own data"
 
 

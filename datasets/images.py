@@ -75,7 +75,7 @@ class Images:
         return len(self.paths)
 
     def stream(self, order: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-        """(B, 3, S, S) uint8 on `device`, channels last: the images of `order`, (M,) int64 on the CPU, a batch at a time."""
+        """(B, 3, S, S) uint8 on `device`, channels last: the images `order`, (M,) int64 on the CPU, batch by batch."""
         if isinstance(self.kept, Tensor):
             for rows in order.to(device).split(batch_size):
                 yield self.kept[rows].permute(0, 3, 1, 2)

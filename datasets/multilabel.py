@@ -90,7 +90,9 @@ def load(config: Config) -> Splits:
     }
     train_rows, val_rows = split_indices(len(whole["train"]))
     train, val, test = whole["train"].rows(train_rows), whole["train"].rows(val_rows), whole["val"]
-    train, val, test = (_present(split, name, config) for split, name in ((train, "train"), (val, "val"), (test, "test")))
+    train, val, test = (
+        _present(split, name, config) for split, name in ((train, "train"), (val, "val"), (test, "test"))
+    )
     if config.val_labels == "observed":
         val = MultiLabelDataset(val.root, val.names, val.sizes, (val.observed == 1).astype(np.int8), val.observed)
     return Splits(train, val, test, classes)

@@ -69,14 +69,10 @@ def em_pl_asl(
     nll_pos, nll_neg = nlls(logits, eps)
     label = torch.where(observed == 0, pseudo, observed)
     unknown = -(q**gamma_unknown) * entropy(logits, eps)
-    return torch.where(
-        label == 1, q**gamma_pos * nll_pos, torch.where(label == -1, p**gamma_neg * nll_neg, unknown)
-    )
+    return torch.where(label == 1, q**gamma_pos * nll_pos, torch.where(label == -1, p**gamma_neg * nll_neg, unknown))
 
 
-def em_apl(
-    logits: Tensor, observed: Tensor, soft: Tensor, *, alpha: float, beta: float, eps: float
-) -> Tensor:
+def em_apl(logits: Tensor, observed: Tensor, soft: Tensor, *, alpha: float, beta: float, eps: float) -> Tensor:
     """EM with asymmetric pseudo-labels (Zhou et al. 2022, section 3.2): soft negatives keep the target they had.
 
     logits    (B, L) float

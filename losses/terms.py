@@ -1,12 +1,11 @@
 """The two terms that every loss here is made of."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def nlls(logits: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """nll(p) and nll(1-p) for p = sigmoid(logits), with nll(q) = -log(q + eps): the published code's smoothed logarithm.
+    """nll(p) and nll(1-p) for p = sigmoid(logits), with nll(q) = -log(q + eps), as in the published code.
 
     1 - p is taken as sigmoid(-logits), which keeps its digits where p is near 1.
     """

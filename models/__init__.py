@@ -31,7 +31,9 @@ def check_name(name: str) -> None:
         if timm.is_model(name.removeprefix("timm:")):
             return
         close = timm.list_models(f"*{name.removeprefix('timm:').split('.')[0]}*")[:6]
-        raise UserError(f"timm has no model {name.removeprefix('timm:')!r}" + (f"; it has {', '.join(close)}" if close else ""))
+        raise UserError(
+            f"timm has no model {name.removeprefix('timm:')!r}" + (f"; it has {', '.join(close)}" if close else "")
+        )
     raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, and timm:NAME")
 
 

@@ -64,7 +64,12 @@ def read_text_features(path: str, num_labels: int) -> np.ndarray:
         features = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"--text-features {path} is not a plain NumPy array ({error})") from None
-    if features.ndim != 2 or len(features) != num_labels or features.dtype.kind != "f" or not np.isfinite(features).all():
+    if (
+        features.ndim != 2
+        or len(features) != num_labels
+        or features.dtype.kind != "f"
+        or not np.isfinite(features).all()
+    ):
         raise UserError(
             f"--text-features {path} is {features.dtype} of shape {features.shape}, expected finite floats of shape "
             f"({num_labels}, D), one row a label"
@@ -90,7 +95,11 @@ def build(config: Config, classes: Classes) -> Teacher:
         if features.shape[1] != width:
             raise UserError(f"--text-features have {features.shape[1]} numbers a label, {config.teacher} has {width}")
     else:
-        features = encode_captions(clip, Path(config.teacher).stem if config.teacher.endswith(".json") else config.teacher, captions(config, classes))
+        features = encode_captions(
+            clip,
+            Path(config.teacher).stem if config.teacher.endswith(".json") else config.teacher,
+            captions(config, classes),
+        )
     return Teacher(clip, features, *normalisation(config.teacher, config.teacher_weights), config.teacher_preprocess)
 
 

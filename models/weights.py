@@ -56,7 +56,9 @@ def hub_file(repository: str, names: list[str], models: str, otherwise: str) -> 
             return Path(found)
     for name in names:
         try:  # one quick question first: the hub's own client retries an absent network for most of a minute
-            with urllib.request.urlopen(urllib.request.Request(hf_hub_url(repository, name), method="HEAD"), timeout=TIMEOUT):
+            with urllib.request.urlopen(
+                urllib.request.Request(hf_hub_url(repository, name), method="HEAD"), timeout=TIMEOUT
+            ):
                 pass
             return Path(hf_hub_download(repository, name))
         except urllib.error.HTTPError as error:

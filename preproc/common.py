@@ -52,6 +52,8 @@ def report(name: str, save_path: str | Path, splits: dict[str, tuple[Sequence[st
         print(f"{split}: {counts}, {labels.sum(axis=1).mean():.2f} positives an image")
         for what in found:
             if found[what] != expected[what]:
-                print(f"WARNING: {split} has {found[what]:,} {what}, but {name} has {expected[what]:,}: is it complete?")
+                print(
+                    f"WARNING: {split} has {found[what]:,} {what}, but {name} has {expected[what]:,}: is it complete?"
+                )
     command = observe_command(Path(save_path)).removeprefix("make it with ")
     print(f"written to {save_path}; next: {command}")

@@ -8,9 +8,10 @@ published. Archives are extracted without leaving the target folder, then delete
 """
 
 import json
-import shutil
 import sys
+import tarfile
 import urllib.request
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -41,7 +42,9 @@ class Remote:
 
 
 ARCHIVES = {
-    "pascal": [Remote(DATASET_YEAR_DICT["2012"]["url"], "VOCtrainval_11-May-2012.tar", DATASET_YEAR_DICT["2012"]["md5"])],
+    "pascal": [
+        Remote(DATASET_YEAR_DICT["2012"]["url"], "VOCtrainval_11-May-2012.tar", DATASET_YEAR_DICT["2012"]["md5"])
+    ],
     "coco": [
         Remote(f"{COCO}/annotations/annotations_trainval2014.zip", "annotations_trainval2014.zip"),
         Remote(f"{COCO}/zips/train2014.zip", "train2014.zip"),
@@ -83,8 +86,9 @@ def fetch(remote: Remote, folder: Path) -> Path:
             with open(partial, "ab") as file:
                 http_get(remote.url, file, resume_size=file.tell(), expected_size=size, displayed_filename=remote.name)
         except Exception as error:  # urllib, the hub's client and its transport each raise their own
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{remote.url} could not be fetched ({str(error).splitlines()[0] if str(error) else type(error).__name__}); "
+                f"{remote.url} could not be fetched ({reason}); "
                 f"run the same command again to go on, or put the file into {folder} by hand"
             ) from None
         partial.replace(path)
@@ -98,9 +102,16 @@ def extract(archive: Path, folder: Path) -> None:
     """Extract below `folder`; a member that would leave it, by path or by link, is refused."""
     print(f"extracting {archive.name}")
     try:
-        shutil.unpack_archive(archive, folder, filter="data")
-    except (shutil.ReadError, OSError, EOFError) as error:
-        raise UserError(f"{archive} could not be extracted ({error}); remove it and run the same command again") from None
+        if archive.suffix == ".zip":
+            with zipfile.ZipFile(archive) as file:
+                file.extractall(folder)  # drops roots and ".." from names
+        else:
+            with tarfile.open(archive) as file:
+                file.extractall(folder, filter="data")
+    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
+        raise UserError(
+            f"{archive} could not be extracted ({error}); remove it and run the same command again"
+        ) from None
 
 
 def zenodo_files() -> list[Remote]:

@@ -61,7 +61,7 @@ def first_columns(path: Path, count: int) -> np.ndarray:
 
 
 def prompt_name(attribute: str) -> str:
-    """`has_bill_shape::curved_(up_or_down)` -> `curved (up or down) bill shape`, which reads well after "a bird with a"."""
+    """`has_bill_shape::curved_(up_or_down)` -> `curved (up or down) bill shape`, to follow "a bird with"."""
     part, _, value = attribute.partition("::")
     part, value = (words.replace("_", " ").strip() for words in (part.removeprefix("has_"), value))
     return f"{value} {part}".strip()

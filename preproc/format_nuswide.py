@@ -2,8 +2,8 @@
 
     python preproc/format_nuswide.py [--load-path data/nuswide] [--save-path data/nuswide]
 
-The arrays are Cole et al.'s re-crawl (Zenodo record 10162606); `preproc/download.py --dataset nuswide` fetches them. The
-images are Flickr.zip of the NUS-WIDE site, on request, extracted to LOAD_PATH/Flickr.
+The arrays are Cole et al.'s re-crawl (Zenodo record 10162606); `preproc/download.py --dataset nuswide` fetches them.
+The images are Flickr.zip of the NUS-WIDE site, on request, extracted to LOAD_PATH/Flickr.
 """
 
 import sys

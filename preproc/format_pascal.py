@@ -17,8 +17,8 @@ from preproc.common import find_folder, format_parser, report, write_formatted
 
 # the order of the label columns, and the one-word names of VLPL's published prompts
 CLASSES = (
-    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant sheep "
-    "sofa train tvmonitor"
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person pottedplant "
+    "sheep sofa train tvmonitor"
 ).split()
 
 
@@ -39,7 +39,9 @@ def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
     names = lists[CLASSES[0]][0]
     for label, (others, _) in lists.items():
         if others != names:
-            raise UserError(f"{folder}/ImageSets/Main/{label}_{split}.txt lists other images than {CLASSES[0]}_{split}.txt")
+            raise UserError(
+                f"{folder}/ImageSets/Main/{label}_{split}.txt lists other images than {CLASSES[0]}_{split}.txt"
+            )
     order = np.argsort(names)
     labels = np.stack([marks == 1 for _, marks in lists.values()], axis=1)
     return [f"{names[row]}.jpg" for row in order], labels[order].astype(np.int8)

@@ -50,9 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--num-pos and --num-neg must be at least 0, --seed in [0, 4294967296)")
     folder = Path(options.data_root) / options.dataset
     drawn = {
-        split: observe(
-            read_labels(folder, split), num_pos=options.num_pos, num_neg=options.num_neg, seed=options.seed
-        )
+        split: observe(read_labels(folder, split), num_pos=options.num_pos, num_neg=options.num_neg, seed=options.seed)
         for split in SPLITS
     }
     for split, observed in drawn.items():

@@ -17,7 +17,7 @@ from PIL import Image
 
 from config import run_script
 from datasets import DATASETS
-from datasets.files import array_path, is_formatted, write_observed
+from datasets.files import array_path, write_observed
 from datasets.multilabel import split_indices
 from preproc.common import format_parser, report, write_formatted
 from preproc.generate_observed_labels import observe
@@ -48,11 +48,11 @@ def pools() -> dict[str, list[np.ndarray]]:
 def scene(pool: list[np.ndarray], random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
     """(64, 64, 3) uint8 and (10,) int8 in {0, 1}: 1 to 5 different digits, in any place, size, slant and ink."""
     labels = random.permutation(10)[: random.randint(1, MOST + 1)]
-    paper = Image.fromarray(random.randint(0, 70, size=(3, 3, 3)).astype(np.uint8))
+    paper = Image.fromarray(random.randint(0, 90, size=(3, 3, 3)).astype(np.uint8))
     canvas = np.asarray(paper.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(np.float32)
     taken: list[tuple[float, float]] = []
     for label in labels:
-        side = random.randint(20, 27)
+        side = random.randint(18, 27)
         for _ in range(50):  # a place apart from the others, if one is found
             x, y = random.randint(0, SIZE - side + 1, size=2)
             if all(max(abs(x + side / 2 - u), abs(y + side / 2 - v)) > 17 for u, v in taken):
@@ -60,9 +60,9 @@ def scene(pool: list[np.ndarray], random: np.random.RandomState) -> tuple[np.nda
         taken.append((x + side / 2, y + side / 2))
         digit = pool[label][random.randint(len(pool[label]))]
         ink = Image.fromarray((255 * digit).astype(np.uint8)).resize((side, side), Image.Resampling.BICUBIC)
-        ink = np.asarray(ink.rotate(random.uniform(-8, 8), Image.Resampling.BILINEAR))[..., None] / 255
+        ink = np.asarray(ink.rotate(random.uniform(-12, 12), Image.Resampling.BILINEAR))[..., None] / 255
         here = canvas[y : y + side, x : x + side]
-        here += ink * (random.randint(170, 256, size=3) - here)
+        here += ink * (random.randint(150, 256, size=3) - here)
     return canvas.round().clip(0, 255).astype(np.uint8), np.isin(np.arange(10), labels).astype(np.int8)
 
 

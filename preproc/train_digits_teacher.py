@@ -1,6 +1,6 @@
 """Train the digits' teacher, a small open_clip model, as CLIP is trained: images against captions.
 
-    python preproc/train_digits_teacher.py [--save-path models/digits_clip.safetensors] [--epochs 5]
+    python preproc/train_digits_teacher.py [--save-path models/digits_clip.safetensors] [--epochs 6]
 
 Its scenes are made of digits of its own. A scene has a caption for each of its digits, and they share the target, so
 that the teacher, like CLIP, spreads its belief over what is there. About a minute on two cores.
@@ -70,7 +70,7 @@ def train(epochs: int, num_scenes: int = NUM_SCENES) -> nn.Module:
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
     parser.add_argument("--save-path", default=PRESET["teacher_weights"], help="(default: %(default)s)")
-    parser.add_argument("--epochs", type=int, default=5, help="(default: %(default)s)")
+    parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     options = parser.parse_args(argv)
     model = train(options.epochs)
     with atomic(options.save_path) as temporary:

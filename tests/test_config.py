@@ -20,7 +20,9 @@ def test_command_lines_of_the_published_code_go_on_working():
     line = "-d coco -l EM_PL -g 1 -m clip_vision --temp 0.03 --threshold 0.2 --partial 0.1 --pytorch_seed 8"
     config = parse(line.split())
     assert (config.model, config.temperature, config.seed, config.gpu) == ("vit_clip", 0.03, 8, "1")
-    assert parse("-d coco -t 0.03 -th 0.2 -p 0.1 -s 8 -m vit_clip -g 1".split()) == config
+    assert (
+        parse(["-d", "coco", "-t", "0.03", "-th", "0.2", "-p", "0.1", "-s", "8", "-m", "vit_clip", "-g", "1"]) == config
+    )
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,13 @@ def test_identity_is_what_changes_the_numbers_and_nothing_else():
     base = parse([])
     where = dict(gpu="cpu", workers=3, cache="none", results_dir="x", data_root="y", resume=True, eval_batch_size=1)
     assert identity(replace(base, **where)) == identity(base)
-    for change in (dict(seed=1), dict(threshold=0.2), dict(alpha=0.3), dict(weights="x.pt"), dict(val_labels="observed")):
+    for change in (
+        dict(seed=1),
+        dict(threshold=0.2),
+        dict(alpha=0.3),
+        dict(weights="x.pt"),
+        dict(val_labels="observed"),
+    ):
         assert identity(replace(base, **change)) != identity(base)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import make_toy
 from PIL import Image
 
 import datasets
 import storage
 from config import UserError, parse
-from conftest import make_toy
 from datasets import files, images
 from datasets.images import decode, open_images, to_input, where_kept
 
@@ -89,7 +89,9 @@ def test_a_missing_file_comes_with_the_command_that_makes_it(tmp_path, name, com
     assert name in str(error.value) and command in str(error.value)
 
 
-@pytest.mark.parametrize("content, says", [("{", "not valid JSON"), ('{"names": ["a"]}', "3 strings"), ('["a", "a", "b"]', "differ")])
+@pytest.mark.parametrize(
+    "content, says", [("{", "not valid JSON"), ('{"names": ["a"]}', "3 strings"), ('["a", "a", "b"]', "differ")]
+)
 def test_class_names_that_do_not_fit_are_told(toy, content, says):
     (toy / "classes.json").write_text(content)
     with pytest.raises(UserError, match=says):

@@ -67,7 +67,11 @@ def test_each_kind_of_label_costs_what_the_formula_says_at_one_half(name):
     module = build(name, observed, beta_neg=0.3)
     per_label = module.per_label(
         torch.zeros(1, 5, dtype=torch.float64),
-        **{key: value for key, value in (("observed", observed), ("pseudo", pseudo), ("true", true)) if key in module.inputs},
+        **{
+            key: value
+            for key, value in (("observed", observed), ("pseudo", pseudo), ("true", true))
+            if key in module.inputs
+        },
     )
     assert per_label[0].tolist() == pytest.approx(BY_HAND[name], abs=1e-12)
 

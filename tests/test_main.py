@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import REPOSITORY, command, make_toy, same_numbers, toy_arguments
 from PIL import Image
 
 import engine
@@ -21,9 +22,17 @@ import main
 import runs
 import storage
 from config import Interrupted, UserError, parse
-from conftest import REPOSITORY, command, make_toy, same_numbers, toy_arguments
 
-FILES = {"config.json", "metrics.jsonl", "last.pt", "best.pt", "test.json", "per_class.csv", "predictions.npz", "curves.png"}
+FILES = {
+    "config.json",
+    "metrics.jsonl",
+    "last.pt",
+    "best.pt",
+    "test.json",
+    "per_class.csv",
+    "predictions.npz",
+    "curves.png",
+}
 
 
 def only_run(toy: Path) -> Path:
@@ -108,7 +117,17 @@ def interrupt(monkeypatch, module, name: str, call: int) -> None:
 
 
 @pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
-@pytest.mark.parametrize("where, name, call", [(engine, "check_finite", 2), (engine, "predict", 1), (engine, "predict", 4), (runs.Run, "save", 3), (runs.Run, "finish", 1), (runs, "draw_curves", 1)])
+@pytest.mark.parametrize(
+    "where, name, call",
+    [
+        (engine, "check_finite", 2),
+        (engine, "predict", 1),
+        (engine, "predict", 4),
+        (runs.Run, "save", 3),
+        (runs.Run, "finish", 1),
+        (runs, "draw_curves", 1),
+    ],
+)
 def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, loss, where, name, call):
     arguments = toy_arguments(toy, "-l", loss, "--epochs", "3", *(("--warmup-epochs", "1") if loss == "EM_APL" else ()))
     undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
@@ -122,7 +141,9 @@ def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, mon
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, number, capsys):
+def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
+    toy, tmp_path, monkeypatch, number, capsys
+):
     arguments = toy_arguments(toy, "-m", "timm:test_vit")
     undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
     steps, real = [], losses.Loss.forward
@@ -150,7 +171,9 @@ def test_a_killed_process_resumes_to_the_same_numbers(toy, tmp_path):
     arguments = ["main.py", *toy_arguments(toy, "--epochs", "6"), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for lines in (1, 3):  # killed once so many epochs are on record
-        process = subprocess.Popen([sys.executable, *arguments], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL)
+        process = subprocess.Popen(
+            [sys.executable, *arguments], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
+        )
         history = toy.parent.parent / "results"
         until = time.monotonic() + 120
         while time.monotonic() < until and process.poll() is None:
@@ -176,7 +199,7 @@ def test_a_run_is_not_resumed_on_other_data(toy, monkeypatch):
     labels[0] = 1 - labels[0]
     np.save(toy / "formatted_val_labels.npy", labels)
     storage.write_array(toy / "formatted_val_labels_obs.npy", np.zeros_like(labels))
-    with pytest.raises(UserError, match="not those that .* began with"):
+    with pytest.raises(UserError, match=r"not those that .* began with"):
         main.main(toy_arguments(toy, "--resume"))
 
 

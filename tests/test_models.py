@@ -94,7 +94,15 @@ class Evil:
         return (print, ("unpickled",))
 
 
-@pytest.mark.parametrize("kind, says", [("text", "not a readable checkpoint"), ("pickle", "not a readable checkpoint"), ("other", "does not fit this backbone"), ("list", "no state dict")])
+@pytest.mark.parametrize(
+    "kind, says",
+    [
+        ("text", "not a readable checkpoint"),
+        ("pickle", "not a readable checkpoint"),
+        ("other", "does not fit this backbone"),
+        ("list", "no state dict"),
+    ],
+)
 def test_a_checkpoint_that_does_not_fit_is_told_and_never_unpickled(tmp_path, kind, says, capsys):
     file = tmp_path / "w.pt"
     if kind == "text":
@@ -156,7 +164,17 @@ def test_a_teacher_that_does_not_go_with_its_weights_is_an_error(name, tag, says
 
 def teaching(toy: Path, tiny_clip: tuple[str, str], *more: str) -> tuple[Config, datasets.Splits]:
     settings = parse(
-        ["-d", "toy", "--data-root", str(toy.parent), "--teacher", tiny_clip[0], "--teacher-weights", tiny_clip[1], *more]
+        [
+            "-d",
+            "toy",
+            "--data-root",
+            str(toy.parent),
+            "--teacher",
+            tiny_clip[0],
+            "--teacher-weights",
+            tiny_clip[1],
+            *more,
+        ]
     )
     settings = replace(settings, precision="float32")
     return settings, datasets.load(settings)
@@ -175,7 +193,9 @@ def test_similarities_are_cosines_of_squashed_unflipped_images_and_captions(toy,
     model = clip.create_clip(*map(str, tiny_clip)).eval()
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in clip.normalisation(*tiny_clip))
     with torch.no_grad():
-        text = model.encode_text(get_tokenizer("tiny_clip")([f"a photo of a {name} bar" for name in splits.classes.names]))
+        text = model.encode_text(
+            get_tokenizer("tiny_clip")([f"a photo of a {name} bar" for name in splits.classes.names])
+        )
         for row in (0, 11):
             pixels = Image.open(splits.train.paths()[row]).convert("RGB").resize((32, 32), Image.Resampling.BICUBIC)
             image = (torch.from_numpy(np.array(pixels)).permute(2, 0, 1) / 255 - mean) / std
@@ -244,4 +264,7 @@ def test_text_features_that_do_not_fit_are_told(toy, tiny_clip, tmp_path, shape,
 
 def test_the_published_text_features_fit_the_data_sets(real):
     for name, labels in (("VOC20text_feature_labelonly", 20), ("CoCo80text_feature", 80), ("CUB312text_feature", 312)):
-        assert teacher.read_text_features(str(real / f"reference/text_features/{name}.npy"), labels).shape == (labels, 768)
+        assert teacher.read_text_features(str(real / f"reference/text_features/{name}.npy"), labels).shape == (
+            labels,
+            768,
+        )

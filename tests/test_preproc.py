@@ -4,10 +4,10 @@ import json
 
 import numpy as np
 import pytest
+from conftest import make_toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from conftest import make_toy
 from datasets import files
 from datasets.multilabel import split_indices
 from preproc import check, format_coco, format_cub, format_nuswide, format_pascal, generate_observed_labels
@@ -19,7 +19,9 @@ def write_voc(root, train=("2008_000002", "2008_000001"), marks=("-1", "1")):
     folder.mkdir(parents=True)
     for name in format_pascal.CLASSES:
         for split in ("train", "val"):
-            (folder / f"{name}_{split}.txt").write_text("".join(f"{a} {b:>2}\n" for a, b in zip(train, marks, strict=True)))
+            (folder / f"{name}_{split}.txt").write_text(
+                "".join(f"{a} {b:>2}\n" for a, b in zip(train, marks, strict=True))
+            )
     return folder
 
 
@@ -53,7 +55,9 @@ def test_pascal_counts_difficult_as_negative(tmp_path):
     assert files.read_labels(tmp_path / "out", "val")[:, 3].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("module, name", [(format_pascal, "pascal"), (format_coco, "coco"), (format_cub, "cub"), (format_nuswide, "nuswide")])
+@pytest.mark.parametrize(
+    "module, name", [(format_pascal, "pascal"), (format_coco, "coco"), (format_cub, "cub"), (format_nuswide, "nuswide")]
+)
 def test_raw_files_that_are_absent_are_told_with_the_command_that_fetches_them(module, name, tmp_path, fails):
     line = fails(module.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
     assert f"python preproc/download.py --dataset {name}" in line
@@ -74,7 +78,9 @@ def write_coco(root, annotations=((9, 3), (10, 1), (10, 3), (9, 3))):
         content = {
             "info": {"ignored": [1, {"deeply": None}]},
             "images": [{"id": 7}, {"id": 9}, {"id": 10}],
-            "annotations": [{"segmentation": [[1.5]], "image_id": i, "category_id": c, "id": 1} for i, c in annotations],
+            "annotations": [
+                {"segmentation": [[1.5]], "image_id": i, "category_id": c, "id": 1} for i, c in annotations
+            ],
             "categories": [{"id": 1, "name": "person", "supercategory": "x"}, {"id": 3, "name": "traffic light"}],
         }
         (root / f"annotations/instances_{split}2014.json").write_text(json.dumps(content))
@@ -129,7 +135,12 @@ def test_cub_reads_attributes_even_where_lines_carry_more_columns(extra, tmp_pat
 
 @pytest.mark.parametrize(
     "text, says",
-    [("1 1\n", "at least 3"), ("1 x 1\n", "whole numbers"), ("9 1 1\n", "unknown image"), ("1 1 1\n", "says nothing of")],
+    [
+        ("1 1\n", "at least 3"),
+        ("1 x 1\n", "whole numbers"),
+        ("9 1 1\n", "unknown image"),
+        ("1 1 1\n", "says nothing of"),
+    ],
 )
 def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
     (write_cub(tmp_path) / "attributes/image_attribute_labels.txt").write_text(text)
@@ -137,7 +148,9 @@ def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
 
 
 @settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(*[st.integers(0, 99999)] * 3, st.sampled_from(["", " 1", " 2.5 -7 x"])), min_size=1, max_size=9))
+@given(
+    st.lists(st.tuples(*[st.integers(0, 99999)] * 3, st.sampled_from(["", " 1", " 2.5 -7 x"])), min_size=1, max_size=9)
+)
 def test_first_columns_reads_any_such_file(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("columns") / "t.txt"
     path.write_text("\n".join(f"{a} {b} {c}{rest}" for a, b, c, rest in rows))
@@ -160,11 +173,17 @@ def test_nuswide_arrays_are_checked_and_described(tmp_path, capsys):
 
 def test_nuswide_arrays_of_another_shape_are_told(tmp_path, fails):
     write_nuswide(tmp_path, labels=80)
-    assert "expected (3, 81)" in fails(format_nuswide.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path)])
+    assert "expected (3, 81)" in fails(
+        format_nuswide.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path)]
+    )
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.integers(0, 3), st.integers(0, 3), st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=8))
+@given(
+    st.integers(0, 3),
+    st.integers(0, 3),
+    st.lists(st.lists(st.integers(0, 1), min_size=4, max_size=4), min_size=1, max_size=8),
+)
 def test_observed_labels_are_some_of_the_true_ones(num_pos, num_neg, rows):
     labels = np.array(rows)
     observed = observe(labels, num_pos=num_pos, num_neg=num_neg)

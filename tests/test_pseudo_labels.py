@@ -8,6 +8,7 @@ import torch
 
 import pseudo_labels
 from config import UserError
+from preproc import format_pascal
 
 REFERENCE = np.load(Path(__file__).parent / "reference/pseudo_labels.npz")
 SETTINGS = [name for name in REFERENCE.files if name != "similarity"]
@@ -38,9 +39,7 @@ def test_the_rule_by_hand():
 
 
 def test_among_the_lowest_a_label_is_negative_even_above_the_threshold():
-    labels = pseudo_labels.assign(
-        np.log([[1.0, 2.0, 5.0]]), temperature=1.0, threshold=0.2, negative_fraction=0.7
-    )
+    labels = pseudo_labels.assign(np.log([[1.0, 2.0, 5.0]]), temperature=1.0, threshold=0.2, negative_fraction=0.7)
     assert labels[0].tolist() == [-1, -1, 1]
 
 
@@ -104,10 +103,7 @@ def test_the_real_teacher_labels_VOC_as_measured(real):
     similarity = pseudo_labels.load_similarity(
         real / "realdata/voc2012/clip_rn50x64_train_similarity.npz",
         labels["train_images"],
-        (
-            "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
-            "pottedplant sheep sofa train tvmonitor"
-        ).split(),
+        format_pascal.CLASSES,
     )
     true = labels["train_labels"]
     for threshold, precision, recall in ((0.1, 0.7669, 0.7002), (0.3, 0.8834, 0.6284), (0.5, 0.9278, 0.5846)):

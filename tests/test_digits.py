@@ -1,0 +1,145 @@
+"""The embedded data set and its teacher: honest data, and a teacher within its promised quality."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY
+from safetensors.torch import load_file, save_file
+
+import datasets
+import main
+import pseudo_labels
+from config import PRESETS, parse
+from models import teacher
+from preproc import make_digits, train_digits_teacher
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("digits") / "digits"
+    make_digits.ensure(folder)
+    return folder
+
+
+def quality(digits: Path, cache: Path, *more: str) -> dict[str, float]:
+    """What the run's table says of the teacher's pseudo-labels."""
+    config = replace(parse(["-d", "digits", "--data-root", str(digits.parent), *more]), precision="float32")
+    splits = datasets.load(config)
+    similarity = teacher.similarities(config, splits.train, splits.classes, cache, torch.device("cpu"), 2)
+    pseudo = pseudo_labels.assign(
+        similarity, temperature=config.temperature, threshold=config.threshold, negative_fraction=config.partial
+    )
+    return pseudo_labels.describe(
+        pseudo, similarity, splits.train.observed, splits.train.true, temperature=config.temperature
+    )
+
+
+def promised(found: dict[str, float]) -> bool:
+    return 0.85 <= found["precision of positives"] <= 0.97 and 0.3 <= found["recall of positives"] <= 0.7
+
+
+def test_no_digit_is_in_two_pools():
+    pools = make_digits.pools()
+    assert sum(len(images) for pool in pools.values() for images in pool) == 1797
+    for label in range(10):
+        seen = [image.tobytes() for pool in pools.values() for image in pool[label]]
+        assert len(set(seen)) == len(seen)  # every digit of this class differs from every other, in all pools
+
+
+def test_each_split_draws_on_its_own_pool(tmp_path, monkeypatch):
+    drawn, real = [], make_digits.scene
+    pools = make_digits.pools()
+    monkeypatch.setattr(make_digits, "pools", lambda: pools)
+    owner = {id(pool): name for name, pool in pools.items()}
+    monkeypatch.setattr(make_digits, "scene", lambda pool, random: drawn.append(owner[id(pool)]) or real(pool, random))
+    monkeypatch.setitem(make_digits.DATASETS, "digits", datasets.Known(train=50, val=10, labels=10))
+    make_digits.make(tmp_path / "digits")
+    train, val = datasets.multilabel.split_indices(50)
+    assert {drawn[row] for row in train} == {"train"} and {drawn[row] for row in val} == {"validation"}
+    assert set(drawn[50:]) == {"test"}
+
+
+def test_scenes_hold_one_to_five_digits(digits):
+    for split in ("train", "val"):
+        labels = np.load(digits / f"formatted_{split}_labels.npy")
+        assert np.bincount(labels.sum(axis=1), minlength=6)[1:].min() > 0.15 * len(labels)
+        assert labels.sum(axis=1).min() == 1 and labels.sum(axis=1).max() == 5
+        assert labels.mean(axis=0) == pytest.approx(np.full(10, 0.3), abs=0.06)
+
+
+def test_the_teacher_is_as_good_as_promised_and_no_better(digits, tmp_path):
+    assert promised(quality(digits, tmp_path))
+
+
+def test_the_committed_weights_are_small_and_in_half_precision():
+    file = REPOSITORY / PRESETS["digits", "*", "*"]["teacher_weights"]
+    assert file.stat().st_size < 4e6
+    assert {value.dtype for value in load_file(file).values() if value.is_floating_point()} == {torch.float16}
+
+
+@pytest.mark.slow
+def test_the_script_rebuilds_a_teacher_of_the_same_quality(digits, tmp_path):
+    train_digits_teacher.main(["--save-path", str(tmp_path / "rebuilt.safetensors")])
+    rebuilt = quality(digits, tmp_path, "--teacher-weights", str(tmp_path / "rebuilt.safetensors"))
+    assert promised(rebuilt)
+    assert rebuilt["recall of positives"] == pytest.approx(quality(digits, tmp_path)["recall of positives"], abs=0.05)
+
+
+def test_the_teachers_script_writes_weights_that_load(tmp_path):
+    model = train_digits_teacher.train(epochs=1, num_scenes=100)
+    save_file({name: value.half() for name, value in model.state_dict().items()}, tmp_path / "w.safetensors")
+    loaded = teacher.create_clip(PRESETS["digits", "*", "*"]["teacher"], tmp_path / "w.safetensors")
+    assert sum(value.numel() for value in loaded.parameters()) < 1.5e6
+
+
+def test_the_first_run_makes_what_it_needs(digits, tmp_path, capsys, monkeypatch):
+    shutil.copytree(digits, tmp_path / "ready/digits")
+    monkeypatch.setattr(make_digits, "make", lambda folder: made(folder, digits))
+    result = main.main(
+        [
+            "-d",
+            "digits",
+            "-g",
+            "cpu",
+            "--epochs",
+            "1",
+            "--data-root",
+            str(tmp_path / "data"),
+            "--results-dir",
+            str(tmp_path),
+        ]
+    )
+    assert "making the digits" in capsys.readouterr().out
+    assert (result["train_images"], result["validation_images"], result["test_images"]) == (2400, 600, 1000)
+    assert json.loads((tmp_path / "data/digits/classes.json").read_text())["prompt_names"][7] == "seven"
+
+
+def made(folder: Path, ready: Path):
+    """make_digits.make, from files made before."""
+    shutil.copytree(ready, folder, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if "obs" in n])
+    return {split: (None, np.load(folder / f"formatted_{split}_labels.npy")) for split in ("train", "val")}
+
+
+@pytest.mark.slow
+def test_EM_PL_beats_AN_and_EM_by_four_points_over_three_seeds(digits, tmp_path):
+    def mean(loss: str) -> float:
+        arguments = [
+            "-d",
+            "digits",
+            "-g",
+            "cpu",
+            "-l",
+            loss,
+            "--data-root",
+            str(digits.parent),
+            "--results-dir",
+            str(tmp_path),
+        ]
+        return float(np.mean([main.main([*arguments, "-s", seed])["test_mAP"] for seed in ("0", "1", "8")]))
+
+    assert mean("EM_PL") >= max(mean("an"), mean("EM")) + 4
