@@ -10,7 +10,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 
@@ -31,9 +31,12 @@ WHAT, TRAINING, TEACHER, COEFFICIENTS, RUN = (
 )
 
 
-def option(default, help: str, *flags: str, group: str, within: str = "", choices: tuple[str, ...] = ()) -> Field:
+def option(
+    default, help: str, *flags: str, group: str, within: str = "", choices: tuple[str, ...] = (), metavar: str = ""
+) -> Field:
     """A dataclass field that is also a command-line option. `within` is an interval such as "(0, 1]"."""
-    return field(default=default, metadata=dict(help=help, flags=flags, group=group, within=within, choices=choices))
+    about = dict(help=help, flags=flags, group=group, within=within, choices=choices, metavar=metavar)
+    return field(default=default, metadata=about)
 
 
 @dataclass(frozen=True)
@@ -45,13 +48,13 @@ class Config:
     seed: int = option(0, "seed of initialisation, order and flips", "-s", "--pytorch_seed", group=WHAT, within="[0, 4294967296)")
 
     epochs: int = option(10, "passes over the training images; VLPL trains 10", group=TRAINING, within="[1, inf)")
-    batch_size: int = option(8, "images a step; VLPL: 8, and 6 for ViT-L", group=TRAINING, within="[1, inf)")
+    batch_size: int = option(8, "images a step; VLPL: 8, and 6 for ViT-L", group=TRAINING, within="[1, inf)", metavar="IMAGES")
     lr: float = option(1e-5, "Adam's rate, constant", group=TRAINING, within="(0, inf)")
-    image_size: int = option(448, "side of the square that images are squashed to, in pixels", group=TRAINING, within="[1, inf)")
+    image_size: int = option(448, "side of the square that images are squashed to, in pixels", group=TRAINING, within="[1, inf)", metavar="PIXELS")
     flip: float = option(0.5, "probability that a training image is mirrored", group=TRAINING, within="[0, 1]")
     precision: str = option("auto", "arithmetic of backbone and teacher; auto: bf16 on CUDA, else float32", group=TRAINING, choices=("auto", "float32", "bf16"))
     pretrained: bool = option(True, "start from the backbone's published weights", group=TRAINING)
-    weights: str | None = option(None, "local checkpoint of the backbone, instead of the published weights", group=TRAINING)
+    weights: str | None = option(None, "local checkpoint of the backbone, instead of the published weights", group=TRAINING, metavar="FILE")
     val_labels: str = option("clean", "validation labels that choose the epoch: all true ones, or the observed ones only", group=TRAINING, choices=("clean", "observed"))
     skip_missing: bool = option(False, "drop images that are not on the disk (after single positives and split are drawn)", group=TRAINING)
 
@@ -62,14 +65,14 @@ class Config:
     teacher_weights: str = option("openai", "open_clip tag, or a local FILE", group=TEACHER)
     prompt: str = option("{}", "caption of a class; {} stands for its prompt name", group=TEACHER)
     teacher_preprocess: str = option("own", "own: the teacher's size, mean and std; reference: what the published code fed it", group=TEACHER, choices=("own", "reference"))
-    text_features: str | None = option(None, "FILE.npy of (L, D) class text features, instead of the text tower", group=TEACHER)
-    similarity: str | None = option(None, "FILE.npz with images, classes, similarity: someone else's teacher", group=TEACHER)
+    text_features: str | None = option(None, "FILE.npy of (L, D) class text features, instead of the text tower", group=TEACHER, metavar="FILE")
+    similarity: str | None = option(None, "FILE.npz with images, classes, similarity: someone else's teacher", group=TEACHER, metavar="FILE")
 
-    alpha: float = option(0.2, "weight of the entropy of unknown labels", group=COEFFICIENTS, within="[0, inf)")
-    beta_pos: float = option(0.7, "weight of positive pseudo-labels", group=COEFFICIENTS, within="[0, inf)")
-    beta_neg: float = option(0.2, "weight of negative pseudo-labels; 0 is what the published code did", group=COEFFICIENTS, within="[0, inf)")
+    alpha: float = option(0.2, "weight of the entropy of unknown labels", group=COEFFICIENTS, within="[0, inf)", metavar="WEIGHT")
+    beta_pos: float = option(0.7, "weight of positive pseudo-labels", group=COEFFICIENTS, within="[0, inf)", metavar="WEIGHT")
+    beta_neg: float = option(0.2, "weight of negative pseudo-labels; 0 is what the published code did", group=COEFFICIENTS, within="[0, inf)", metavar="WEIGHT")
     smoothing: float = option(0.1, "share of a pseudo-label's weight that goes to the opposite label", group=COEFFICIENTS, within="[0, 0.5]")
-    beta: float = option(0.02, "weight of APL's soft negatives", group=COEFFICIENTS, within="[0, inf)")
+    beta: float = option(0.02, "weight of APL's soft negatives", group=COEFFICIENTS, within="[0, inf)", metavar="WEIGHT")
     warmup_epochs: int = option(5, "first epoch (from 1) after which APL labels; below --epochs", group=COEFFICIENTS, within="[1, inf)")
     neg_proportion: float = option(0.9, "share of a class's unlabelled images that APL labels in all", group=COEFFICIENTS, within="[0, 1]")
     gamma_pos: float = option(2.0, "EM_PL_ASL's focus on positives: the power of 1-p", group=COEFFICIENTS, within="[0, inf)")
@@ -78,14 +81,14 @@ class Config:
     eps: float = option(1e-5, "added to p inside every logarithm, as in the published code", group=COEFFICIENTS, within="(0, 1)")
 
     gpu: str = option("0", "CUDA index, or cpu", "-g", group=RUN)
-    workers: int | None = option(None, "threads that decode images (default: the cores, 8 at most)", group=RUN, within="[1, inf)")
+    workers: int | None = option(None, "threads that decode images; if not given, the cores, 8 at most", group=RUN, within="[1, inf)")
     cache: str = option("auto", "where decoded images are kept: on the GPU, in memory, in a file beside the data set, or nowhere", group=RUN, choices=("auto", "gpu", "ram", "disk", "none"))
-    eval_batch_size: int = option(64, "images a step where nothing is learned", group=RUN, within="[1, inf)")
+    eval_batch_size: int = option(64, "images a step where nothing is learned", group=RUN, within="[1, inf)", metavar="IMAGES")
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch", group=RUN, within="[0, inf)")
-    data_root: str = option("data", "folder that holds the data sets", group=RUN)
-    image_root: str | None = option(None, "where the images lie, if not where the formatted files say", group=RUN)
-    cache_root: str | None = option(None, "folder for caches (default: the data root)", group=RUN)
-    results_dir: str = option("results", "folder that holds the runs", group=RUN)
+    data_root: str = option("data", "folder that holds the data sets", group=RUN, metavar="DIR")
+    image_root: str | None = option(None, "where the images lie, if not where the formatted files say", group=RUN, metavar="DIR")
+    cache_root: str | None = option(None, "folder for caches, if not the data root", group=RUN, metavar="DIR")
+    results_dir: str = option("results", "folder that holds the runs", group=RUN, metavar="DIR")
     resume: bool = option(False, "go on with an unfinished run of the same identity, if there is one", group=RUN)
     overwrite: bool = option(False, "start over, deleting what a run of the same identity left", group=RUN)
     # fmt: on
@@ -107,7 +110,7 @@ PRESETS: dict[tuple[str, str, str], dict] = {
         pretrained=False,
         image_size=64,
         flip=0.0,  # a mirrored digit is no digit
-        batch_size=16,
+        batch_size=8,
         epochs=8,
         lr=3e-3,
         prompt="a photo of the digit {}",
@@ -217,7 +220,10 @@ def check(config: Config) -> None:
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse that tells a mistake in one line, without repeating the usage."""
+    """argparse that tells a mistake in one line, without repeating the usage; described by a docstring's first line."""
+
+    def __init__(self, docstring: str, **options) -> None:
+        super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
 
     def error(self, message: str) -> typing.NoReturn:
         self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
@@ -230,9 +236,8 @@ def build_parser() -> argparse.ArgumentParser:
 
     known = {"loss": list(losses.LOSSES), "model": list(models.BACKBONES), "dataset": list(datasets.DATASETS)}
     parser = OneLineParser(
-        description="Train a multi-label classifier from one known positive label an image.",
+        "Train a multi-label classifier from one known positive label an image.",
         argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
     )
     groups = {title: parser.add_argument_group(title) for title in (WHAT, TRAINING, TEACHER, COEFFICIENTS, RUN)}
@@ -250,7 +255,7 @@ def build_parser() -> argparse.ArgumentParser:
             dest=entry.name,
             type=_plain_type(kinds[entry.name]),
             choices=known["loss"] if entry.name == "loss" else about["choices"] or None,
-            metavar=entry.name.split("_")[-1].upper(),
+            metavar=about["metavar"] or entry.name.split("_")[-1].upper(),
             help=text.replace("%", "%%"),
         )
     return parser
@@ -260,6 +265,10 @@ def _plain_type(kind: object) -> Callable:
     return next(part for part in (typing.get_args(kind) or (kind,)) if part is not type(None))
 
 
+def _shown(value: object) -> str:
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
+
+
 def _facts(entry: Field, known: typing.Sequence[str]) -> str:
     """What stands behind an option's help: choices, default, presets, range, and which losses read it."""
     import losses
@@ -267,18 +276,13 @@ def _facts(entry: Field, known: typing.Sequence[str]) -> str:
     facts = []
     if choices := entry.metadata["choices"] or known:
         facts.append(", ".join(choices))
-    if entry.default not in (None, MISSING):
-        set_elsewhere = ", ".join(
-            f"{' '.join(part for part in row if part != '*')} {values[entry.name]}"
+    if entry.default is not None:
+        facts.append(f"default {_shown(entry.default)}")
+        facts += [
+            f"{' '.join(part for part in row if part != '*')}: {_shown(values[entry.name])}"
             for row, values in PRESETS.items()
             if entry.name in values
-        )
-        default = (
-            {True: "on", False: "off"}.get(entry.default, entry.default)
-            if entry.default in (True, False) and isinstance(entry.default, bool)
-            else entry.default
-        )
-        facts.append(f"default {default}" + (f"; {set_elsewhere}" if set_elsewhere else ""))
+        ]
     if entry.metadata["within"]:
         facts.append(f"in {entry.metadata['within']}")
     if entry.metadata["group"] == COEFFICIENTS:

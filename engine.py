@@ -127,9 +127,8 @@ def train_one_epoch(
         mininterval=TELL_SECONDS,
     )
     with bar:
-        batches = zip(
-            remaining.to(device).split(batch_size), data.images.stream(remaining, batch_size, device), strict=True
-        )
+        stream = data.images.stream(remaining, batch_size, device)
+        batches = zip(remaining.to(device).split(batch_size), stream, strict=True) if len(remaining) else ()
         for step, (index, images) in enumerate(batches, start):
             optimizer.zero_grad(set_to_none=True)
             with autocast(device, precision):

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> dict:
         names = splits.classes.names
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
         print(f"{config.dataset}: {counts} images, {len(names)} labels")
-        cache = Path(config.cache_root or config.data_root) / config.dataset / "cache"
+        cache = datasets.cache_folder(config)
 
         # Pseudo-labels, once per image, before training
         pseudo = None
@@ -82,7 +82,7 @@ def main(argv: list[str] | None = None) -> dict:
         torch.manual_seed(config.seed)
         model = models.build(config, len(names)).to(device, memory_format=torch.channels_last)
         loss_function = losses.build(config.loss, config, torch.from_numpy(splits.train.observed)).to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr)
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         data = engine.TrainingSet(
             train,
             torch.from_numpy(splits.train.observed).to(device),
@@ -171,6 +171,7 @@ def main(argv: list[str] | None = None) -> dict:
                 mark = " *" if best["epoch"] == epoch else ""
                 line = f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}"
                 print(f"{line}  {seconds:.1f} s")
+                stop.raise_if_asked()
 
             # Test, once, from the best validation epoch
             model.load_state_dict(run.load_best())

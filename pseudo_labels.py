@@ -11,6 +11,7 @@ from torch import Tensor
 
 import metrics
 from config import UserError
+from storage import why
 
 CHUNK = 1 << 22  # entries labelled at a time: bounds the memory beside the (N, L) result
 
@@ -83,7 +84,7 @@ def load_similarity(path: str | Path, images: np.ndarray, classes: list[str]) ->
         with np.load(path, allow_pickle=False) as file:
             names, columns, similarity = (file[name] for name in ("images", "classes", "similarity"))
     except (OSError, ValueError, KeyError, EOFError) as error:
-        raise UserError(f"{path} is not an npz file with images, classes and similarity ({error})") from None
+        raise UserError(f"{path} is not an npz file with images, classes and similarity ({why(error)})") from None
     if similarity.shape != (len(names), len(columns)) or similarity.dtype.kind != "f":
         raise UserError(
             f"{path}: similarity is {similarity.dtype} {similarity.shape}, expected float of "

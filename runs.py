@@ -27,7 +27,7 @@ import torch
 
 import config as settings
 from config import Config, UserError
-from storage import atomic, digest, locked, read_json, write_arrays, write_json
+from storage import atomic, digest, locked, read_json, why, write_arrays, write_json
 
 
 def run_name(config: Config) -> str:
@@ -85,8 +85,7 @@ def read_tensors(path: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path} not found; start the run over with --overwrite") from None
     except Exception as error:  # zip, pickle and PyTorch each raise their own
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{path} is damaged ({reason[:120]}); start the run over with --overwrite") from None
+        raise UserError(f"{path} is damaged ({why(error)}); start the run over with --overwrite") from None
 
 
 def finished(config: Config) -> dict | None:

@@ -73,6 +73,17 @@ def read_json(path: str | Path) -> object:
         raise UserError(f"{path} is not valid JSON ({error}); remove it and make it again") from None
 
 
+def why(error: Exception) -> str:
+    """An error of a library in a few words, without its advice to unpickle."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]}"
+    lines = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error).strip().splitlines()
+    text = lines[0] if lines else type(error).__name__
+    return (
+        "it holds pickled objects, which are never read" if "pickle" in text.lower() or "weights_only" in text else text
+    )
+
+
 @contextmanager
 def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None]:
     """Hold the lock of `path` (a file beside it; the kernel drops it when its holder dies).

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from config import UserError
 from datasets.files import Classes, is_formatted
-from datasets.multilabel import MultiLabelDataset, Splits, load
+from datasets.multilabel import MultiLabelDataset, Splits, cache_folder, load
 
-__all__ = ["DATASETS", "Classes", "Known", "MultiLabelDataset", "Splits", "check_name", "load"]
+__all__ = ["DATASETS", "Classes", "Known", "MultiLabelDataset", "Splits", "cache_folder", "check_name", "load"]
 
 
 @dataclass(frozen=True)

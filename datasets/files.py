@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from config import UserError
-from storage import read_json, write_array, write_json
+from storage import read_json, why, write_array, write_json
 
 SPLITS = ("train", "val")
 PREPROC = Path(__file__).resolve().parent.parent / "preproc"
@@ -62,7 +62,7 @@ def _read_array(path: Path, how: str) -> np.ndarray:
     except FileNotFoundError:
         raise UserError(f"{path} not found; {how}") from None
     except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is not a plain NumPy array ({error}); {how}") from None
+        raise UserError(f"{path} is not a plain NumPy array ({why(error)}); {how}") from None
 
 
 def _alphabet(path: Path, labels: np.ndarray, allowed: tuple[int, ...], how: str) -> np.ndarray:

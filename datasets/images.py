@@ -118,8 +118,7 @@ def where_kept(mode: str, num_bytes: int, folder: Path, device: torch.device) ->
         raise UserError("--cache gpu needs a GPU; take ram, disk or auto")
     if mode != "auto":
         return mode
-    folder.mkdir(parents=True, exist_ok=True)
-    if not os.access(folder, os.W_OK) or shutil.disk_usage(folder).free < 1.1 * num_bytes:
+    if shutil.disk_usage(folder).free < 1.1 * num_bytes:
         print(f"no room for {num_bytes / 1e9:.1f} GB of decoded images in {folder}: decoding in every epoch")
         return "none"
     if device.type == "cuda" and num_bytes < torch.cuda.mem_get_info(device)[0] / 2:

@@ -1,5 +1,7 @@
 """One data set class for all: data sets differ in data, not in code."""
 
+import errno
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,6 +69,20 @@ def split_indices(num_images: int) -> tuple[np.ndarray, np.ndarray]:
     order = np.random.RandomState(SPLIT_SEED).permutation(num_images)
     num_val = round(VAL_FRACTION * num_images)
     return np.sort(order[: num_images - num_val]), np.sort(order[num_images - num_val :])
+
+
+def cache_folder(config: Config) -> Path:
+    """Where caches of a data set lie. Raises UserError where it cannot be written."""
+    folder = Path(config.cache_root or config.data_root) / config.dataset / "cache"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); give another folder with --cache-root"
+        ) from None
+    return folder
 
 
 def load(config: Config) -> Splits:

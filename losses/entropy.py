@@ -42,7 +42,7 @@ def em_pl(
     """
     nll_pos, nll_neg = nlls(logits, eps)
     pseudo_pos = beta_pos * ((1 - smoothing) * nll_pos + smoothing * nll_neg)
-    pseudo_neg = beta_neg * (smoothing * nll_pos + (1 - smoothing) * nll_neg)  # differs: published as 0
+    pseudo_neg = beta_neg * (smoothing * nll_pos + (1 - smoothing) * nll_neg)  # differs: absent
     unknown = -alpha * entropy(logits, eps)
     guessed = torch.where(pseudo == 1, pseudo_pos, torch.where(pseudo == -1, pseudo_neg, unknown))
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, guessed))

@@ -5,11 +5,14 @@ Each file imports its library inside its function, so a run loads the one that i
 
 from functools import partial
 
+import torch
+
 from config import Config, UserError
 from models.backbone import Backbone
 from models.resnet import resnet50
 from models.timm_any import timm_any
 from models.vit_clip import vit_clip
+from storage import why
 
 BACKBONES = {
     "resnet50": resnet50,
@@ -45,6 +48,16 @@ def build(config: Config, num_labels: int) -> Backbone:
     check_name(config.model)
     make = BACKBONES.get(config.model) or partial(timm_any, config.model.removeprefix("timm:"))
     try:
-        return make(num_labels, image_size=config.image_size, pretrained=config.pretrained, weights=config.weights)
-    except (AssertionError, RuntimeError) as error:  # what timm and open_clip say of a size that they cannot build
-        raise UserError(f"{config.model} cannot be built for --image-size {config.image_size}: {error}") from None
+        model = make(num_labels, image_size=config.image_size, pretrained=config.pretrained, weights=config.weights)
+        _try_shapes(model, config.image_size)
+    except (AssertionError, RuntimeError) as error:  # what timm, open_clip and torch say of a size that does not fit
+        raise UserError(f"{config.model} cannot be built for --image-size {config.image_size}: {why(error)}") from None
+    return model
+
+
+def _try_shapes(model: Backbone, size: int) -> None:
+    """One forward pass of shapes alone, on the meta device: a size that does not fit fails now, not in an epoch."""
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    with torch.no_grad():
+        torch.func.functional_call(model.eval(), shapes, torch.empty(2, 3, size, size, device="meta"))

@@ -8,6 +8,7 @@ from torch import nn
 
 from config import UserError
 from models.weights import hub_file, read_weights, torchvision_file
+from storage import why
 
 HERE = Path(__file__).resolve().parent.parent
 
@@ -29,7 +30,7 @@ def config_name(name: str) -> str:
             if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(json.loads(path.read_text())):
                 raise ValueError("embed_dim, vision_cfg and text_cfg are needed")
         except (ValueError, TypeError) as error:
-            raise UserError(f"--teacher {path} is not an open_clip model config ({error})") from None
+            raise UserError(f"--teacher {path} is not an open_clip model config ({why(error)})") from None
         open_clip.add_model_config(path)
         return path.stem
     if name not in open_clip.list_models():
@@ -79,7 +80,7 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
         return open_clip.create_model(name, pretrained=str(file), force_image_size=image_size)
     except Exception as error:  # torch, safetensors and open_clip each raise their own
         read_weights(file)  # says so if the file itself is bad
-        raise UserError(f"{file} does not fit the model {name} ({str(error).strip().splitlines()[0]})") from None
+        raise UserError(f"{file} does not fit the model {name} ({why(error)})") from None
 
 
 def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -19,10 +19,10 @@ from datasets.images import decode_batches, to_input
 from datasets.multilabel import MultiLabelDataset
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.clip import clip_file, create_clip, local_file, normalisation
-from storage import digest, file_digest, grow_rows, write_json
+from storage import digest, file_digest, grow_rows, why, write_json
 
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
-RESAMPLE = Image.Resampling.BICUBIC  # what CLIP was trained with
+RESAMPLE = Image.Resampling.BICUBIC  # what CLIP was trained with; differs: published as bilinear
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
 
@@ -40,7 +40,7 @@ class Teacher(nn.Module):
         self.visual = clip.visual
         self.size = int(torch.tensor(clip.visual.image_size).max())
         self.preprocess = preprocess
-        if preprocess == "reference":
+        if preprocess == "reference":  # differs: published always so
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         self.register_buffer("text_features", F.normalize(text_features.float(), dim=1))
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
@@ -63,7 +63,7 @@ def read_text_features(path: str, num_labels: int) -> np.ndarray:
     try:
         features = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--text-features {path} is not a plain NumPy array ({error})") from None
+        raise UserError(f"--text-features {path} is not a plain NumPy array ({why(error)})") from None
     if (
         features.ndim != 2
         or len(features) != num_labels

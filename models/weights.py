@@ -9,18 +9,14 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from config import UserError
+from storage import why
 
 TIMEOUT = 10  # seconds until the network counts as absent
 
 
-def _reason(error: Exception) -> str:
-    text = str(getattr(error, "reason", error)).strip()
-    return text.splitlines()[0] if text else type(error).__name__
-
-
 def _unreachable(file: str, folder: str | Path, error: Exception, models: str, otherwise: str) -> UserError:
     return UserError(
-        f"weights {file} are not in {folder}, and fetching them failed ({_reason(error)}); where there is internet run "
+        f"weights {file} are not in {folder}, and fetching them failed ({why(error)}); where there is internet run "
         f"`python preproc/download.py --models {models}` and copy that folder here, or {otherwise}"
     )
 
@@ -79,10 +75,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """
     try:
         state = load_file(path) if str(path).endswith(".safetensors") else _load_tensors(path)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror or error}") from None
     except Exception as error:  # zip, pickle and safetensors each raise their own
-        raise UserError(f"{path} is not a readable checkpoint of tensors ({_reason(error)})") from None
+        raise UserError(f"{path} is not a readable checkpoint of tensors ({why(error)})") from None
     for key in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]

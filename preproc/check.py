@@ -28,7 +28,7 @@ def problem(path: str) -> str | None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser(__doc__)
     parser.add_argument("--dataset", required=True, help="folder below the data root")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
     parser.add_argument("--image-root", help="where the images lie, if not where the formatted files say")

@@ -12,7 +12,7 @@ from datasets.files import observe_command, write_description, write_split
 
 
 def format_parser(about: str, name: str, load_help: str) -> argparse.ArgumentParser:
-    parser = OneLineParser(description=about.strip().splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser(about)
     parser.add_argument("--load-path", default=f"data/{name}", help=f"{load_help} (default: %(default)s)")
     parser.add_argument("--save-path", default=f"data/{name}", help="folder to write to (default: %(default)s)")
     return parser

@@ -25,7 +25,7 @@ import models
 from config import Config, OneLineParser, UserError, run_script
 from models.clip import clip_file
 from models.teacher import OFFLINE
-from storage import atomic
+from storage import atomic, why
 
 TIMEOUT = 30  # seconds
 COCO = "http://images.cocodataset.org"
@@ -86,9 +86,8 @@ def fetch(remote: Remote, folder: Path) -> Path:
             with open(partial, "ab") as file:
                 http_get(remote.url, file, resume_size=file.tell(), expected_size=size, displayed_filename=remote.name)
         except Exception as error:  # urllib, the hub's client and its transport each raise their own
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(
-                f"{remote.url} could not be fetched ({reason}); "
+                f"{remote.url} could not be fetched ({why(error)}); "
                 f"run the same command again to go on, or put the file into {folder} by hand"
             ) from None
         partial.replace(path)
@@ -150,7 +149,7 @@ def download_model(name: str) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser(__doc__)
     parser.add_argument("--dataset", choices=[*ARCHIVES, "nuswide"], help="data set to fetch into DATA_ROOT/NAME")
     parser.add_argument(
         "--models", nargs="+", metavar="NAME", default=[], help=f"teacher, {', '.join(models.BACKBONES)}, timm:NAME"

@@ -39,7 +39,7 @@ def observe(labels: np.ndarray, *, num_pos: int = 1, num_neg: int = 0, seed: int
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser(__doc__)
     parser.add_argument("--dataset", required=True, help="folder below the data root")
     parser.add_argument("--num-pos", type=int, default=1, help="positives kept an image (default: %(default)s)")
     parser.add_argument("--num-neg", type=int, default=0, help="negatives kept an image (default: %(default)s)")

@@ -68,7 +68,7 @@ def train(epochs: int, num_scenes: int = NUM_SCENES) -> nn.Module:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(description=__doc__.strip().splitlines()[0], allow_abbrev=False)
+    parser = OneLineParser(__doc__)
     parser.add_argument("--save-path", default=PRESET["teacher_weights"], help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     options = parser.parse_args(argv)

@@ -140,9 +140,9 @@ def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, mon
     assert same_numbers(Path(main.main([*arguments, "--resume"])["folder"]), Path(undisturbed))
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGTERM, 3)])
 def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
-    toy, tmp_path, monkeypatch, number, capsys
+    toy, tmp_path, monkeypatch, number, step, capsys
 ):
     arguments = toy_arguments(toy, "-m", "timm:test_vit")
     undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
@@ -150,7 +150,7 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
 
     def signalling(self, *given):
         steps.append(1)
-        if len(steps) == 5:  # the second step of the second epoch
+        if len(steps) == 3 + step:  # in the second epoch, which has three steps like every other
             os.kill(os.getpid(), number)
         return real(self, *given)
 
@@ -160,9 +160,9 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
             main.main(arguments)
     assert stop.value.args == (number,)
     state = torch.load(only_run(toy) / "last.pt", weights_only=True)
-    assert (state["epoch"], state["step"]) == (2, 2)
+    assert (state["epoch"], state["step"]) == (2, step)
     result = main.main([*arguments, "--resume"])
-    assert "resuming in epoch 2 after 2 of 3 batches" in capsys.readouterr().out
+    assert f"resuming in epoch 2 after {step} of 3 batches" in capsys.readouterr().out
     assert same_numbers(Path(result["folder"]), Path(undisturbed))
 
 
@@ -240,6 +240,12 @@ def test_results_that_cannot_be_written_are_one_line(toy, fails, tmp_path):
     (tmp_path / "file").write_text("in the way")
     line = fails(main.main, [*toy_arguments(toy)[:-2], "--results-dir", str(tmp_path / "file/results")])
     assert str(tmp_path / "file") in line
+
+
+def test_a_data_folder_that_cannot_be_written_is_one_line(toy, fails, tmp_path):
+    (toy / "cache").write_text("in the way")
+    assert "give another folder with --cache-root" in fails(main.main, toy_arguments(toy))
+    assert main.main(toy_arguments(toy, "--cache-root", str(tmp_path / "elsewhere")))["best_epoch"] in (1, 2)
 
 
 def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(toy):

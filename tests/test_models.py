@@ -61,6 +61,11 @@ def test_a_backbone_turns_pixels_into_logits_and_owns_its_normalisation(name):
     assert model.mean.shape == model.std.shape == (3, 1, 1) and (model.std > 0).all()
 
 
+def test_a_size_that_does_not_fit_is_told_before_training():
+    with pytest.raises(UserError, match="cannot be built for --image-size 65"):
+        models.build(replace(config(model="timm:test_vit"), image_size=65), 5)
+
+
 def test_the_clip_backbone_is_the_image_tower_with_a_linear_head(monkeypatch, tiny_clip):
     monkeypatch.setattr(sys.modules["models.vit_clip"], "NAME", tiny_clip[0])
     for size in (32, 48):

@@ -1,0 +1,35 @@
+# Sourced by the sweeps: run_all reads lines of arguments and runs `main.py --resume` with each, JOBS side by side.
+#
+#   JOBS=4 GPUS="0 1" PYTHON=python sweeps/seeds.sh -d coco
+#
+# A finished run is skipped, a broken one goes on. A run that fails does not stop the others; it is listed at the end
+# with its log, and the sweep's exit status is then 1.
+
+set -uo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export JOBS=${JOBS:-1} GPUS=${GPUS:-0} LOGS=${LOGS:-results/logs}
+export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+SEEDS=${SEEDS:-0 1 8}
+
+run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
+    local gpus=($GPUS) log # named by the end of the arguments, where a sweep puts what varies, and a checksum of all
+    log="$LOGS/$(printf '%s' "$*" | tr -cs 'A-Za-z0-9.' '_' | tail -c 60)_$(printf '%s' "$*" | cksum | cut -d ' ' -f 1).log"
+    echo "start  $*"
+    if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" "$@" >"$log" 2>&1; then
+        echo "done   $*: $(grep -h 'test mAP' "$log" | tail -n 1)"
+    else
+        echo "$*: $log" >>"$LOGS/failed"
+        echo "FAILED $*: $(tail -n 1 "$log")"
+    fi
+}
+export -f run_one
+
+run_all() {
+    mkdir -p "$LOGS" && rm -f "$LOGS/failed"
+    trap 'exit 130' INT TERM
+    xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all
+    [ -e "$LOGS/failed" ] || return 0
+    echo "failed runs, each with its log:"
+    cat "$LOGS/failed"
+    return 1
+}
