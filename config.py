@@ -10,7 +10,7 @@ import signal
 import sys
 import typing
 from collections.abc import Callable
-from dataclasses import Field, asdict, dataclass, field, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 
 
@@ -62,7 +62,7 @@ class Config:
     threshold: float = option(0.3, "softmax similarity above which a label becomes a positive pseudo-label", "-th", group=TEACHER, within="(0, 1)")
     partial: float = option(0.0, "fraction of an image's labels, the least similar ones, taken as negative pseudo-labels", "-p", group=TEACHER, within="[0, 1)")
     teacher: str = option("ViT-L-14-336-quickgelu", "open_clip model name, or FILE.json with an open_clip model config", group=TEACHER)
-    teacher_weights: str = option("openai", "open_clip tag, or a local FILE", group=TEACHER)
+    teacher_weights: str = option("openai", "open_clip tag, or a local FILE (which is given OpenAI's mean and std)", group=TEACHER)
     prompt: str = option("{}", "caption of a class; {} stands for its prompt name", group=TEACHER)
     teacher_preprocess: str = option("own", "own: the teacher's size, mean and std; reference: what the published code fed it", group=TEACHER, choices=("own", "reference"))
     text_features: str | None = option(None, "FILE.npy of (L, D) class text features, instead of the text tower", group=TEACHER, metavar="FILE")
@@ -101,8 +101,7 @@ PRESETS: dict[tuple[str, str, str], dict] = {
     ("coco", "*", "*"): dict(alpha=0.1),  # EM's published coefficients, which VLPL keeps
     ("nuswide", "*", "*"): dict(alpha=0.1, prompt="a photo of a {}"),
     ("cub", "*", "*"): dict(alpha=0.01, lr=1e-4, prompt="a photo of a bird with {}"),
-    ("pascal", "EM_APL", "*"): dict(batch_size=8, warmup_epochs=5, beta=0.02),  # Zhou et al. 2022
-    ("coco", "EM_APL", "*"): dict(batch_size=16, warmup_epochs=5, beta=0.9),
+    ("coco", "EM_APL", "*"): dict(batch_size=16, beta=0.9),  # Zhou et al. 2022; pascal's values are the defaults
     ("nuswide", "EM_APL", "*"): dict(batch_size=16, warmup_epochs=4, beta=0.2),
     ("cub", "EM_APL", "*"): dict(batch_size=8, warmup_epochs=3, beta=0.4),
     ("digits", "*", "*"): dict(
@@ -137,6 +136,12 @@ def inside(value: float, interval: str) -> bool:
     return above and below
 
 
+def local_file(name: str) -> Path | None:
+    """The file of that name below the current folder, or else below the repository; None where there is none."""
+    here = Path(__file__).resolve().parent
+    return next((path for path in (Path(name), here / name) if path.is_file()), None)
+
+
 def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
@@ -158,11 +163,15 @@ def unread(config: Config) -> dict[str, str]:
             reasons.setdefault(name, "--similarity replaces the teacher")
     if config.text_features:
         reasons.setdefault("prompt", "--text-features replaces the prompts")
+    if config.weights:
+        reasons["pretrained"] = "--weights replaces the published weights"
+    if config.partial == 0:
+        reasons.setdefault("beta_neg", "without --partial there are no negative pseudo-labels")
     return reasons
 
 
 def identity(config: Config) -> dict:
-    """What makes two runs the same run: all that changes its numbers, and nothing else."""
+    """The settings that make two runs the same run: all that change its numbers by more than rounding."""
     ignored = unread(config)
     return {
         entry.name: getattr(config, entry.name)
@@ -299,10 +308,12 @@ def run_script(main: Callable[[], object]) -> typing.NoReturn:
         print(f"{program}: error: {error}", file=sys.stderr)
         sys.exit(2)
     except OSError as error:
-        if error.errno is None:
-            raise
-        print(f"{program}: error: {error.filename or 'writing'}: {error.strerror}", file=sys.stderr)
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
         sys.exit(2)
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     except Interrupted as interrupted:
         number = interrupted.args[0]
         print(
@@ -326,7 +337,3 @@ def show(config: Config) -> str:
         if values:
             lines.append(f"{title.split(' (')[0]}: {', '.join(values)}")
     return "\n".join(lines)
-
-
-def as_dict(config: Config) -> dict:
-    return asdict(config)

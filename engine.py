@@ -1,6 +1,7 @@
-"""The loops over batches: the only code that knows devices and precision."""
+"""The loops over batches, and what they run on: devices, precision, randomness."""
 
 import os
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -116,6 +117,7 @@ def train_one_epoch(
     order, flips = epoch_order(seed, epoch, num_images), epoch_flips(seed, epoch, num_images, flip).to(device)
     remaining = order[start * batch_size :]
     rate = optimizer.param_groups[0]["lr"]
+    told = time.monotonic()
     model.train()
     bar = tqdm(
         total=len(losses),
@@ -137,7 +139,9 @@ def train_one_epoch(
             loss.backward()
             optimizer.step()
             losses[step] = loss.detach()
-            if bar.update():  # true about once in TELL_SECONDS: the only time the host waits for the device
+            bar.update()
+            if time.monotonic() - told > TELL_SECONDS:  # the only time the host waits for the device
+                told = time.monotonic()
                 check_finite(losses[: step + 1], epoch)
                 bar.set_postfix(loss=f"{losses[start : step + 1].mean().item():.4f}", lr=f"{rate:g}", refresh=False)
             after_step(step + 1)
@@ -167,7 +171,10 @@ def predict(
     device: torch.device,
     name: str,
 ) -> Tensor:
-    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped."""
+    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped.
+
+    Raises UserError where one is not a number: the weights have diverged.
+    """
     model.eval()
     probs = torch.empty(len(images), num_labels, device=device)
     order, done = torch.arange(len(images)), 0
@@ -178,4 +185,8 @@ def predict(
             probs[done : done + len(batch)] = torch.sigmoid(logits.float())
             done += len(batch)
             bar.update(len(batch))
+    if not torch.isfinite(probs).all():
+        raise UserError(
+            f"{name}: predictions are not finite, the weights have diverged; lower --lr and use --overwrite"
+        )
     return probs

@@ -23,7 +23,7 @@ import runs
 from datasets.images import open_images, where_kept
 from models import teacher
 from preproc import make_digits
-from storage import digest
+from storage import digest, writable_folder
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -38,20 +38,20 @@ def main(argv: list[str] | None = None) -> dict:
     config = replace(config, precision=engine.pick_precision(config.precision, device))
     workers = config.workers or engine.default_workers()
     print(settings.show(config))
+    if config.dataset == "digits":
+        make_digits.ensure(Path(config.data_root) / "digits")
     if result := runs.finished(config):
         print(f"finished: test mAP {result['test_mAP']:.2f} in {result['folder']} (--overwrite runs it again)")
         return result
-    Path(config.results_dir).mkdir(parents=True, exist_ok=True)
 
     with runs.Stop() as stop:
         # Data
-        if config.dataset == "digits":
-            make_digits.ensure(Path(config.data_root) / "digits")
         splits = datasets.load(config)
         names = splits.classes.names
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
         print(f"{config.dataset}: {counts} images, {len(names)} labels")
         cache = datasets.cache_folder(config)
+        writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
 
         # Pseudo-labels, once per image, before training
         pseudo = None
@@ -72,15 +72,16 @@ def main(argv: list[str] | None = None) -> dict:
             print(pseudo_labels.table(quality))
 
         # Images
-        num_bytes = sum(len(split) for split in splits.named().values()) * config.image_size**2 * 3
-        where = where_kept(config.cache, num_bytes, cache, device)
+        where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
         train, val, test = (
             open_images(split, config.image_size, where, cache, device, workers) for split in splits.named().values()
         )
 
         # Backbone and loss
+        num_steps = -(-len(train) // config.batch_size)
+        smallest_batch = len(train) - (num_steps - 1) * config.batch_size
         torch.manual_seed(config.seed)
-        model = models.build(config, len(names)).to(device, memory_format=torch.channels_last)
+        model = models.build(config, len(names), smallest_batch).to(device, memory_format=torch.channels_last)
         loss_function = losses.build(config.loss, config, torch.from_numpy(splits.train.observed)).to(device)
         optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
         data = engine.TrainingSet(
@@ -96,17 +97,19 @@ def main(argv: list[str] | None = None) -> dict:
         data_key = digest([split.key() for split in splits.named().values()], np.zeros(0) if pseudo is None else pseudo)
         with runs.open_run(config, data_key, device) as run:
             # Where to begin
-            num_steps = -(-len(train) // config.batch_size)
             first_epoch, first_step, best = 1, 0, {"epoch": 0, "val_mAP": -1.0}
             step_losses = torch.zeros(num_steps, device=device)
             if run.checkpoint:
                 state = run.checkpoint
-                model.load_state_dict(state["model"])
-                optimizer.load_state_dict(state["optimizer"])
-                loss_function.load_state_dict(state["loss"])
-                engine.set_random_state(state["random"], device)
-                first_epoch, first_step, best = state["epoch"], state["step"], state["best"]
-                step_losses[:first_step] = state["step_losses"].to(device)
+                with runs.fitting(run.folder / "last.pt"):
+                    model.load_state_dict(state["model"])
+                    optimizer.load_state_dict(state["optimizer"])
+                    loss_function.load_state_dict(state["loss"])
+                    engine.set_random_state(state["random"], device)
+                    first_epoch, first_step, best = state["epoch"], state["step"], state["best"]
+                    step_losses[:first_step] = state["step_losses"].to(device)
+                if first_step == 0 and best["epoch"] == first_epoch - 1:
+                    run.save_best(state["model"])  # the process may have died before it came to this
                 print(f"resuming in epoch {first_epoch} after {first_step} of {num_steps} batches: {run.folder}")
             else:
                 print(f"run: {run.folder}")
@@ -164,17 +167,22 @@ def main(argv: list[str] | None = None) -> dict:
                 val_map = metrics.mean_average_precision(probs, splits.val.true)
                 if val_map > best["val_mAP"]:
                     best = {"epoch": epoch, "val_mAP": val_map}
-                    run.save_best(model.state_dict())
                 seconds = time.monotonic() - began
-                run.history.append({"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds})
-                save(epoch + 1, 0)
+                with stop.deferred():
+                    run.history.append(
+                        {"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds}
+                    )
+                    save(epoch + 1, 0)
+                    if best["epoch"] == epoch:
+                        run.save_best(model.state_dict())
                 mark = " *" if best["epoch"] == epoch else ""
                 line = f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}"
                 print(f"{line}  {seconds:.1f} s")
                 stop.raise_if_asked()
 
             # Test, once, from the best validation epoch
-            model.load_state_dict(run.load_best())
+            with runs.fitting(run.folder / "best.pt"):
+                model.load_state_dict(run.load_best())
             probs = engine.predict(model, test, name="test", **predicting).cpu().numpy()
             scores = metrics.evaluate(probs, splits.test.true)
             result = {

@@ -83,7 +83,7 @@ def load_similarity(path: str | Path, images: np.ndarray, classes: list[str]) ->
     try:
         with np.load(path, allow_pickle=False) as file:
             names, columns, similarity = (file[name] for name in ("images", "classes", "similarity"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+    except Exception as error:  # NumPy, zip and zlib each raise their own
         raise UserError(f"{path} is not an npz file with images, classes and similarity ({why(error)})") from None
     if similarity.shape != (len(names), len(columns)) or similarity.dtype.kind != "f":
         raise UserError(

@@ -18,8 +18,10 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -27,13 +29,14 @@ import torch
 
 import config as settings
 from config import Config, UserError
-from storage import atomic, digest, locked, read_json, why, write_arrays, write_json
+from datasets import files
+from storage import atomic, digest, file_digest, locked, read_json, why, write_arrays, write_json
 
 
 def run_name(config: Config) -> str:
     """Readable parts, then a digest of the whole identity."""
     parts = (config.dataset, config.loss, config.model.replace(":", "-").replace("/", "-"), f"s{config.seed}")
-    return "_".join((*parts, digest(settings.identity(config), length=8)))
+    return "_".join((*parts, digest(identity(config), length=8)))
 
 
 class Run:
@@ -47,6 +50,9 @@ class Run:
         """Write last.pt, then metrics.jsonl, which repeats the history that last.pt holds."""
         with atomic(self.folder / "last.pt") as temporary:
             write_tensors(temporary, state | {"history": self.history})
+        self.write_history()
+
+    def write_history(self) -> None:
         with atomic(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history))
 
@@ -59,6 +65,7 @@ class Run:
 
     def finish(self, result: dict, predictions: dict[str, np.ndarray], per_class: list[dict]) -> None:
         """Write what a finished run leaves, the result last."""
+        self.write_history()  # again: the process that wrote last.pt may have died before it came to this
         write_arrays(self.folder / "predictions.npz", **predictions)
         with atomic(self.folder / "per_class.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
@@ -70,7 +77,7 @@ class Run:
 
 
 def write_tensors(path: Path, state: dict) -> None:
-    """torch.save; a disk that is full is an OSError, as for every other file."""
+    """torch.save; raises UserError where the disk is full."""
     with open(path, "wb") as file:
         try:
             torch.save(state, file)
@@ -81,11 +88,35 @@ def write_tensors(path: Path, state: dict) -> None:
 def read_tensors(path: Path) -> dict:
     """A checkpoint of ours; raises UserError where it is absent or damaged."""
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as file:
+            if broken := file.testzip():  # torch.load does not compare checksums
+                raise ValueError(f"the checksum of {broken} is wrong")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise TypeError(f"it holds a {type(state).__name__}")
+        return state
     except FileNotFoundError:
         raise UserError(f"{path} not found; start the run over with --overwrite") from None
     except Exception as error:  # zip, pickle and PyTorch each raise their own
         raise UserError(f"{path} is damaged ({why(error)}); start the run over with --overwrite") from None
+
+
+@contextmanager
+def fitting(path: Path) -> Iterator[None]:
+    """Turn what goes wrong inside, while a checkpoint is put to use, into a UserError that names it."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path} does not fit this run ({why(error)}); start the run over with --overwrite") from None
+
+
+def identity(config: Config) -> dict:
+    """What makes two runs the same run: their settings, with the content, not the name, of every file they read."""
+    result = settings.identity(config)
+    for name in ("weights", "text_features", "similarity", "teacher", "teacher_weights"):
+        if result.get(name) and (path := settings.local_file(result[name])):
+            result[name] = file_digest(path)
+    return result | {"data": files.digest(Path(config.data_root) / config.dataset)}
 
 
 def finished(config: Config) -> dict | None:
@@ -117,12 +148,14 @@ def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Ru
             shutil.rmtree(folder)
         if not folder.exists():
             _create(folder, config, data_key, device)
-        if read_json(folder / "config.json")["data_key"] != data_key:
+        if read_json(folder / "config.json").get("data_key") != data_key:
             raise UserError(
                 f"images, labels or pseudo-labels are not those that {folder} began with; start over with --overwrite"
             )
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
-        yield Run(folder, checkpoint)
+        with fitting(folder / "last.pt"):
+            run = Run(folder, checkpoint)
+        yield run
 
 
 class Stop:
@@ -167,8 +200,8 @@ def _create(folder: Path, config: Config, data_key: str, device: torch.device) -
     versions = {module: sys.modules[module].__version__ for module in ("torch", "numpy")}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     about = {
-        "identity": settings.identity(config),
-        "config": settings.as_dict(config),
+        "identity": identity(config),
+        "config": asdict(config),
         "data_key": data_key,
         "command": sys.argv,
         "git_commit": git_commit(),

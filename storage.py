@@ -1,15 +1,17 @@
 """Files that are whole or absent: atomic writes, locks, arrays that grow row by row, digests.
 
-Everything the project writes goes through `atomic` or `grow_rows`, so a run that is killed at any moment leaves
-either the old file or the new one, never half of one.
+Runs, formatted arrays and caches are written through `atomic` or `grow_rows`, so a process that is killed at any moment
+leaves either the old file or the new one, never half of one.
 """
 
+import errno
 import hashlib
 import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -46,6 +48,19 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def writable_folder(folder: Path, otherwise: str) -> Path:
+    """The folder, made if absent. Raises UserError, with the option that names another, where it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise UserError(
+            f"{folder} cannot be written ({error.strerror}); give another folder with {otherwise}"
+        ) from None
+    return folder
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -119,10 +134,16 @@ def digest(*parts: object, length: int = 16) -> str:
     return total.hexdigest()[:length]
 
 
-def file_digest(path: str | Path, length: int = 16) -> str:
-    """Hex SHA-256 of a file's content."""
+def file_digest(path: str | Path) -> str:
+    """Hex SHA-256 of a file's content, its first 16 digits."""
+    about = os.stat(path)
+    return _file_digest(str(path), about.st_size, about.st_mtime_ns)
+
+
+@lru_cache
+def _file_digest(path: str, size: int, changed: int) -> str:
     with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:length]
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def grow_rows(
@@ -144,7 +165,13 @@ def grow_rows(
         with locked(path):
             if not path.exists():
                 _grow(path, shape, np.dtype(dtype), rows_from, description)
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise UserError(f"{path} is damaged ({why(error)}); remove it, and it is made again") from None
+    if rows.shape != shape:
+        raise UserError(f"{path} is {rows.shape}, expected {shape}; remove it, and it is made again")
+    return rows
 
 
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Callable, description: str) -> None:
@@ -156,7 +183,8 @@ def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Callab
         )
         header_bytes, done = file.tell(), 0
         if record.exists():
-            done = min(int(record.read_text()), (os.path.getsize(partial) - header_bytes) // row_bytes)
+            on_disk = max(0, os.path.getsize(partial) - header_bytes) // row_bytes
+            done = min(int(record.read_text()), on_disk)
         file.truncate(header_bytes + done * row_bytes)
         file.seek(0, os.SEEK_END)
 

@@ -34,6 +34,8 @@ DATASETS = {
 
 def check_name(name: str, data_root: str) -> None:
     """Raises UserError for a data set that is neither known nor a folder of formatted files."""
+    if Path(name).name != name:
+        raise UserError(f"--dataset takes the name of a folder below {data_root}/, not a path: {name!r}")
     if name in DATASETS or is_formatted(Path(data_root) / name):
         return
     own = sorted(path.parent.name for path in Path(data_root).glob("*/formatted_train_labels.npy"))

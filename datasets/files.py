@@ -16,8 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
+import storage
 from config import UserError
-from storage import read_json, why, write_array, write_json
+from storage import file_digest, read_json, why, write_array, write_json
 
 SPLITS = ("train", "val")
 PREPROC = Path(__file__).resolve().parent.parent / "preproc"
@@ -56,12 +57,22 @@ def observe_command(folder: Path) -> str:
     return f"make it with `python preproc/generate_observed_labels.py --dataset {folder.name}{root}`"
 
 
+def digest(folder: Path) -> str:
+    """Digest of the content of a data set's formatted files, those that are there."""
+    paths = [array_path(folder, split, part) for split in SPLITS for part in ("images", "labels", "labels_obs")]
+    paths.append(Path(folder) / "classes.json")
+    return storage.digest([file_digest(path) if path.exists() else None for path in paths])
+
+
 def _read_array(path: Path, how: str) -> np.ndarray:
     try:
-        return np.load(path, allow_pickle=False)
+        array = np.load(path, allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of arrays")
+        return array
     except FileNotFoundError:
         raise UserError(f"{path} not found; {how}") from None
-    except (ValueError, EOFError) as error:
+    except Exception as error:  # NumPy, zip and zlib each raise their own
         raise UserError(f"{path} is not a plain NumPy array ({why(error)}); {how}") from None
 
 
@@ -69,14 +80,13 @@ def _alphabet(path: Path, labels: np.ndarray, allowed: tuple[int, ...], how: str
     """labels as int8, each one of `allowed`."""
     if labels.ndim != 2 or labels.dtype.kind not in "biuf":
         raise UserError(f"{path} holds {labels.dtype} of shape {labels.shape}, expected numbers of shape (N, L); {how}")
-    result = labels.astype(np.int8)
-    wrong = (result != labels) | (result < min(allowed)) | (result > max(allowed))
+    wrong = ~np.isin(labels, allowed)
     if wrong.any():
         row, column = np.argwhere(wrong)[0]
         raise UserError(
             f"{path} holds {labels[row, column]} at row {row}, label {column}; labels must be one of {allowed}; {how}"
         )
-    return result
+    return labels.astype(np.int8)
 
 
 def read_images(folder: Path, split: str) -> np.ndarray:
@@ -163,13 +173,14 @@ def image_root(folder: Path, override: str | None) -> Path:
     return Path(folder) / value["image_root"]
 
 
-def image_sizes(root: Path, images: np.ndarray) -> np.ndarray:
-    """(N,) int64 bytes of each image file; -1 where there is none. They tell a replaced image from the old one."""
+def image_stats(root: Path, images: np.ndarray) -> np.ndarray:
+    """(N, 2) int64: bytes and time of change (ns) of each image file; -1 where there is none."""
 
-    def size(name: str) -> int:
+    def stat(name: str) -> tuple[int, int]:
         try:
-            return os.stat(os.path.join(root, name)).st_size
+            about = os.stat(os.path.join(root, name))
         except (FileNotFoundError, NotADirectoryError):
-            return -1
+            return -1, -1
+        return about.st_size, about.st_mtime_ns
 
-    return np.fromiter((size(name) for name in images.tolist()), dtype=np.int64, count=len(images))
+    return np.array([stat(name) for name in images.tolist()], dtype=np.int64).reshape(-1, 2)

@@ -21,6 +21,7 @@ from datasets.multilabel import MultiLabelDataset
 from storage import grow_rows
 
 DECODED = 32  # images a block when a cache is filled
+MOVED = 1024  # images moved to the GPU at a time
 AHEAD = 3  # batches made ready before they are asked for
 
 
@@ -108,8 +109,13 @@ def decode_batches(
         yield np.stack([next(images) for _ in range(len(rows))])
 
 
-def where_kept(mode: str, num_bytes: int, folder: Path, device: torch.device) -> str:
-    """gpu, ram, disk or none: what --cache means for images of `num_bytes` in all.
+def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
+    """Named by image list, file sizes and times, and pixel size: another list or picture makes another file."""
+    return folder / f"images_{size}px_{split.image_key()}.npy"
+
+
+def where_kept(mode: str, splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
+    """gpu, ram, disk or none: what --cache means for the images of `splits` at `size` pixels.
 
     auto takes the GPU if they fill at most half of its free memory, else memory if at most half of the machine's,
     else a memory-mapped file, if the disk has room for one; else images are decoded in every epoch.
@@ -118,8 +124,11 @@ def where_kept(mode: str, num_bytes: int, folder: Path, device: torch.device) ->
         raise UserError("--cache gpu needs a GPU; take ram, disk or auto")
     if mode != "auto":
         return mode
-    if shutil.disk_usage(folder).free < 1.1 * num_bytes:
-        print(f"no room for {num_bytes / 1e9:.1f} GB of decoded images in {folder}: decoding in every epoch")
+    image_bytes = 3 * size**2
+    num_bytes = image_bytes * sum(map(len, splits))
+    to_write = image_bytes * sum(len(split) for split in splits if not cache_file(split, size, folder).exists())
+    if shutil.disk_usage(folder).free < 1.1 * to_write:
+        print(f"no room for {to_write / 1e9:.1f} GB of decoded images in {folder}: decoding in every epoch")
         return "none"
     if device.type == "cuda" and num_bytes < torch.cuda.mem_get_info(device)[0] / 2:
         return "gpu"
@@ -131,8 +140,7 @@ def open_images(
 ) -> Images:
     """The images of a split, decoded into a file of `folder` on first use (unless where is none).
 
-    The file is named by image list, file sizes and pixel size, so that another list or another picture makes another
-    file. Raises UserError naming an image that cannot be read.
+    Raises UserError naming an image that cannot be read.
     """
     paths = split.paths()
     if where == "none":
@@ -141,12 +149,16 @@ def open_images(
     def rows_from(start: int) -> Iterator[np.ndarray]:
         return decode_batches(paths, size, torch.arange(start, len(paths)).split(DECODED), workers)
 
-    file = folder / f"images_{size}px_{split.image_key()}.npy"
-    kept = grow_rows(file, (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px")
+    kept = grow_rows(
+        cache_file(split, size, folder), (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px"
+    )
     if where == "ram":
         kept = np.array(kept)
     if where == "gpu":
-        kept = torch.cat([torch.from_numpy(np.array(kept[i : i + 1024])).to(device) for i in range(0, len(kept), 1024)])
+        on_device = torch.empty(kept.shape, dtype=torch.uint8, device=device)
+        for start in range(0, len(kept), MOVED):
+            on_device[start : start + MOVED] = torch.from_numpy(np.array(kept[start : start + MOVED]))
+        kept = on_device
     return Images(paths, size, kept, workers)
 
 

@@ -1,7 +1,5 @@
 """One data set class for all: data sets differ in data, not in code."""
 
-import errno
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +8,7 @@ import numpy as np
 from config import Config, UserError
 from datasets import files
 from datasets.files import Classes
-from storage import digest
+from storage import digest, writable_folder
 
 SPLIT_SEED = 1200  # of the 80/20 split; fixed by Cole et al. 2021
 VAL_FRACTION = 0.2
@@ -22,14 +20,14 @@ class MultiLabelDataset:
 
     root      folder that `names` are relative to
     names     (N,) str
-    sizes     (N,) int64, bytes of each file
+    stats     (N, 2) int64: bytes and time of change of each file; -1 where it is missing
     true      (N, L) int8 in {0, 1}
     observed  (N, L) int8 in {-1, 0, +1}; 0 = unknown
     """
 
     root: Path
     names: np.ndarray
-    sizes: np.ndarray
+    stats: np.ndarray
     true: np.ndarray
     observed: np.ndarray
 
@@ -38,19 +36,19 @@ class MultiLabelDataset:
 
     def rows(self, index: np.ndarray) -> "MultiLabelDataset":
         return MultiLabelDataset(
-            self.root, self.names[index], self.sizes[index], self.true[index], self.observed[index]
+            self.root, self.names[index], self.stats[index], self.true[index], self.observed[index]
         )
 
     def paths(self) -> list[str]:
         return [str(self.root / name) for name in self.names.tolist()]
 
     def image_key(self) -> str:
-        """Digest of the image list and of every file's size: what a cache of anything computed from images is for."""
-        return digest(self.names, self.sizes)
+        """Digest of the image list and of every file's size and time: what a cache made from images depends on."""
+        return digest(self.names, self.stats)
 
     def key(self) -> str:
         """Digest of images and labels: a run must not be resumed on other ones."""
-        return digest(self.names, self.sizes, self.true, self.observed)
+        return digest(self.names, self.stats[:, 0], self.true, self.observed)
 
 
 @dataclass(frozen=True)
@@ -74,15 +72,7 @@ def split_indices(num_images: int) -> tuple[np.ndarray, np.ndarray]:
 def cache_folder(config: Config) -> Path:
     """Where caches of a data set lie. Raises UserError where it cannot be written."""
     folder = Path(config.cache_root or config.data_root) / config.dataset / "cache"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written ({error.strerror}); give another folder with --cache-root"
-        ) from None
-    return folder
+    return writable_folder(folder, "--cache-root")
 
 
 def load(config: Config) -> Splits:
@@ -101,7 +91,7 @@ def load(config: Config) -> Splits:
         )
     root = files.image_root(folder, config.image_root)
     whole = {
-        name: MultiLabelDataset(root, images, files.image_sizes(root, images), true, observed)
+        name: MultiLabelDataset(root, images, files.image_stats(root, images), true, observed)
         for name, (images, true, observed) in splits.items()
     }
     train_rows, val_rows = split_indices(len(whole["train"]))
@@ -110,13 +100,13 @@ def load(config: Config) -> Splits:
         _present(split, name, config) for split, name in ((train, "train"), (val, "val"), (test, "test"))
     )
     if config.val_labels == "observed":
-        val = MultiLabelDataset(val.root, val.names, val.sizes, (val.observed == 1).astype(np.int8), val.observed)
+        val = MultiLabelDataset(val.root, val.names, val.stats, (val.observed == 1).astype(np.int8), val.observed)
     return Splits(train, val, test, classes)
 
 
 def _present(split: MultiLabelDataset, name: str, config: Config) -> MultiLabelDataset:
     """The split without its missing images, or UserError where they may not be missing."""
-    there = split.sizes >= 0
+    there = split.stats[:, 0] >= 0
     if not there.all() and not config.skip_missing:
         raise UserError(
             f"{split.paths()[int(np.argmin(there))]} not found ({np.count_nonzero(~there):,} of {len(split):,} {name} "

@@ -18,7 +18,7 @@ def em(logits: Tensor, observed: Tensor, *, alpha: float, eps: float) -> Tensor:
     returns   (B, L), not reduced
     """
     nll_pos, nll_neg = nlls(logits, eps)
-    unknown = -alpha * entropy(logits, eps)
+    unknown = -alpha * entropy(logits, nll_pos, nll_neg)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, unknown))
 
 
@@ -43,7 +43,7 @@ def em_pl(
     nll_pos, nll_neg = nlls(logits, eps)
     pseudo_pos = beta_pos * ((1 - smoothing) * nll_pos + smoothing * nll_neg)
     pseudo_neg = beta_neg * (smoothing * nll_pos + (1 - smoothing) * nll_neg)  # differs: absent
-    unknown = -alpha * entropy(logits, eps)
+    unknown = -alpha * entropy(logits, nll_pos, nll_neg)
     guessed = torch.where(pseudo == 1, pseudo_pos, torch.where(pseudo == -1, pseudo_neg, unknown))
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, guessed))
 
@@ -68,7 +68,7 @@ def em_pl_asl(
     p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
     nll_pos, nll_neg = nlls(logits, eps)
     label = torch.where(observed == 0, pseudo, observed)
-    unknown = -(q**gamma_unknown) * entropy(logits, eps)
+    unknown = -(q**gamma_unknown) * entropy(logits, nll_pos, nll_neg)
     return torch.where(label == 1, q**gamma_pos * nll_pos, torch.where(label == -1, p**gamma_neg * nll_neg, unknown))
 
 

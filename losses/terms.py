@@ -12,7 +12,6 @@ def nlls(logits: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return -torch.log(torch.sigmoid(logits) + eps), -torch.log(torch.sigmoid(-logits) + eps)
 
 
-def entropy(logits: Tensor, eps: float) -> Tensor:
-    """H(p) = p nll(p) + (1-p) nll(1-p), elementwise (Zhou et al. 2022, equation 4)."""
-    positive, negative = nlls(logits, eps)
-    return torch.sigmoid(logits) * positive + torch.sigmoid(-logits) * negative
+def entropy(logits: Tensor, nll_pos: Tensor, nll_neg: Tensor) -> Tensor:
+    """H(p) = p nll(p) + (1-p) nll(1-p), elementwise (Zhou et al. 2022, section 3.1), from what `nlls` returned."""
+    return torch.sigmoid(logits) * nll_pos + torch.sigmoid(-logits) * nll_neg

@@ -32,6 +32,10 @@ def check_name(name: str) -> None:
         import timm
 
         if timm.is_model(name.removeprefix("timm:")):
+            try:
+                timm.get_pretrained_cfg(name.removeprefix("timm:"))
+            except (RuntimeError, ValueError, KeyError) as error:  # a tag that the architecture does not have
+                raise UserError(f"timm has no model {name.removeprefix('timm:')!r}: {why(error)}") from None
             return
         close = timm.list_models(f"*{name.removeprefix('timm:').split('.')[0]}*")[:6]
         raise UserError(
@@ -40,24 +44,28 @@ def check_name(name: str) -> None:
     raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, and timm:NAME")
 
 
-def build(config: Config, num_labels: int) -> Backbone:
+def build(config: Config, num_labels: int, smallest_batch: int = 2) -> Backbone:
     """The backbone of a run, on the CPU in float32.
 
+    smallest_batch  images of the smallest training step, which batch norm may refuse
     Raises UserError where its weights are neither here nor to be had, or do not fit.
     """
     check_name(config.model)
     make = BACKBONES.get(config.model) or partial(timm_any, config.model.removeprefix("timm:"))
     try:
         model = make(num_labels, image_size=config.image_size, pretrained=config.pretrained, weights=config.weights)
-        _try_shapes(model, config.image_size)
-    except (AssertionError, RuntimeError) as error:  # what timm, open_clip and torch say of a size that does not fit
-        raise UserError(f"{config.model} cannot be built for --image-size {config.image_size}: {why(error)}") from None
+        _try_shapes(model, (smallest_batch, 3, config.image_size, config.image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:  # what timm, open_clip and torch say of sizes
+        raise UserError(
+            f"{config.model} cannot be trained with --image-size {config.image_size} and a batch of {smallest_batch} "
+            f"images: {why(error)}"
+        ) from None
     return model
 
 
-def _try_shapes(model: Backbone, size: int) -> None:
-    """One forward pass of shapes alone, on the meta device: a size that does not fit fails now, not in an epoch."""
+def _try_shapes(model: Backbone, shape: tuple[int, ...]) -> None:
+    """One training step's forward pass of shapes alone, on the meta device: what does not fit fails now, not later."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     with torch.no_grad():
-        torch.func.functional_call(model.eval(), shapes, torch.empty(2, 3, size, size, device="meta"))
+        torch.func.functional_call(model.train(), shapes, torch.empty(shape, device="meta"))

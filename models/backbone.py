@@ -1,10 +1,21 @@
 """What every backbone is to the rest of the project."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFLINE = "give --weights FILE, or train from scratch with --no-pretrained"
+
+
+class Float32Linear(nn.Linear):
+    """A head that computes in float32 under autocast: logits rounded to bf16 tie, and ties cost average precision."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.is_meta:  # shapes alone; that device knows no autocast
+            return super().forward(features)
+        with torch.autocast(features.device.type, enabled=False):
+            return F.linear(features.float(), self.weight, self.bias)
 
 
 class Backbone(nn.Module):

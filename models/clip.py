@@ -6,16 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from config import UserError
+from config import UserError, local_file
 from models.weights import hub_file, read_weights, torchvision_file
 from storage import why
-
-HERE = Path(__file__).resolve().parent.parent
-
-
-def local_file(name: str) -> Path | None:
-    """The file of that name below the current folder, or else below the repository; None where there is none."""
-    return next((path for path in (Path(name), HERE / name) if path.is_file()), None)
 
 
 def config_name(name: str) -> str:

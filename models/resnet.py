@@ -1,8 +1,6 @@
 """ResNet-50 (He et al. 2016) as torchvision has it: the backbone of every paper here."""
 
-from torch import nn
-
-from models.backbone import OFFLINE, Backbone
+from models.backbone import OFFLINE, Backbone, Float32Linear
 from models.weights import load_weights, torchvision_file
 
 
@@ -12,8 +10,8 @@ def resnet50(num_labels: int, *, image_size: int, pretrained: bool, weights: str
     from torchvision.models import resnet50 as network_of
 
     network = network_of()
-    network.fc = nn.Linear(network.fc.in_features, num_labels)
+    network.fc = Float32Linear(network.fc.in_features, num_labels)
     if weights or pretrained:
         file = weights or torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE)
-        load_weights(network, file, head="fc.")
+        load_weights(network, file, head=("fc.",))
     return Backbone(network)

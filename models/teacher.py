@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from config import Config, UserError
+from config import Config, UserError, local_file
 from datasets.files import Classes
 from datasets.images import decode_batches, to_input
 from datasets.multilabel import MultiLabelDataset
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from models.clip import clip_file, create_clip, local_file, normalisation
+from models.clip import clip_file, create_clip, normalisation
 from storage import digest, file_digest, grow_rows, why, write_json
 
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
@@ -37,7 +37,7 @@ class Teacher(nn.Module):
         self, clip: nn.Module, text_features: Tensor, mean: tuple[float, ...], std: tuple[float, ...], preprocess: str
     ) -> None:
         super().__init__()
-        self.visual = clip.visual
+        self.clip = clip
         self.size = int(torch.tensor(clip.visual.image_size).max())
         self.preprocess = preprocess
         if preprocess == "reference":  # differs: published always so
@@ -51,7 +51,9 @@ class Teacher(nn.Module):
         images = to_input(images, self.mean, self.std, flip)
         if self.preprocess == "reference":
             images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
-        return F.normalize(self.visual(images).float(), dim=1) @ self.text_features.T
+        features = self.clip.encode_image(images)
+        with torch.autocast(features.device.type, enabled=False):  # a bf16 cosine has steps of 0.002: a fifth of T
+            return F.normalize(features.float(), dim=1) @ self.text_features.T
 
 
 def captions(config: Config, classes: Classes) -> list[str]:
@@ -124,11 +126,10 @@ def similarities(
     file = folder / f"similarity_{digest(about)}.npy"
 
     def rows_from(start: int) -> Iterator[np.ndarray]:
+        write_json(file.with_suffix(".json"), about)  # for people: what the key in the file's name stands for
         teacher = build(config, classes).to(device)
         return score(teacher, split.paths(), start, config.eval_batch_size, device, config.precision, workers)
 
-    if not file.exists():
-        write_json(file.with_suffix(".json"), about)
     shape = (len(split), len(classes.names))
     return np.array(grow_rows(file, shape, np.float32, rows_from, "teacher scores the training images"))
 
@@ -146,4 +147,4 @@ def score(
         images = torch.from_numpy(block).to(device, non_blocking=True).permute(0, 3, 1, 2)
         flip = flips[rows].to(device) if reference else None
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield teacher(images, flip).float().cpu().numpy()
+            yield teacher(images, flip).cpu().numpy()

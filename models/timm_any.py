@@ -1,7 +1,10 @@
 """Any backbone of timm (Wightman), among them VLPL's ConvNeXt-XLarge."""
 
-from models.backbone import OFFLINE, Backbone
-from models.weights import hub_file, load_weights
+from torch import nn
+
+from config import UserError
+from models.backbone import OFFLINE, Backbone, Float32Linear
+from models.weights import hub_file, load_weights, read_weights
 
 HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
 
@@ -17,10 +20,20 @@ def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, w
     sized = {"img_size": image_size} if about is not None and about.fixed_input_size else {}
     overlay = {}
     if pretrained and not weights:
-        overlay = {"file": str(hub_file(about.hf_hub_id, HUB_FILES, f"timm:{name}", OFFLINE))}
+        if about is None or not about.hf_hub_id:
+            raise UserError(f"timm publishes no weights of {name}; {OFFLINE}")
+        file = hub_file(about.hf_hub_id, HUB_FILES, f"timm:{name}", OFFLINE)
+        read_weights(file)  # says so if the file is damaged
+        overlay = {"file": str(file)}
     network = timm.create_model(
         name, pretrained=bool(overlay), pretrained_cfg_overlay=overlay, num_classes=num_labels, **sized
     )
+    heads = network.pretrained_cfg.get("classifier") or ()
+    heads = (heads,) if isinstance(heads, str) else tuple(heads)
     if weights:
-        load_weights(network, weights, head=network.pretrained_cfg["classifier"] + ".")
+        load_weights(network, weights, head=tuple(f"{head}." for head in heads))
+    for head in heads:
+        linear = network.get_submodule(head)
+        if type(linear) is nn.Linear:
+            linear.__class__ = Float32Linear  # the same parameters
     return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])

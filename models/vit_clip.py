@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from models.backbone import OFFLINE, Backbone
+from models.backbone import OFFLINE, Backbone, Float32Linear
 from models.clip import clip_file, create_clip, normalisation
 from models.weights import load_weights
 
@@ -12,7 +12,7 @@ NAME, TAG = "ViT-L-14-336-quickgelu", "openai"
 class TowerWithHead(nn.Module):
     def __init__(self, tower: nn.Module, width: int, num_labels: int) -> None:
         super().__init__()
-        self.tower, self.head = tower, nn.Linear(width, num_labels)
+        self.tower, self.head = tower, Float32Linear(width, num_labels)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, L): the projected image embedding (B, D), then a linear head."""
@@ -25,5 +25,5 @@ def vit_clip(num_labels: int, *, image_size: int, pretrained: bool, weights: str
     clip = create_clip(NAME, file, image_size)
     network = TowerWithHead(clip.visual, clip.visual.output_dim, num_labels)
     if weights:
-        load_weights(network, weights, head="head.")
+        load_weights(network, weights, head=("head.",), rename=("visual.", "tower."))  # also a whole CLIP
     return Backbone(network, *normalisation(NAME, TAG))

@@ -89,13 +89,18 @@ def _load_tensors(path: str | Path) -> object:
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
-def load_weights(network: nn.Module, path: str | Path, head: str) -> None:
+def load_weights(
+    network: nn.Module, path: str | Path, head: tuple[str, ...], rename: tuple[str, str] = ("network.", "")
+) -> None:
     """Load a local checkpoint of a backbone, or of a whole run (best.pt).
 
-    head  prefix of the head's parameters: a head of another number of labels is left as initialised.
+    head    prefixes of the head's parameters: a head of another number of labels is left as initialised
+    rename  a prefix of the file's names, and what stands in its place here
     Raises UserError where any other tensor is absent or does not fit.
     """
     state = {name.removeprefix("network."): value for name, value in read_weights(path).items()}
+    old, new = rename
+    state = {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()}
     own = network.state_dict()
     fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
     wrong = [name for name in own if name not in fitting and not name.startswith(head)]

@@ -12,6 +12,7 @@ import sys
 import tarfile
 import urllib.request
 import zipfile
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,6 +29,7 @@ from models.teacher import OFFLINE
 from storage import atomic, why
 
 TIMEOUT = 30  # seconds
+RANGE_NOT_SATISFIABLE = 416  # the answer to "from byte n on" where there are only n: the partial file is whole
 COCO = "http://images.cocodataset.org"
 ZENODO = "https://zenodo.org/api/records/10162606"  # Cole et al.'s arrays of NUS-WIDE
 
@@ -66,8 +68,12 @@ NEXT = {
 
 
 def remote_size(url: str) -> int | None:
-    with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as answer:
-        length = answer.headers.get("Content-Length")
+    """Bytes of a remote file; None where the server does not say (some refuse to be asked without a download)."""
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=TIMEOUT) as answer:
+            length = answer.headers.get("Content-Length")
+    except OSError:
+        return None
     return int(length) if length else None
 
 
@@ -86,10 +92,11 @@ def fetch(remote: Remote, folder: Path) -> Path:
             with open(partial, "ab") as file:
                 http_get(remote.url, file, resume_size=file.tell(), expected_size=size, displayed_filename=remote.name)
         except Exception as error:  # urllib, the hub's client and its transport each raise their own
-            raise UserError(
-                f"{remote.url} could not be fetched ({why(error)}); "
-                f"run the same command again to go on, or put the file into {folder} by hand"
-            ) from None
+            if getattr(getattr(error, "response", None), "status_code", None) != RANGE_NOT_SATISFIABLE:
+                raise UserError(
+                    f"{remote.url} could not be fetched ({why(error)}); "
+                    f"run the same command again to go on, or put the file into {folder} by hand"
+                ) from None
         partial.replace(path)
     if remote.md5 and not check_integrity(str(path), remote.md5):
         path.unlink()
@@ -107,7 +114,11 @@ def extract(archive: Path, folder: Path) -> None:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter="data")
-    except (tarfile.TarError, zipfile.BadZipFile, OSError, EOFError) as error:
+    except OSError as error:
+        raise UserError(
+            f"{folder} could not be written ({why(error)}); make room and run the same command again"
+        ) from None
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise UserError(
             f"{archive} could not be extracted ({error}); remove it and run the same command again"
         ) from None
@@ -117,11 +128,12 @@ def zenodo_files() -> list[Remote]:
     try:
         with urllib.request.urlopen(ZENODO, timeout=TIMEOUT) as answer:
             record = json.load(answer)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{ZENODO} could not be read ({error}); run the same command again") from None
-    return [
-        Remote(file["links"]["self"], file["key"], file["checksum"].removeprefix("md5:")) for file in record["files"]
-    ]
+        return [
+            Remote(file["links"]["self"], file["key"], file["checksum"].removeprefix("md5:"))
+            for file in record["files"]
+        ]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{ZENODO} could not be read ({why(error)}); run the same command again") from None
 
 
 def download_dataset(name: str, folder: Path) -> None:

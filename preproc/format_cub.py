@@ -78,6 +78,8 @@ def main(argv: list[str] | None = None) -> None:
 
     path = folder / "attributes/image_attribute_labels.txt"
     image, attribute, present = first_columns(path, 3).T
+    if not images or not attributes:
+        raise UserError(f"{folder}/images.txt or attributes.txt is empty; {FETCH}")
     numbers = np.array(sorted(images))
     labels = np.full((max(images) + 1, max(attributes) + 1), -1, dtype=np.int8)
     if not (image < len(labels)).all() or not (attribute < labels.shape[1]).all() or not (present <= 1).all():

@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import UserError, run_script
-from datasets.files import array_path, read_images, read_labels
+from datasets.files import SPLITS, array_path, read_images, read_labels
 from preproc.common import find_folder, format_parser, report, write_formatted
 
 CLASSES = (
@@ -26,8 +26,11 @@ CLASSES = (
 
 def main(argv: list[str] | None = None) -> None:
     options = format_parser(__doc__, "nuswide", "folder that holds the downloaded arrays and Flickr/").parse_args(argv)
-    folder = find_folder(options.load_path, (".",), "formatted_train_images.npy", "nuswide")
-    splits = {split: (read_images(folder, split), read_labels(folder, split)) for split in ("train", "val")}
+    folder = Path(options.load_path)
+    for split in SPLITS:
+        for part in ("images", "labels"):
+            find_folder(options.load_path, (".",), array_path(Path(), split, part).name, "nuswide")
+    splits = {split: (read_images(folder, split), read_labels(folder, split)) for split in SPLITS}
     for split, (images, labels) in splits.items():
         if len(images) != len(labels) or labels.shape[1] != len(CLASSES):
             raise UserError(

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from config import run_script
+from config import OneLineParser, run_script
 from datasets import DATASETS
 from datasets.files import array_path, write_observed
 from datasets.multilabel import split_indices
-from preproc.common import format_parser, report, write_formatted
+from preproc.common import report, write_formatted
 from preproc.generate_observed_labels import observe
 from storage import locked
 
@@ -74,7 +74,7 @@ def scenes(pool: list[np.ndarray], seed: int) -> Iterator[tuple[np.ndarray, np.n
 
 
 def make(folder: Path) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Write images and formatted files; {split: (images, (N, 10) labels)}. The labels are written last."""
+    """Write images and formatted files; {split: (images, (N, 10) labels)}."""
     pool, known = pools(), DATASETS["digits"]
     source = {user: scenes(pool[user], seed) for seed, user in enumerate(("train", "validation", "test"))}
     validation = set(split_indices(known.train)[1].tolist())
@@ -108,7 +108,8 @@ def ensure(folder: Path) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = format_parser(__doc__, "digits", "not used")
+    parser = OneLineParser(__doc__)
+    parser.add_argument("--save-path", default="data/digits", help="folder to write to (default: %(default)s)")
     options = parser.parse_args(argv)
     with locked(Path(options.save_path)):
         report("digits", options.save_path, make(Path(options.save_path)))

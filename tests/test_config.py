@@ -91,6 +91,8 @@ def test_what_a_loss_does_not_read_is_no_part_of_its_identity(capsys):
     assert identity(replace(an, threshold=0.1, alpha=0.9)) == identity(an)
     parse(["-l", "an", "-th", "0.1"])
     assert "note: --threshold changes nothing here: the loss an asks no teacher" in capsys.readouterr().err
+    assert {"pretrained", "beta_neg"} <= unread(replace(parse([]), weights="x.pt")).keys()
+    assert "beta_neg" not in unread(parse(["-p", "0.1"]))
     given = replace(parse([]), similarity="file.npz")
     assert {"teacher", "prompt"} <= unread(given).keys() and "threshold" not in unread(given)
 
@@ -100,7 +102,7 @@ def test_help_shows_each_option_with_its_default_and_range(capsys):
         parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
-    assert "weight of the entropy of unknown labels (default 0.2; coco 0.1, nuswide 0.1, cub 0.01" in text
+    assert "weight of the entropy of unknown labels (default 0.2; coco: 0.1; nuswide: 0.1; cub: 0.01" in text
     assert "(default 0.3; in (0, 1))" in text
     assert "read by EM, EM_APL, EM_PL" in text
     for title in (settings.WHAT, settings.TRAINING, settings.TEACHER, settings.COEFFICIENTS, settings.RUN):

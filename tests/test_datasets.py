@@ -22,6 +22,12 @@ def load(folder: Path, *more: str) -> datasets.Splits:
     return datasets.load(parse(["-d", folder.name, "--data-root", str(folder.parent), *more]))
 
 
+@pytest.mark.parametrize("name", ["toy/", "../data/toy", "."])
+def test_a_path_is_no_name(toy, name):
+    with pytest.raises(UserError, match="takes the name of a folder"):
+        datasets.check_name(name, str(toy.parent))
+
+
 def test_the_splits_are_the_published_ones_of_the_formatted_arrays(toy):
     splits = load(toy)
     assert [len(split) for split in splits.named().values()] == [24, 6, 10]
@@ -63,6 +69,7 @@ def set_entry(value):
         ("train_images", lambda a: np.array([None] * 30, dtype=object), "not a plain NumPy array"),
         ("train_images", lambda a: np.arange(30), "expected strings"),
         ("train_labels", lambda a: a.astype(float) + 0.5, "labels must be one of (0, 1)"),
+        ("train_labels", lambda a: a * float("nan"), "labels must be one of (0, 1)"),
     ],
 )
 def test_arrays_that_do_not_fit_are_told(toy, name, change, says):
@@ -181,15 +188,20 @@ def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_pa
     assert (kept == np.stack([decode(path, 16) for path in split.paths()])).all()
 
 
-def test_where_images_are_kept_follows_what_there_is_room_for(tmp_path, monkeypatch, capsys):
-    assert where_kept("none", 10**15, tmp_path, CPU) == "none"
-    assert where_kept("auto", 10**6, tmp_path, CPU) == "ram"
-    assert where_kept("auto", 10**16, tmp_path, CPU) == "none"
+def test_where_images_are_kept_follows_what_there_is_room_for(toy, tmp_path, monkeypatch, capsys):
+    splits, huge = list(load(toy).named().values()), 10**7  # pixels
+    assert where_kept("none", splits, huge, tmp_path, CPU) == "none"
+    assert where_kept("auto", splits, 16, tmp_path, CPU) == "ram"
+    assert where_kept("auto", splits, huge, tmp_path, CPU) == "none"
     assert "no room" in capsys.readouterr().out
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
-    assert where_kept("auto", 10**16, tmp_path, CPU) == "disk"
+    assert where_kept("auto", splits, huge, tmp_path, CPU) == "disk"
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
+    for split in splits:
+        images.cache_file(split, 16, tmp_path).touch()  # what is there already needs no room
+    assert where_kept("auto", splits, 16, tmp_path, CPU) == "ram"
     with pytest.raises(UserError, match="needs a GPU"):
-        where_kept("gpu", 1, tmp_path, CPU)
+        where_kept("gpu", splits, 16, tmp_path, CPU)
 
 
 def test_network_input_is_flipped_and_normalised():

@@ -98,7 +98,6 @@ def test_the_teachers_script_writes_weights_that_load(tmp_path):
 
 
 def test_the_first_run_makes_what_it_needs(digits, tmp_path, capsys, monkeypatch):
-    shutil.copytree(digits, tmp_path / "ready/digits")
     monkeypatch.setattr(make_digits, "make", lambda folder: made(folder, digits))
     result = main.main(
         [

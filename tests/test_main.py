@@ -144,7 +144,14 @@ def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, mon
 def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
     toy, tmp_path, monkeypatch, number, step, capsys
 ):
-    arguments = toy_arguments(toy, "-m", "timm:test_vit")
+    arguments, build = toy_arguments(toy), main.models.build
+
+    def with_dropout(*given):  # so that the state of the random generators matters
+        model = build(*given)
+        model.network = torch.nn.Sequential(torch.nn.Dropout(0.3), model.network)
+        return model
+
+    monkeypatch.setattr(main.models, "build", with_dropout)
     undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
     steps, real = [], losses.Loss.forward
 
@@ -167,8 +174,8 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
 
 
 def test_a_killed_process_resumes_to_the_same_numbers(toy, tmp_path):
-    """SIGKILL at three moments of a real process, the last one while it is still starting its third try."""
-    arguments = ["main.py", *toy_arguments(toy, "--epochs", "6"), "--resume"]
+    """SIGKILL twice, in different epochs of a real process."""
+    arguments = ["main.py", *toy_arguments(toy, "--epochs", "30"), "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     for lines in (1, 3):  # killed once so many epochs are on record
         process = subprocess.Popen(
@@ -182,7 +189,7 @@ def test_a_killed_process_resumes_to_the_same_numbers(toy, tmp_path):
                 break
             time.sleep(0.002)
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL
     finished = command(*arguments)
     assert finished.returncode == 0, finished.stderr
     resumed = shutil.move(only_run(toy), tmp_path / "resumed")
@@ -195,12 +202,134 @@ def test_a_run_is_not_resumed_on_other_data(toy, monkeypatch):
         interrupt(patch, engine, "predict", 2)
         with pytest.raises(Stopped):
             main.main(toy_arguments(toy))
-    labels = np.load(toy / "formatted_val_labels.npy")
-    labels[0] = 1 - labels[0]
-    np.save(toy / "formatted_val_labels.npy", labels)
-    storage.write_array(toy / "formatted_val_labels_obs.npy", np.zeros_like(labels))
+    Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(toy / "images/val/000.png")
     with pytest.raises(UserError, match=r"not those that .* began with"):
         main.main(toy_arguments(toy, "--resume"))
+
+
+def test_other_labels_or_another_teacher_make_another_run(toy):
+    first = main.main(toy_arguments(toy))
+    labels = np.load(toy / "formatted_train_labels.npy")
+    storage.write_array(toy / "formatted_train_labels_obs.npy", labels)  # all positives observed
+    second = main.main(toy_arguments(toy))
+    with np.load(toy / "similarity.npz") as file:
+        arrays = {name: file[name] for name in file.files}
+    np.savez(toy / "other.npz", **arrays | {"similarity": -arrays["similarity"]})
+    third = main.main(toy_arguments(toy, "--similarity", str(toy / "other.npz")))
+    shutil.copy(toy / "other.npz", toy / "renamed.npz")
+    fourth = main.main(toy_arguments(toy, "--similarity", str(toy / "renamed.npz")))
+    assert len({run["folder"] for run in (first, second, third)}) == 3 and fourth == third
+
+
+@pytest.mark.parametrize("file", ["last.pt", "best.pt"])
+def test_a_checkpoint_with_flipped_bytes_is_one_line(toy, monkeypatch, fails, file):
+    with monkeypatch.context() as patch:
+        interrupt(patch, runs.Run, "finish", 1)
+        with pytest.raises(Stopped):
+            main.main(toy_arguments(toy))
+    content = bytearray((only_run(toy) / file).read_bytes())
+    middle = len(content) // 2
+    content[middle : middle + 64] = bytes(64)
+    (only_run(toy) / file).write_bytes(content)
+    line = fails(main.main, toy_arguments(toy, "--resume"))
+    assert f"{file} is damaged" in line and "checksum" in line
+
+
+def test_a_checkpoint_of_something_else_is_one_line(toy, monkeypatch, fails):
+    with monkeypatch.context() as patch:
+        interrupt(patch, runs.Run, "finish", 1)
+        with pytest.raises(Stopped):
+            main.main(toy_arguments(toy))
+    shutil.copy(only_run(toy) / "best.pt", only_run(toy) / "last.pt")
+    assert "last.pt does not fit this run" in fails(main.main, toy_arguments(toy, "--resume"))
+
+
+def test_weights_that_diverge_are_one_line(toy, fails):
+    line = fails(main.main, toy_arguments(toy, "--lr", "1e38", "--batch-size", "24"))
+    assert "diverged" in line or "the loss is" in line
+
+
+def test_the_test_set_is_scored_by_the_best_epochs_weights(toy, monkeypatch):
+    one = main.main(toy_arguments(toy, "--epochs", "1"))
+    values = iter((60.0, 50.0, 40.0))
+    monkeypatch.setattr(main.metrics, "mean_average_precision", lambda *arrays: next(values))
+    monkeypatch.setattr(main.metrics, "evaluate", lambda *arrays: {"mAP": 0.0, "classes_without_positives": 0})
+    monkeypatch.setattr(main.pseudo_labels, "describe", lambda *arrays, **options: {})
+    three = main.main(toy_arguments(toy, "--epochs", "3"))
+    assert three["best_epoch"] == 1
+    probs = [np.load(Path(result["folder"]) / "predictions.npz")["probs"] for result in (one, three)]
+    assert np.array_equal(*probs)
+
+
+def test_a_run_that_dies_between_its_two_checkpoints_keeps_both_right(toy, tmp_path, monkeypatch):
+    undisturbed = shutil.move(main.main(toy_arguments(toy))["folder"], tmp_path / "undisturbed")
+    for name in ("save_best", "write_history"):
+        with monkeypatch.context() as patch:
+            interrupt(patch, runs.Run, name, 1)
+            with pytest.raises(Stopped):
+                main.main(toy_arguments(toy))
+        result = main.main(toy_arguments(toy, "--resume"))
+        assert same_numbers(Path(result["folder"]), Path(undisturbed))
+        shutil.rmtree(result["folder"])
+
+
+def weights_of(result: dict) -> torch.Tensor:
+    return torch.load(Path(result["folder"]) / "best.pt", weights_only=True)["network.fc.weight"]
+
+
+def test_the_rate_is_the_one_that_was_asked_for(toy):
+    still = [weights_of(main.main(toy_arguments(toy, "--lr", "1e-12", "--epochs", epochs))) for epochs in ("1", "3")]
+    moved = weights_of(main.main(toy_arguments(toy, "--lr", "1e-2")))
+    assert torch.allclose(*still, atol=1e-8) and (moved - still[0]).abs().max() > 1e-3
+
+
+def test_predictions_are_made_in_evaluation_mode(toy, monkeypatch):
+    arguments = toy_arguments(toy, "--epochs", "1")
+    probs = []
+    for size in ("3", "64"):  # batch norm in training mode would see other batches
+        result = main.main([*arguments, "--eval-batch-size", size, "--overwrite"])
+        probs.append(np.load(Path(result["folder"]) / "predictions.npz")["probs"])
+    assert np.abs(probs[0] - probs[1]).max() < 1e-5
+
+
+def test_flips_mirror_the_training_images(toy):
+    """Training on mirrored files, never flipped, is training on the files, always flipped."""
+    arguments = toy_arguments(toy, "--image-size", "24", "--epochs", "1")
+    flipped = weights_of(main.main([*arguments, "--flip", "1"]))
+    plain = weights_of(main.main([*arguments, "--flip", "0"]))
+    for path in (toy / "images/train").iterdir():
+        Image.open(path).transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(path)
+    mirrored = weights_of(main.main([*arguments, "--flip", "0", "--overwrite"]))
+    assert torch.equal(flipped, mirrored) and not torch.equal(flipped, plain)
+
+
+def test_soft_labels_are_the_models_own_predictions(toy, monkeypatch):
+    seen, real = [], engine.predict
+    monkeypatch.setattr(
+        engine,
+        "predict",
+        lambda *given, name, **more: seen.append((name, out := real(*given, name=name, **more))) or out,
+    )
+    result = main.main(toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1"))
+    rounds = [probs for name, probs in seen if name == "labelling"]
+    soft = torch.load(Path(result["folder"]) / "last.pt", weights_only=True)["loss"]["soft"]
+    assert len(rounds) == 2 and not torch.equal(*rounds)
+    assert ((soft == -1) | (soft == rounds[0]) | (soft == rounds[1])).all() and (soft == rounds[0]).any()
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_backbone_computes_in_the_precision_asked_for(toy, monkeypatch, precision, dtype):
+    seen, build = set(), main.models.build
+
+    def watched(*arguments):
+        model = build(*arguments)
+        convolution = next(part for part in model.modules() if isinstance(part, torch.nn.Conv2d))
+        convolution.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
+        return model
+
+    monkeypatch.setattr(main.models, "build", watched)
+    main.main(toy_arguments(toy, "--epochs", "1", "--precision", precision))
+    assert seen == {dtype}
 
 
 @pytest.mark.parametrize("file", ["last.pt", "best.pt"])
@@ -269,7 +398,6 @@ def test_mistakes_of_the_real_process_are_one_line_and_status_2(tmp_path):
         done = command("main.py", *arguments)
         assert done.returncode == 2 and says in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
-    assert not (tmp_path / "results").exists()
 
 
 def test_a_missing_image_is_found_before_training_begins(toy, fails):

@@ -62,7 +62,7 @@ def test_a_backbone_turns_pixels_into_logits_and_owns_its_normalisation(name):
 
 
 def test_a_size_that_does_not_fit_is_told_before_training():
-    with pytest.raises(UserError, match="cannot be built for --image-size 65"):
+    with pytest.raises(UserError, match="cannot be trained with --image-size 65"):
         models.build(replace(config(model="timm:test_vit"), image_size=65), 5)
 
 
@@ -72,6 +72,31 @@ def test_the_clip_backbone_is_the_image_tower_with_a_linear_head(monkeypatch, ti
         model = models.build(replace(config(model="vit_clip"), image_size=size), 5)
         assert model(torch.zeros(2, 3, size, size)).shape == (2, 5)
         assert model.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
+
+
+def test_a_last_batch_that_batch_norm_refuses_is_told_before_training():
+    models.build(config(model="timm:test_resnet"), 5, smallest_batch=1)
+    with pytest.raises(UserError, match="a batch of 1 images"):  # 32 pixels: one by one at the end
+        models.build(replace(config(model="timm:test_resnet"), image_size=32), 5, smallest_batch=1)
+
+
+def test_a_whole_clip_can_be_the_clip_backbones_weights(monkeypatch, tiny_clip):
+    monkeypatch.setattr(sys.modules["models.vit_clip"], "NAME", tiny_clip[0])
+    model = models.build(replace(config(model="vit_clip", weights=tiny_clip[1]), image_size=32), 5)
+    assert torch.equal(model.network.tower.proj, weights.read_weights(tiny_clip[1])["visual.proj"])
+
+
+def test_logits_are_float32_under_bf16():
+    for name in ("resnet50", "timm:test_resnet", "timm:test_vit"):
+        with torch.autocast("cpu", torch.bfloat16):
+            assert models.build(config(model=name), 5)(torch.zeros(2, 3, 64, 64)).dtype == torch.float32
+
+
+def test_a_timm_model_without_published_weights_is_told():
+    with pytest.raises(UserError, match="timm publishes no weights"):
+        models.build(replace(Config(), model="timm:gcvit_xxtiny", image_size=224), 5)
+    with pytest.raises(UserError, match=r"no model 'resnet50\.nonsense'"):
+        models.check_name("timm:resnet50.nonsense")
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
@@ -206,6 +231,39 @@ def test_similarities_are_cosines_of_squashed_unflipped_images_and_captions(toy,
             image = (torch.from_numpy(np.array(pixels)).permute(2, 0, 1) / 255 - mean) / std
             expected = torch.cosine_similarity(model.encode_image(image[None]), text)
             assert got[row] == pytest.approx(expected.numpy(), abs=1e-5)
+
+
+def test_the_reference_preprocessing_is_what_the_published_code_fed_it(toy, tiny_clip, tmp_path):
+    """448 px, mirrored or not, ImageNet's mean and std, then resized to the teacher's size."""
+    import torch.nn.functional as F
+    from PIL import Image
+
+    settings, splits = teaching(toy, tiny_clip, "--teacher-preprocess", "reference")
+    got = scores(settings, splits, tmp_path / "cache")
+    model = clip.create_clip(*map(str, tiny_clip)).eval()
+    mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    mirrored = 0
+    with torch.no_grad():
+        text = teacher.encode_captions(model, "tiny_clip", splits.classes.names)
+        for row in range(8):
+            pixels = Image.open(splits.train.paths()[row]).convert("RGB").resize((448, 448), Image.Resampling.BILINEAR)
+            plain = (torch.from_numpy(np.array(pixels)).permute(2, 0, 1) / 255 - mean) / std
+            options = []
+            for image in (plain, plain.flip(-1)):
+                small = F.interpolate(image[None], size=32, mode="bilinear", antialias=True)
+                options.append(torch.cosine_similarity(model.encode_image(small), text).numpy())
+            closest = [np.abs(option - got[row]).max() for option in options]
+            assert min(closest) < 1e-5
+            mirrored += int(np.argmin(closest))
+    assert 0 < mirrored < 8
+
+
+def test_bf16_similarities_are_not_rounded_to_bf16(toy, tiny_clip, tmp_path):
+    settings, splits = teaching(toy, tiny_clip)
+    whole = scores(settings, splits, tmp_path / "cache")
+    half = scores(replace(settings, precision="bf16"), splits, tmp_path / "cache")
+    assert not np.array_equal(half, torch.from_numpy(half).bfloat16().float().numpy())
+    assert 0 < np.abs(whole - half).max() < 2e-2
 
 
 def test_the_cache_is_filled_once_and_keyed_by_all_that_matters(toy, tiny_clip, tmp_path, monkeypatch):
