@@ -97,7 +97,7 @@ class Config:
 # What the papers (or, for digits, a search over the rate that served every loss) set otherwise. A row is
 # (data set, loss, backbone), "*" fits all; of the rows that fit, the one that names more wins, then the later one.
 PRESETS: dict[tuple[str, str, str], dict] = {
-    ("*", "*", "vit_clip"): dict(batch_size=6, image_size=336),  # VLPL's batch; the tower's own size
+    ("*", "*", "vit_clip"): dict(batch_size=6, image_size=336),  # VLPL's batch; differs: 448 resized to 336
     ("coco", "*", "*"): dict(alpha=0.1),  # EM's published coefficients, which VLPL keeps
     ("nuswide", "*", "*"): dict(alpha=0.1, prompt="a photo of a {}"),
     ("cub", "*", "*"): dict(alpha=0.01, lr=1e-4, prompt="a photo of a bird with {}"),
@@ -302,6 +302,7 @@ def _facts(entry: Field, known: typing.Sequence[str]) -> str:
 def run_script(main: Callable[[], object]) -> typing.NoReturn:
     """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, no traceback."""
     program = Path(sys.argv[0]).name
+    sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is printed
     try:
         main()
     except UserError as error:

@@ -32,7 +32,7 @@ def pick_device(gpu: str) -> torch.device:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    return precision if precision != "auto" else "bf16" if device.type == "cuda" else "float32"
+    return precision if precision != "auto" else "bf16" if device.type == "cuda" else "float32"  # differs: float32
 
 
 def default_workers() -> int:
@@ -60,7 +60,7 @@ def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
-    """(N,) int64: the order in which an epoch visits the training images."""
+    """(N,) int64: the order in which an epoch visits the training images (differs: published from global state)."""
     return torch.randperm(num_images, generator=generator(seed, epoch, 0))
 
 

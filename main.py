@@ -158,7 +158,7 @@ def main(argv: list[str] | None = None) -> dict:
                         after_step=after_step,
                     )
                 first_step = 0
-                wanted = loss_function.wants_predictions(epoch)
+                wanted = loss_function.wants_predictions(epoch)  # differs: published from randomly flipped images
                 loss_function.end_epoch(
                     epoch, engine.predict(model, train, name="labelling", **predicting) if wanted else None
                 )
@@ -180,7 +180,7 @@ def main(argv: list[str] | None = None) -> dict:
                 print(f"{line}  {seconds:.1f} s")
                 stop.raise_if_asked()
 
-            # Test, once, from the best validation epoch
+            # Test, once, from the best validation epoch (differs: published after every epoch)
             with runs.fitting(run.folder / "best.pt"):
                 model.load_state_dict(run.load_best())
             probs = engine.predict(model, test, name="test", **predicting).cpu().numpy()

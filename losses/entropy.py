@@ -19,7 +19,7 @@ def em(logits: Tensor, observed: Tensor, *, alpha: float, eps: float) -> Tensor:
     """
     nll_pos, nll_neg = nlls(logits, eps)
     unknown = -alpha * entropy(logits, nll_pos, nll_neg)
-    return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, unknown))
+    return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, unknown))  # differs: -1 is refused
 
 
 def em_pl(

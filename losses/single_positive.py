@@ -14,7 +14,7 @@ def an(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
     returns   (B, L), not reduced
     """
     nll_pos, nll_neg = nlls(logits, eps)
-    return torch.where(observed == 1, nll_pos, nll_neg)
+    return torch.where(observed == 1, nll_pos, nll_neg)  # differs: observed negatives are refused
 
 
 def iun(logits: Tensor, observed: Tensor, true: Tensor, *, eps: float) -> Tensor:
