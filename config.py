@@ -50,7 +50,7 @@ class Config:
     epochs: int = option(10, "passes over the training images; VLPL trains 10", group=TRAINING, within="[1, inf)")
     batch_size: int = option(8, "images a step; VLPL: 8, and 6 for ViT-L", group=TRAINING, within="[1, inf)", metavar="IMAGES")
     lr: float = option(1e-5, "Adam's rate, constant", group=TRAINING, within="(0, inf)")
-    image_size: int = option(448, "side of the square that images are squashed to, in pixels", group=TRAINING, within="[1, inf)", metavar="PIXELS")
+    image_size: int = option(448, "side of the square that images are squashed to, in pixels", group=TRAINING, within="[1, 4096]", metavar="PIXELS")
     flip: float = option(0.5, "probability that a training image is mirrored", group=TRAINING, within="[0, 1]")
     precision: str = option("auto", "arithmetic of backbone and teacher; auto: bf16 on CUDA, else float32", group=TRAINING, choices=("auto", "float32", "bf16"))
     pretrained: bool = option(True, "start from the backbone's published weights", group=TRAINING)
@@ -194,7 +194,7 @@ def parse(argv: list[str] | None = None) -> Config:
     except UserError as error:
         parser.error(str(error))
     for name, reason in unread(config).items():
-        if name in given:
+        if given.get(name, False) is not False:
             print(f"note: {flag(name)} changes nothing here: {reason}", file=sys.stderr)
     return config
 
@@ -225,7 +225,7 @@ def check(config: Config) -> None:
     for name in ("weights", "text_features", "similarity"):
         path = getattr(config, name)
         if path is not None and not Path(path).is_file():
-            raise UserError(f"{flag(name)} {path}: no such file")
+            raise UserError(f"{flag(name)} {path} is not a file")
 
 
 class OneLineParser(argparse.ArgumentParser):

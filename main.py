@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> dict:
                     save(epoch + 1, 0)
                     if best["epoch"] == epoch:
                         run.save_best(model.state_dict())
-                mark = " *" if best["epoch"] == epoch else ""
+                mark = " (best)" if best["epoch"] == epoch else ""
                 line = f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}"
                 print(f"{line}  {seconds:.1f} s")
                 stop.raise_if_asked()

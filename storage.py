@@ -85,7 +85,7 @@ def read_json(path: str | Path) -> object:
     except FileNotFoundError:
         raise UserError(f"{path} not found") from None
     except ValueError as error:
-        raise UserError(f"{path} is not valid JSON ({error}); remove it and make it again") from None
+        raise UserError(f"{path} is not valid JSON ({error}); mend it, or remove it and make it again") from None
 
 
 def why(error: Exception) -> str:
@@ -93,10 +93,10 @@ def why(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {error.args[0]}"
     lines = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error).strip().splitlines()
-    text = lines[0] if lines else type(error).__name__
-    return (
-        "it holds pickled objects, which are never read" if "pickle" in text.lower() or "weights_only" in text else text
-    )
+    text = lines[0] if lines else "it is empty or cut short" if isinstance(error, EOFError) else type(error).__name__
+    if "pickle" in text.lower() or "weights_only" in text:
+        return "it is something else, or holds pickled objects, which are never read"
+    return text
 
 
 @contextmanager
@@ -164,7 +164,11 @@ def grow_rows(
     if not path.exists():
         with locked(path):
             if not path.exists():
-                _grow(path, shape, np.dtype(dtype), rows_from, description)
+                try:
+                    _grow(path, shape, np.dtype(dtype), rows_from, description)
+                finally:
+                    if not _partial(path)[1].exists():  # nothing was recorded: leave nothing behind
+                        _partial(path)[0].unlink(missing_ok=True)
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -174,8 +178,13 @@ def grow_rows(
     return rows
 
 
+def _partial(path: Path) -> tuple[Path, Path]:
+    """The file of an unfinished pass, and the record of how many of its rows are on the disk."""
+    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.rows")
+
+
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Callable, description: str) -> None:
-    partial, record = path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.rows")
+    partial, record = _partial(path)
     row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     with open(partial, "r+b" if partial.exists() else "w+b") as file:
         np.lib.format.write_array_header_2_0(

@@ -30,14 +30,17 @@ PUBLISHED = {
 
 
 def read_runs(results: Path) -> tuple[list[tuple[dict, dict]], list[str]]:
-    """(identity, result) of each finished run, and the names of unfinished ones."""
-    finished, unfinished = [], []
+    """(identity, result) of each finished run, and the names of those that are not, each with the reason."""
+    finished, others = [], []
     for path in sorted(results.glob("*/config.json")):
-        if (path.parent / "test.json").exists():
+        if not (path.parent / "test.json").exists():
+            others.append(f"{path.parent.name} (unfinished: --resume goes on)")
+            continue
+        try:
             finished.append((read_json(path)["identity"], read_json(path.parent / "test.json")))
-        else:
-            unfinished.append(path.parent.name)
-    return finished, unfinished
+        except (UserError, KeyError, TypeError):
+            others.append(f"{path.parent.name} (damaged: --overwrite runs it again)")
+    return finished, others
 
 
 def group(runs: list[tuple[dict, dict]]) -> list[dict]:
@@ -121,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if not Path(options.results).is_dir():
         raise UserError(f"{options.results} is no folder; name the --results-dir of the runs")
-    finished, unfinished = read_runs(Path(options.results))
+    finished, others = read_runs(Path(options.results))
     rows = group(finished)
     if rows:
         name_rows(rows)
@@ -133,8 +136,8 @@ def main(argv: list[str] | None = None) -> None:
         write_csv(Path(options.csv or Path(options.results) / "summary.csv"), rows)
     else:
         print(f"no finished run in {options.results}", file=sys.stderr)
-    if unfinished:
-        print("unfinished, go on with --resume: " + ", ".join(unfinished))
+    if others:
+        print("not in the table: " + ", ".join(others))
 
 
 if __name__ == "__main__":

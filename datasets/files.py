@@ -117,15 +117,17 @@ def read_observed(folder: Path, split: str, true: np.ndarray) -> np.ndarray:
     return observed
 
 
-def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """images (N,) str, true (N, L) int8 in {0, 1}, observed (N, L) int8 in {-1, 0, +1}."""
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """images (N,) str and true labels (N, L) int8 in {0, 1}; raises UserError where they differ in length."""
     images, true = read_images(folder, split), read_labels(folder, split)
     if len(images) != len(true):
         raise UserError(
             f"{array_path(folder, split, 'images')} has {len(images)} rows, but "
             f"{array_path(folder, split, 'labels')} has {len(true)}; {format_command(folder)}"
         )
-    return images, true, read_observed(folder, split, true)
+    if not len(images):
+        raise UserError(f"{array_path(folder, split, 'images')} names no images; {format_command(folder)}")
+    return images, true
 
 
 def write_split(folder: Path, split: str, images: list[str] | np.ndarray, labels: np.ndarray) -> None:

@@ -83,16 +83,19 @@ def load(config: Config) -> Splits:
     """
     folder = Path(config.data_root) / config.dataset
     splits = {name: files.read_split(folder, name) for name in files.SPLITS}
-    classes = files.read_classes(folder, splits["train"][1].shape[1])
-    if splits["val"][1].shape[1] != len(classes.names):
+    num_labels, others = (labels.shape[1] for _, labels in splits.values())
+    if others != num_labels:
         raise UserError(
-            f"{files.array_path(folder, 'val', 'labels')} has {splits['val'][1].shape[1]} labels, "
-            f"but the training set has {len(classes.names)}; {files.format_command(folder)}"
+            f"{files.array_path(folder, 'val', 'labels')} has {others} labels an image, but the training set has "
+            f"{num_labels}; {files.format_command(folder)}"
         )
+    classes = files.read_classes(folder, num_labels)
     root = files.image_root(folder, config.image_root)
     whole = {
-        name: MultiLabelDataset(root, images, files.image_stats(root, images), true, observed)
-        for name, (images, true, observed) in splits.items()
+        name: MultiLabelDataset(
+            root, images, files.image_stats(root, images), true, files.read_observed(folder, name, true)
+        )
+        for name, (images, true) in splits.items()
     }
     train_rows, val_rows = split_indices(len(whole["train"]))
     train, val, test = whole["train"].rows(train_rows), whole["train"].rows(val_rows), whole["val"]

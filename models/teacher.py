@@ -89,10 +89,11 @@ def encode_captions(clip: nn.Module, name: str, texts: list[str]) -> Tensor:
 
 def build(config: Config, classes: Classes) -> Teacher:
     """The teacher on the CPU. Raises UserError where its weights are not to be had or do not fit."""
+    given = read_text_features(config.text_features, len(classes.names)) if config.text_features else None
     file = clip_file(config.teacher, config.teacher_weights, "teacher", OFFLINE)
     clip = create_clip(config.teacher, file).eval().requires_grad_(False)
-    if config.text_features:
-        features = torch.from_numpy(read_text_features(config.text_features, len(classes.names)))
+    if given is not None:
+        features = torch.from_numpy(given)
         width = clip.visual.output_dim if hasattr(clip.visual, "output_dim") else features.shape[1]
         if features.shape[1] != width:
             raise UserError(f"--text-features have {features.shape[1]} numbers a label, {config.teacher} has {width}")
@@ -126,8 +127,8 @@ def similarities(
     file = folder / f"similarity_{digest(about)}.npy"
 
     def rows_from(start: int) -> Iterator[np.ndarray]:
-        write_json(file.with_suffix(".json"), about)  # for people: what the key in the file's name stands for
         teacher = build(config, classes).to(device)
+        write_json(file.with_suffix(".json"), about)  # for people: what the key in the file's name stands for
         return score(teacher, split.paths(), start, config.eval_batch_size, device, config.precision, workers)
 
     shape = (len(split), len(classes.names))

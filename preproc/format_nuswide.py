@@ -12,7 +12,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from config import UserError, run_script
-from datasets.files import SPLITS, array_path, read_images, read_labels
+from datasets.files import SPLITS, array_path, read_split
 from preproc.common import find_folder, format_parser, report, write_formatted
 
 CLASSES = (
@@ -30,9 +30,9 @@ def main(argv: list[str] | None = None) -> None:
     for split in SPLITS:
         for part in ("images", "labels"):
             find_folder(options.load_path, (".",), array_path(Path(), split, part).name, "nuswide")
-    splits = {split: (read_images(folder, split), read_labels(folder, split)) for split in SPLITS}
+    splits = {split: read_split(folder, split) for split in SPLITS}
     for split, (images, labels) in splits.items():
-        if len(images) != len(labels) or labels.shape[1] != len(CLASSES):
+        if labels.shape[1] != len(CLASSES):
             raise UserError(
                 f"{array_path(folder, split, 'labels')} is {labels.shape}, expected ({len(images)}, {len(CLASSES)}); "
                 "fetch it again with `python preproc/download.py --dataset nuswide`"

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 
 from config import OneLineParser, UserError, run_script
-from datasets.files import SPLITS, read_labels, write_observed
+from datasets.files import SPLITS, read_split, write_observed
 
 SEED = 1200
 
@@ -49,10 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     if options.num_pos < 0 or options.num_neg < 0 or not 0 <= options.seed < 2**32:
         raise UserError("--num-pos and --num-neg must be at least 0, --seed in [0, 4294967296)")
     folder = Path(options.data_root) / options.dataset
-    drawn = {
-        split: observe(read_labels(folder, split), num_pos=options.num_pos, num_neg=options.num_neg, seed=options.seed)
-        for split in SPLITS
-    }
+    how = dict(num_pos=options.num_pos, num_neg=options.num_neg, seed=options.seed)
+    drawn = {split: observe(read_split(folder, split)[1], **how) for split in SPLITS}
     for split, observed in drawn.items():
         write_observed(folder, split, observed)
         unknown = int((observed == 0).all(axis=1).sum())

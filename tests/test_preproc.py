@@ -30,7 +30,8 @@ def test_pascal_becomes_the_published_arrays(real, tmp_path, capsys):
     format_pascal.main(["--load-path", str(real / "realdata/voc2012"), "--save-path", str(tmp_path / "pascal")])
     generate_observed_labels.main(["--dataset", "pascal", "--data-root", str(tmp_path)])
     for split in files.SPLITS:
-        images, true, observed = files.read_split(tmp_path / "pascal", split)
+        images, true = files.read_split(tmp_path / "pascal", split)
+        observed = files.read_observed(tmp_path / "pascal", split, true)
         assert (images == reference[f"{split}_images"]).all()
         assert (true == reference[f"{split}_labels"]).all()
         assert (observed.sum(axis=1) == 1).all()
@@ -203,6 +204,14 @@ def test_rows_without_positives_stay_unknown_and_negatives_do_not_change_the_pos
 def test_observed_labels_come_with_the_command_that_formats_first(tmp_path, fails):
     line = fails(generate_observed_labels.main, ["--dataset", "coco", "--data-root", str(tmp_path)])
     assert "python preproc/format_coco.py" in line
+
+
+def test_observed_labels_of_arrays_that_do_not_fit_are_not_drawn(tmp_path, fails):
+    folder = make_toy(tmp_path)
+    before = (folder / "formatted_train_labels_obs.npy").read_bytes()
+    np.save(folder / "formatted_train_images.npy", np.array(["one"]))
+    assert "has 1 rows" in fails(generate_observed_labels.main, ["--dataset", "toy", "--data-root", str(tmp_path)])
+    assert (folder / "formatted_train_labels_obs.npy").read_bytes() == before
 
 
 def test_check_lists_every_bad_image(tmp_path, capsys):

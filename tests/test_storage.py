@@ -41,6 +41,15 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch):
     assert not list(tmp_path.glob("*partial")) and not list(tmp_path.glob("*rows"))
 
 
+def test_a_pass_that_fails_before_its_first_rows_leaves_nothing(tmp_path):
+    def failing(start):
+        raise UserError("no teacher")
+
+    with pytest.raises(UserError):
+        storage.grow_rows(tmp_path / "rows.npy", (4, 3), np.float32, failing, "test")
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
 def test_rows_written_after_the_last_record_are_written_again(tmp_path, monkeypatch):
     """As after a power cut: the partial file is longer than what was recorded, and its tail is worth nothing."""
     monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)

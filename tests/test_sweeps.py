@@ -45,7 +45,9 @@ def test_the_table_has_methods_down_data_sets_across_and_published_numbers_besid
     assert "| EM_PL |  | 72.00 ± 1.00 (n 3; published 71.45, +0.55) |" in out
     assert "| an | 86.00 (n 1; published 85.89, +0.11) |  |" in out
     assert "epoch chosen by validation mAP on clean labels" in "\n".join(out)
-    assert "unfinished, go on with --resume: coco_iun" in out[-1]
+    assert out[-1].startswith("not in the table: coco_iun_0_5 (unfinished: --resume goes on)")
+    next(tmp_path.glob("pascal_an_*/test.json")).write_text("{")
+    assert "pascal_an_0_3 (damaged: --overwrite runs it again)" in lines(capsys, str(tmp_path))[-1]
     with open(tmp_path / "summary.csv") as file:
         rows = {row["loss"]: row for row in csv.DictReader(file)}
     assert rows["EM_PL"]["seeds"] == "0 1 8" and float(rows["EM_PL"]["mean"]) == 72
