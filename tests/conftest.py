@@ -108,6 +108,11 @@ def same_numbers(one: Path, other: Path) -> bool:
     return rest_a == rest_b and a.keys() == b.keys() and all(np.array_equal(a[name], b[name]) for name in a)
 
 
+def only_run(toy: Path) -> Path:
+    (folder,) = (path for path in (toy.parent.parent / "results").iterdir() if path.is_dir())
+    return folder
+
+
 @pytest.fixture(scope="session")
 def real() -> Path:
     """The folder with realdata/ and reference/ of the environment variable SPML_REAL_DATA."""

@@ -46,7 +46,7 @@ def test_observed_validation_labels_are_the_single_positives(toy):
 def break_array(folder: Path, name: str, change) -> None:
     path = folder / f"formatted_{name}.npy"
     array = np.load(path)
-    np.save(path, change(array), allow_pickle=True)
+    np.save(path, change(array))
 
 
 def set_entry(value):

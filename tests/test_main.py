@@ -1,27 +1,21 @@
-"""The real command at toy size: what it leaves behind, what it refuses, and how it goes on."""
+"""The real command at toy size: what it leaves behind, what it refuses, and what its options do."""
 
 import csv
 import json
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, command, make_toy, same_numbers, toy_arguments
+from conftest import command, make_toy, only_run, same_numbers, toy_arguments
 from PIL import Image
 
 import engine
 import losses
 import main
-import runs
 import storage
-from config import Interrupted, UserError, parse
 
 FILES = {
     "config.json",
@@ -33,11 +27,6 @@ FILES = {
     "predictions.npz",
     "curves.png",
 }
-
-
-def only_run(toy: Path) -> Path:
-    (folder,) = (path for path in (toy.parent.parent / "results").iterdir() if path.is_dir())
-    return folder
 
 
 def test_a_run_leaves_everything_it_promises(toy, capsys):
@@ -99,114 +88,6 @@ def test_where_images_are_kept_does_not_change_a_number(toy):
     assert same_numbers(Path(folders[0]), Path(folders[1])) and same_numbers(Path(folders[0]), Path(folders[2]))
 
 
-class Stopped(Exception):
-    """Stands for a process that dies."""
-
-
-def interrupt(monkeypatch, module, name: str, call: int) -> None:
-    """Let the call-th call of module.name die."""
-    calls, real = [], getattr(module, name)
-
-    def dying(*arguments, **options):
-        calls.append(1)
-        if len(calls) == call:
-            raise Stopped
-        return real(*arguments, **options)
-
-    monkeypatch.setattr(module, name, dying)
-
-
-@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
-@pytest.mark.parametrize(
-    "where, name, call",
-    [
-        (engine, "check_finite", 2),
-        (engine, "predict", 1),
-        (engine, "predict", 4),
-        (runs.Run, "save", 3),
-        (runs.Run, "finish", 1),
-        (runs, "draw_curves", 1),
-    ],
-)
-def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, loss, where, name, call):
-    arguments = toy_arguments(toy, "-l", loss, "--epochs", "3", *(("--warmup-epochs", "1") if loss == "EM_APL" else ()))
-    undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
-    with monkeypatch.context() as patch:
-        interrupt(patch, where, name, call)
-        with pytest.raises(Stopped):
-            main.main(arguments)
-    with pytest.raises(UserError, match="go on with --resume, or start over with --overwrite"):
-        main.main(arguments)
-    assert same_numbers(Path(main.main([*arguments, "--resume"])["folder"]), Path(undisturbed))
-
-
-@pytest.mark.parametrize(("number", "step"), [(signal.SIGINT, 2), (signal.SIGTERM, 2), (signal.SIGTERM, 3)])
-def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
-    toy, tmp_path, monkeypatch, number, step, capsys
-):
-    arguments, build = toy_arguments(toy), main.models.build
-
-    def with_dropout(*given):  # so that the state of the random generators matters
-        model = build(*given)
-        model.network = torch.nn.Sequential(torch.nn.Dropout(0.3), model.network)
-        return model
-
-    monkeypatch.setattr(main.models, "build", with_dropout)
-    undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
-    steps, real = [], losses.Loss.forward
-
-    def signalling(self, *given):
-        steps.append(1)
-        if len(steps) == 3 + step:  # in the second epoch, which has three steps like every other
-            os.kill(os.getpid(), number)
-        return real(self, *given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(losses.Loss, "forward", signalling)
-        with pytest.raises(Interrupted) as stop:
-            main.main(arguments)
-    assert stop.value.args == (number,)
-    state = torch.load(only_run(toy) / "last.pt", weights_only=True)
-    assert (state["epoch"], state["step"]) == (2, step)
-    result = main.main([*arguments, "--resume"])
-    assert f"resuming in epoch 2 after {step} of 3 batches" in capsys.readouterr().out
-    assert same_numbers(Path(result["folder"]), Path(undisturbed))
-
-
-def test_a_killed_process_resumes_to_the_same_numbers(toy, tmp_path):
-    """SIGKILL twice, in different epochs of a real process."""
-    arguments = ["main.py", *toy_arguments(toy, "--epochs", "30"), "--resume"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for lines in (1, 3):  # killed once so many epochs are on record
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
-        )
-        history = toy.parent.parent / "results"
-        until = time.monotonic() + 120
-        while time.monotonic() < until and process.poll() is None:
-            found = [len(path.read_text().splitlines()) for path in history.glob("*/metrics.jsonl")]
-            if found and found[0] >= lines:
-                break
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    finished = command(*arguments)
-    assert finished.returncode == 0, finished.stderr
-    resumed = shutil.move(only_run(toy), tmp_path / "resumed")
-    assert command(*arguments).returncode == 0
-    assert same_numbers(only_run(toy), Path(resumed))
-
-
-def test_a_run_is_not_resumed_on_other_data(toy, monkeypatch):
-    with monkeypatch.context() as patch:
-        interrupt(patch, engine, "predict", 2)
-        with pytest.raises(Stopped):
-            main.main(toy_arguments(toy))
-    Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(toy / "images/val/000.png")
-    with pytest.raises(UserError, match=r"not those that .* began with"):
-        main.main(toy_arguments(toy, "--resume"))
-
-
 def test_other_labels_or_another_teacher_make_another_run(toy):
     first = main.main(toy_arguments(toy))
     labels = np.load(toy / "formatted_train_labels.npy")
@@ -219,29 +100,6 @@ def test_other_labels_or_another_teacher_make_another_run(toy):
     shutil.copy(toy / "other.npz", toy / "renamed.npz")
     fourth = main.main(toy_arguments(toy, "--similarity", str(toy / "renamed.npz")))
     assert len({run["folder"] for run in (first, second, third)}) == 3 and fourth == third
-
-
-@pytest.mark.parametrize("file", ["last.pt", "best.pt"])
-def test_a_checkpoint_with_flipped_bytes_is_one_line(toy, monkeypatch, fails, file):
-    with monkeypatch.context() as patch:
-        interrupt(patch, runs.Run, "finish", 1)
-        with pytest.raises(Stopped):
-            main.main(toy_arguments(toy))
-    content = bytearray((only_run(toy) / file).read_bytes())
-    middle = len(content) // 2
-    content[middle : middle + 64] = bytes(64)
-    (only_run(toy) / file).write_bytes(content)
-    line = fails(main.main, toy_arguments(toy, "--resume"))
-    assert f"{file} is damaged" in line and "checksum" in line
-
-
-def test_a_checkpoint_of_something_else_is_one_line(toy, monkeypatch, fails):
-    with monkeypatch.context() as patch:
-        interrupt(patch, runs.Run, "finish", 1)
-        with pytest.raises(Stopped):
-            main.main(toy_arguments(toy))
-    shutil.copy(only_run(toy) / "best.pt", only_run(toy) / "last.pt")
-    assert "last.pt does not fit this run" in fails(main.main, toy_arguments(toy, "--resume"))
 
 
 def test_weights_that_diverge_are_one_line(toy, fails):
@@ -259,18 +117,6 @@ def test_the_test_set_is_scored_by_the_best_epochs_weights(toy, monkeypatch):
     assert three["best_epoch"] == 1
     probs = [np.load(Path(result["folder"]) / "predictions.npz")["probs"] for result in (one, three)]
     assert np.array_equal(*probs)
-
-
-def test_a_run_that_dies_between_its_two_checkpoints_keeps_both_right(toy, tmp_path, monkeypatch):
-    undisturbed = shutil.move(main.main(toy_arguments(toy))["folder"], tmp_path / "undisturbed")
-    for name in ("save_best", "write_history"):
-        with monkeypatch.context() as patch:
-            interrupt(patch, runs.Run, name, 1)
-            with pytest.raises(Stopped):
-                main.main(toy_arguments(toy))
-        result = main.main(toy_arguments(toy, "--resume"))
-        assert same_numbers(Path(result["folder"]), Path(undisturbed))
-        shutil.rmtree(result["folder"])
 
 
 def weights_of(result: dict) -> torch.Tensor:
@@ -330,25 +176,6 @@ def test_the_backbone_computes_in_the_precision_asked_for(toy, monkeypatch, prec
     monkeypatch.setattr(main.models, "build", watched)
     main.main(toy_arguments(toy, "--epochs", "1", "--precision", precision))
     assert seen == {dtype}
-
-
-@pytest.mark.parametrize("file", ["last.pt", "best.pt"])
-def test_a_damaged_checkpoint_is_one_line(toy, monkeypatch, fails, file):
-    with monkeypatch.context() as patch:
-        interrupt(patch, runs.Run, "finish", 1)
-        with pytest.raises(Stopped):
-            main.main(toy_arguments(toy))
-    path = only_run(toy) / file
-    path.write_bytes(path.read_bytes()[: len(path.read_bytes()) // 2])
-    line = fails(main.main, toy_arguments(toy, "--resume"))
-    assert f"{file} is damaged" in line and "--overwrite" in line
-
-
-def test_two_processes_do_not_share_a_run(toy, fails):
-    config = parse(toy_arguments(toy))
-    folder = Path(config.results_dir) / runs.run_name(main.replace(config, precision="float32"))
-    with storage.locked(folder):
-        assert "is being run by another process" in fails(main.main, toy_arguments(toy))
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_epoch_and_batch(toy, fails, monkeypatch):

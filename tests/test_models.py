@@ -319,7 +319,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(toy, tiny_clip, tmp_path, 
 
 @pytest.mark.parametrize("shape, says", [((4, 8), r"\(3, D\)"), ((3, 9), "9 numbers a label"), (None, "not a plain")])
 def test_text_features_that_do_not_fit_are_told(toy, tiny_clip, tmp_path, shape, says):
-    np.save(tmp_path / "t.npy", np.ones(shape) if shape else np.array([None]), allow_pickle=True)
+    np.save(tmp_path / "t.npy", np.ones(shape) if shape else np.array([None]))
     settings, splits = teaching(toy, tiny_clip, "--text-features", str(tmp_path / "t.npy"))
     with pytest.raises(UserError, match=says):
         scores(settings, splits, tmp_path / "cache")
