@@ -74,7 +74,10 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     Raises UserError for a file that is anything else.
     """
     try:
-        state = load_file(path) if str(path).endswith(".safetensors") else _load_tensors(path)
+        if str(path).endswith(".safetensors"):
+            state = load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # zip, pickle and safetensors each raise their own
         raise UserError(f"{path} is not a readable checkpoint of tensors ({why(error)})") from None
     for key in ("state_dict", "model"):
@@ -83,10 +86,6 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise UserError(f"{path} holds no state dict of tensors")
     return {name.removeprefix("module."): value for name, value in state.items()}
-
-
-def _load_tensors(path: str | Path) -> object:
-    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_weights(

@@ -21,17 +21,6 @@ import runs
 import storage
 from config import Interrupted, UserError, parse
 
-FILES = {
-    "config.json",
-    "metrics.jsonl",
-    "last.pt",
-    "best.pt",
-    "test.json",
-    "per_class.csv",
-    "predictions.npz",
-    "curves.png",
-}
-
 
 class Stopped(Exception):
     """Stands for a process that dies."""
