@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 
 from config import Config, UserError, local_file
@@ -22,7 +21,7 @@ from models.clip import clip_file, create_clip, normalisation
 from storage import digest, file_digest, grow_rows, why, write_json
 
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
-RESAMPLE = Image.Resampling.BICUBIC  # what CLIP was trained with; differs: published as bilinear
+RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as bilinear
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
 
@@ -141,7 +140,7 @@ def score(
 ) -> Iterator[np.ndarray]:
     """(B, L) float32 blocks of similarities of paths[start:], in order."""
     reference = teacher.preprocess == "reference"
-    size, resample = (REFERENCE_SIZE, Image.Resampling.BILINEAR) if reference else (teacher.size, RESAMPLE)
+    size, resample = (REFERENCE_SIZE, "bilinear") if reference else (teacher.size, RESAMPLE)
     flips = torch.rand(len(paths), generator=torch.Generator().manual_seed(0)) < 0.5  # known by row: no hidden state
     batches = torch.arange(start, len(paths)).split(batch_size)
     for rows, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):

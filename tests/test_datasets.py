@@ -142,6 +142,17 @@ def test_decoding_squashes_the_whole_image_to_rgb(tmp_path):
     assert (got[:, :3] == 0).all() and (got[:, 5:] == 255).all()
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("resample", ["bilinear", "bicubic"])
+def test_an_image_is_resized_to_what_pillow_makes_of_it(tmp_path, mode, resample):
+    smooth = np.random.RandomState(0).randint(0, 255, (6, 8, 3)).astype(np.uint8)
+    Image.fromarray(smooth).resize((100, 75)).convert(mode).save(tmp_path / "some.jpg", quality=90)
+    with Image.open(tmp_path / "some.jpg") as image:
+        pillow = np.array(image.convert("RGB").resize((48, 48), Image.Resampling[resample.upper()]))
+    difference = np.abs(decode(str(tmp_path / "some.jpg"), 48, resample).astype(int) - pillow)
+    assert difference.max() <= 2 and difference.mean() < 0.2
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", None])
 def test_a_bad_image_is_named(tmp_path, content):
     path = tmp_path / "bad.jpg"
