@@ -83,6 +83,7 @@ class Config:
     gpu: str = option("0", "CUDA index, or cpu", "-g", group=RUN)
     workers: int | None = option(None, "threads that decode images; if not given, the cores, 8 at most", group=RUN, within="[1, inf)")
     cache: str = option("auto", "where decoded images are kept: on the GPU, in memory, in a file beside the data set, or nowhere", group=RUN, choices=("auto", "gpu", "ram", "disk", "none"))
+    cuda_graph: bool = option(True, "replay the training step as a CUDA graph (on one GPU)", group=RUN)
     eval_batch_size: int = option(64, "images a step where nothing is learned", group=RUN, within="[1, inf)", metavar="IMAGES")
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch", group=RUN, within="[0, inf)")
     data_root: str = option("data", "folder that holds the data sets", group=RUN, metavar="DIR")

@@ -83,12 +83,22 @@ def main(argv: list[str] | None = None) -> dict:
         torch.manual_seed(config.seed)
         model = models.build(config, len(names), smallest_batch).to(device, memory_format=torch.channels_last)
         loss_function = losses.build(config.loss, config, torch.from_numpy(splits.train.observed)).to(device)
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
+        on_gpu = device.type == "cuda"
+        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True, capturable=on_gpu)
         data = engine.TrainingSet(
             train,
             torch.from_numpy(splits.train.observed).to(device),
             torch.from_numpy(splits.train.true).to(device),
             None if pseudo is None else torch.from_numpy(pseudo).to(device),
+        )
+        step = engine.TrainingStep(
+            model,
+            loss_function,
+            optimizer,
+            data,
+            batch_size=config.batch_size,
+            precision=config.precision,
+            cuda_graph=config.cuda_graph,
         )
         predicting = dict(
             num_labels=len(names), batch_size=config.eval_batch_size, precision=config.precision, device=device
@@ -103,7 +113,8 @@ def main(argv: list[str] | None = None) -> dict:
                 state = run.checkpoint
                 with runs.fitting(run.folder / "last.pt"):
                     model.load_state_dict(state["model"])
-                    optimizer.load_state_dict(state["optimizer"])
+                    groups = optimizer.state_dict()["param_groups"]  # not the file's: it may be of another device
+                    optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
                     loss_function.load_state_dict(state["loss"])
                     engine.set_random_state(state["random"], device)
                     first_epoch, first_step, best = state["epoch"], state["step"], state["best"]
@@ -144,15 +155,10 @@ def main(argv: list[str] | None = None) -> dict:
                 loss_function.start_epoch(epoch)
                 with stop.deferred():
                     train_loss = engine.train_one_epoch(
-                        model,
-                        loss_function,
-                        optimizer,
-                        data,
+                        step,
                         seed=config.seed,
                         epoch=epoch,
-                        batch_size=config.batch_size,
                         flip=config.flip,
-                        precision=config.precision,
                         losses=step_losses,
                         start=first_step,
                         after_step=after_step,

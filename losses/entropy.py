@@ -137,4 +137,4 @@ class AsymmetricPseudoLabels(Loss):
         if not self.wants_predictions(epoch):
             return
         chosen = lowest_become_soft(probs, self.unknown & (self.soft < 0), self.counts)
-        self.soft = torch.where(chosen, probs, self.soft.to(probs.dtype))
+        self.soft.copy_(torch.where(chosen, probs, self.soft))

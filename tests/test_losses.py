@@ -115,7 +115,7 @@ def test_apl_makes_the_soft_negatives_of_the_published_three_rounds():
         epochs=int(file["num_epochs"]),
         warmup_epochs=first,
         neg_proportion=float(file["neg_proportion"]),
-    )
+    ).double()  # as the file
     assert not module.wants_predictions(first - 1) and module.wants_predictions(first)
     for turn in range(3):
         module.end_epoch(first + turn, torch.from_numpy(file["probs"][turn]))
