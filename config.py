@@ -52,7 +52,7 @@ class Config:
     lr: float = option(1e-5, "Adam's rate, constant", group=TRAINING, within="(0, inf)")
     image_size: int = option(448, "side of the square that images are squashed to, in pixels", group=TRAINING, within="[1, 4096]", metavar="PIXELS")
     flip: float = option(0.5, "probability that a training image is mirrored", group=TRAINING, within="[0, 1]")
-    precision: str = option("auto", "arithmetic of backbone and teacher; auto: bf16 on CUDA, else float32", group=TRAINING, choices=("auto", "float32", "bf16"))
+    precision: str = option("auto", "arithmetic of backbone and teacher (whose half precision is float16); auto: bf16 on CUDA, else float32", group=TRAINING, choices=("auto", "float32", "bf16"))
     pretrained: bool = option(True, "start from the backbone's published weights", group=TRAINING)
     weights: str | None = option(None, "local checkpoint of the backbone, instead of the published weights", group=TRAINING, metavar="FILE")
     val_labels: str = option("clean", "validation labels that choose the epoch: all true ones, or the observed ones only", group=TRAINING, choices=("clean", "observed"))

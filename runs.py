@@ -71,8 +71,11 @@ class Run:
             writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
             writer.writeheader()
             writer.writerows(per_class)
-        with atomic(self.folder / "curves.png") as temporary:
-            draw_curves(temporary, self.history, result)
+        try:
+            with atomic(self.folder / "curves.png") as temporary:
+                draw_curves(temporary, self.history, result)
+        except ImportError as error:  # no reason to lose a run that is done
+            print(f"curves.png is not drawn ({error}); install the packages of requirements.txt")
         write_json(self.folder / "test.json", result)
 
 

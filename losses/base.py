@@ -27,8 +27,8 @@ class Targets:
 class Loss(nn.Module, ABC):
     """The mean over the B x L entries of a loss per label, computed in float32 or better.
 
-    Subclasses that remember something between steps keep it in buffers, so that every checkpoint holds it, and change it
-    in place, so that a captured step sees the change. Epochs are counted from 1.
+    Subclasses that remember something between steps keep it in buffers, so that every checkpoint holds it, and change
+    them in place, so that a captured step sees the change. Epochs are counted from 1.
     """
 
     inputs: tuple[str, ...] = ()  # fields of Targets that per_label is given, by name

@@ -22,6 +22,7 @@ from storage import digest, file_digest, grow_rows, why, write_json
 
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
 RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as bilinear
+HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
 
@@ -51,7 +52,7 @@ class Teacher(nn.Module):
         if self.preprocess == "reference":
             images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
         features = self.clip.encode_image(images)
-        with torch.autocast(features.device.type, enabled=False):  # a bf16 cosine has steps of 0.002: a fifth of T
+        with torch.autocast(features.device.type, enabled=False):  # a cosine in half precision has coarse steps
             return F.normalize(features.float(), dim=1) @ self.text_features.T
 
 
@@ -114,7 +115,7 @@ def describe(config: Config, classes: Classes, split: MultiLabelDataset) -> dict
         "weights": file_digest(weights) if weights else config.teacher_weights,
         "text": file_digest(config.text_features) if config.text_features else captions(config, classes),
         "preprocess": config.teacher_preprocess,
-        "precision": config.precision,
+        "precision": config.precision if config.precision == "float32" else str(HALF),
     }
 
 
@@ -134,6 +135,10 @@ def similarities(
     return np.array(grow_rows(file, shape, np.float32, rows_from, "teacher scores the training images"))
 
 
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, HALF, enabled=precision != "float32")
+
+
 @torch.inference_mode()
 def score(
     teacher: Teacher, paths: list[str], start: int, batch_size: int, device: torch.device, precision: str, workers: int
@@ -146,5 +151,8 @@ def score(
     for rows, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
         images = torch.from_numpy(block).to(device, non_blocking=True).permute(0, 3, 1, 2)
         flip = flips[rows].to(device) if reference else None
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            yield teacher(images, flip).cpu().numpy()
+        with autocast(device, precision):
+            block = teacher(images, flip).cpu().numpy()
+        if not np.isfinite(block).all():
+            raise UserError(f"the teacher's similarities are not finite at --precision {precision}; take float32")
+        yield block

@@ -43,6 +43,23 @@ def promised(found: dict[str, float]) -> bool:
     return 0.85 <= found["precision of positives"] <= 0.97 and 0.3 <= found["recall of positives"] <= 0.7
 
 
+def test_half_precision_moves_hardly_a_pseudo_label(digits, tmp_path):
+    config = parse(["-d", "digits", "--data-root", str(digits.parent)])
+    splits = datasets.load(config)
+    whole, half = (
+        teacher.similarities(
+            replace(config, precision=precision), splits.train, splits.classes, tmp_path, torch.device("cpu"), 2
+        )
+        for precision in ("float32", "bf16")
+    )
+    labels = [
+        pseudo_labels.assign(one, temperature=config.temperature, threshold=config.threshold, negative_fraction=0.0)
+        for one in (whole, half)
+    ]
+    assert (labels[0] == 1).sum() > 1000  # scores that do cross the threshold
+    assert 0 < np.abs(whole - half).max() < 2e-3 and (labels[0] == labels[1]).mean() >= 0.999
+
+
 def test_no_digit_is_in_two_pools():
     pools = make_digits.pools()
     assert sum(len(images) for pool in pools.values() for images in pool) == 1797

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -250,3 +251,9 @@ def test_an_epochs_randomness_is_a_function_of_seed_and_epoch():
 def test_a_data_set_of_ones_own_needs_no_code(tmp_path):
     folder = make_toy(tmp_path / "data", "my-own-set")
     assert main.main(toy_arguments(folder))["dataset"] == "my-own-set"
+
+
+def test_a_run_is_not_lost_where_curves_cannot_be_drawn(toy, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # not installed
+    result = main.main(toy_arguments(toy))
+    assert not (Path(result["folder"]) / "curves.png").exists() and "curves.png is not drawn" in capsys.readouterr().out

@@ -1,0 +1,157 @@
+"""What the benchmarks share: repeated timing, one Markdown table, and photographs to run on."""
+
+import argparse
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from config import OneLineParser
+from datasets.files import write_description, write_observed, write_split
+from preproc.generate_observed_labels import observe
+
+
+def parser(docstring: str, repeats: int) -> argparse.ArgumentParser:
+    result = OneLineParser(docstring)
+    result.add_argument(
+        "--repeats", type=int, default=repeats, help="measurements of each figure (default: %(default)s)"
+    )
+    return result
+
+
+def photo_arguments(result: argparse.ArgumentParser) -> None:
+    result.add_argument(
+        "--photos",
+        default=os.environ.get("SPML_REAL_DATA"),
+        metavar="DIR",
+        help="a folder with JPEG files somewhere below it (default: $SPML_REAL_DATA, else made-up ones)",
+    )
+
+
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(function: Callable[[], object], device: torch.device | None = None) -> float:
+    """Wall seconds of a call, the device's work included."""
+    began = time.perf_counter()
+    function()
+    if device is not None:
+        synchronize(device)
+    return time.perf_counter() - began
+
+
+def side_by_side(
+    functions: dict[str, Callable[[], object]], repeats: int, device: torch.device | None = None
+) -> dict[str, list[float]]:
+    """`repeats` times of each function, after one not counted, taken in turns: what disturbs one disturbs all."""
+    result = {name: [] for name in functions}
+    for turn in range(repeats + 1):
+        for name, function in functions.items():
+            took = seconds(function, device)
+            if turn:
+                result[name].append(took)
+    return result
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def shown(values: Sequence[float], scale: float = 1.0) -> str:
+    """Median (lowest to highest) of values x scale."""
+    middle, low, high = (number(scale * value) for value in (statistics.median(values), min(values), max(values)))
+    return middle if len(values) == 1 else f"{middle} ({low} to {high})"
+
+
+def rate(count: int, values: Sequence[float]) -> str:
+    """count / seconds, as `shown`."""
+    return shown([count / value for value in values])
+
+
+def faster(ours: Sequence[float], other: Sequence[float]) -> str:
+    """How many times the speed of `other` ours is, from the seconds of each."""
+    return number(statistics.median(other) / statistics.median(ours))
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], note: str = "") -> None:
+    """Print a Markdown table."""
+    print(f"\n**{title}**\n\n| {' | '.join(header)} |\n|{'---|' * len(header)}")
+    for row in rows:
+        print(f"| {' | '.join(map(str, row))} |")
+    if note:
+        print(f"\n{note}")
+
+
+def environment(device: torch.device | None = None, packages: Sequence[str] = ()) -> str:
+    """Date, device and versions, in one line."""
+    if device is not None and device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
+    versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "numpy", *packages))
+    return f"{time.strftime('%Y-%m-%d')}; {where}; Python {platform.python_version()}, {versions}"
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def photographs(folder: str | None, made_up: Path, count: int = 64) -> list[Path]:
+    """JPEG files below `folder`; without one, `count` made-up pictures of VOC's usual 500 x 375 pixels in `made_up`."""
+    if folder:
+        found = sorted(Path(folder).rglob("*.jpg"))
+        assert found, f"no .jpg below {folder}"
+        return found
+    made_up.mkdir(parents=True, exist_ok=True)
+    random = np.random.RandomState(0)
+    for number in range(count):  # smooth shapes and some grain, so that a file is as large as a photograph's
+        coarse = Image.fromarray(random.randint(0, 256, (12, 16, 3)).astype(np.uint8)).resize((500, 375), 3)
+        grain = random.randint(-12, 13, (375, 500, 1))
+        pixels = (np.asarray(coarse).astype(np.int16) + grain).clip(0, 255).astype(np.uint8)
+        Image.fromarray(pixels).save(made_up / f"{number}.jpg", quality=90)
+    return sorted(made_up.glob("*.jpg"))
+
+
+def make_dataset(root: Path, name: str, photos: list[Path], official: int, test: int, labels: int) -> None:
+    """A data set of `official` images to train and validate on and `test` to test on, with random labels.
+
+    The photographs are linked under as many names as it takes.
+    """
+    random, folder = np.random.RandomState(0), root / name
+    for split, count in (("train", official), ("val", test)):
+        (folder / "images" / split).mkdir(parents=True)
+        names = [f"{split}/{row:06d}.jpg" for row in range(count)]
+        for row, file in enumerate(names):
+            os.symlink(photos[row % len(photos)].resolve(), folder / "images" / file)
+        true = (random.random_sample((count, labels)) < 1.5 / labels).astype(np.int8)
+        true[np.arange(count), random.randint(0, labels, count)] = 1
+        write_split(folder, split, names, true)
+        write_observed(folder, split, observe(true))
+    classes = [f"class {number}" for number in range(labels)]
+    write_description(folder, classes, classes, folder / "images")
+
+
+def random_similarity(path: Path, images: np.ndarray, classes: list[str]) -> None:
+    """A file for --similarity: what some teacher might say."""
+    similarity = np.random.RandomState(0).normal(0.2, 0.02, (len(images), len(classes))).astype(np.float32)
+    np.savez(path, images=images, classes=np.array(classes), similarity=similarity)

@@ -1,0 +1,29 @@
+#!/usr/bin/env bash
+# Every figure that needs a GPU, in under nine minutes, as one Markdown file.   benchmarks/gpu_all.sh [gpu.md]
+#
+# Needs PyTorch >= 2.11, torchvision, timm and scikit-learn, and for the teacher open_clip_torch with its ftfy and regex
+# (an unpacked wheel on PYTHONPATH will do). No internet, no data, no weights. The interpreter is PYTHON, or python3.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+out=$(realpath -m "${1:-results/gpu.md}") python=${PYTHON:-python3} began=$SECONDS
+mkdir -p "$(dirname "$out")" && : >"$out"
+
+run() { # seconds it may take, then the command; what fails is said in the file, and the rest goes on
+    local limit=$1 left=$((530 - SECONDS + began)) status
+    shift
+    echo "== $*" >&2
+    timeout $((limit < left ? limit : left)) "$python" "$@" > >(tee -a "$out") 2> >(tail -n 20 >&2)
+    status=$?
+    [ $status = 0 ] || echo "
+\`$*\`: not measured, exit status $status" | tee -a "$out"
+}
+
+"$python" -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "no CUDA device found")' || exit 2
+"$python" -c 'import pytest' 2>/dev/null && run 60 -m pytest -q -p no:cacheprovider tests/test_engine.py
+run 150 benchmarks/train.py --official 640 --test 640 --repeats 3
+run 170 benchmarks/train.py --cell --repeats 1
+run 90 benchmarks/teacher.py --images 2048 --batch-size 256
+run 60 benchmarks/decode.py --images 500
+run 60 benchmarks/train.py -d digits --no-reference
+echo "
+All of it took $((SECONDS - began)) s." | tee -a "$out"

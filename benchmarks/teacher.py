@@ -1,0 +1,151 @@
+"""The teacher's pass: images a second, its share of the bf16 matrix rate; what half precision does to similarities.
+
+    python benchmarks/teacher.py [--teacher ViT-L-14-336-quickgelu --images 64] [-g 0]
+
+Speed is measured with random weights on photographs; agreement with the digits teacher, whose scores cross the
+threshold.
+"""
+
+import logging
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+
+import config as settings
+import datasets
+import engine
+from benchmarks.common import (
+    environment,
+    number,
+    parser,
+    photo_arguments,
+    photographs,
+    rate,
+    side_by_side,
+    table,
+)
+from config import run_script
+from datasets.images import decode_batches
+from models import teacher as teachers
+from models.clip import create_clip, normalisation
+from preproc import make_digits
+from pseudo_labels import assign
+
+MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the product that is the matrix rate's measure
+
+
+def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: torch.device, workers: int) -> None:
+    logging.disable(logging.WARNING)  # open_clip's, that no weights are loaded
+    clip = create_clip(name, None).eval().requires_grad_(False)
+    features = torch.randn(20, clip.text_projection.shape[1])
+    teacher = teachers.Teacher(clip, features, *normalisation(name, "openai"), "own").to(device)
+    batch_size = min(batch_size, len(paths))
+    batch = torch.randint(256, (batch_size, 3, teacher.size, teacher.size), dtype=torch.uint8, device=device)
+    torch.backends.mha.set_fastpath_enabled(False)  # whose attention the counter does not see
+    with torch.inference_mode(), FlopCounterMode(display=False) as counter:
+        teacher(batch[:1])
+    torch.backends.mha.set_fastpath_enabled(True)
+    flops = counter.get_total_flops()
+    side = MATRIX[device.type]
+    left, right = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
+
+    @torch.inference_mode()
+    def forward(precision: str) -> None:
+        with teachers.autocast(device, precision):
+            teacher(batch)
+
+    def whole(precision: str) -> None:
+        for _ in teachers.score(teacher, paths, 0, batch_size, device, precision, workers):
+            pass
+
+    def decoding() -> None:
+        batches = torch.arange(len(paths)).split(batch_size)
+        for _ in decode_batches(paths, teacher.size, batches, workers, teachers.RESAMPLE):
+            pass
+
+    precisions = {"float32": "float32", "float16": "bf16"}  # as named here: as named by --precision
+    taken = side_by_side(
+        {"product": lambda: left @ right, "decoding alone": decoding}
+        | {f"{name}, one batch on the device": lambda p=p: forward(p) for name, p in precisions.items()}
+        | {f"{name}, whole pass over files": lambda p=p: whole(p) for name, p in precisions.items()},
+        repeats,
+        device,
+    )
+    peak = 2 * side**3 / np.median(taken.pop("product"))
+    rows = []
+    for what, values in taken.items():
+        images = batch_size if "batch" in what else len(paths)
+        tera = images * flops / np.median(values) / 1e12
+        computes = what != "decoding alone"
+        rows.append(
+            [
+                what,
+                rate(images, values),
+                number(tera) if computes else "-",
+                f"{1e12 * tera / peak:.2f}" if computes else "-",
+            ]
+        )
+    table(
+        f"The teacher {name}: {len(paths)} images, {flops / 1e9:,.0f} GFLOP each, batches of {batch_size}",
+        ["", "images/s", "TFLOP/s", "share of the bf16 matrix rate"],
+        rows,
+        f"Matrix rate: {peak / 1e12:,.2f} TFLOP/s, a bf16 product of {side} x {side} matrices beside it. "
+        f"Median (lowest to highest), n {repeats}. {environment(device, ('open_clip_torch', 'timm'))}",
+    )
+
+
+def agreement(device: torch.device, workers: int) -> None:
+    """What half precision changes, on the training scenes of the digits."""
+    config = settings.parse(["-d", "digits"])
+    make_digits.ensure(Path(config.data_root) / "digits")
+    splits = datasets.load(config)
+    similarity = {}
+    with tempfile.TemporaryDirectory() as temporary:
+        for precision in ("float32", "bf16"):
+            similarity[precision] = teachers.similarities(
+                replace(config, precision=precision), splits.train, splits.classes, Path(temporary), device, workers
+            )
+    labels = {
+        precision: assign(values, temperature=config.temperature, threshold=config.threshold, negative_fraction=0.0)
+        for precision, values in similarity.items()
+    }
+    difference = np.abs(similarity["bf16"] - similarity["float32"])
+    same = labels["bf16"] == labels["float32"]
+    table(
+        f"float16 beside float32: the digits teacher on {len(splits.train):,} scenes of 10 labels",
+        ["", "measured", "target"],
+        [
+            ["largest difference of a similarity", f"{difference.max():.1e}", "2e-03"],
+            ["same pseudo-labels, of all entries", f"{100 * same.mean():.3f} %", "99.9 %"],
+            ["positive pseudo-labels, float32", f"{(labels['float32'] == 1).sum():,}", "-"],
+        ],
+        environment(device, ("open_clip_torch",)),
+    )
+
+
+def main() -> None:
+    arguments = parser(__doc__, repeats=3)
+    arguments.add_argument("--teacher", default=settings.Config.teacher, help="open_clip model (default: %(default)s)")
+    arguments.add_argument("--images", type=int, default=16, help="images of the pass (default: %(default)s)")
+    arguments.add_argument("--batch-size", type=int, default=settings.Config.eval_batch_size, help="%(default)s")
+    arguments.add_argument("-g", "--gpu", default="0", help="CUDA index, or cpu (default: %(default)s)")
+    photo_arguments(arguments)
+    options = arguments.parse_args()
+    device = engine.pick_device(options.gpu)
+    workers = engine.default_workers()
+    with tempfile.TemporaryDirectory() as temporary:
+        found = photographs(options.photos, Path(temporary) / "photos")
+        paths = [str(found[row % len(found)]) for row in range(options.images)]
+        speed(options.teacher, paths, options.batch_size, options.repeats, device, workers)
+    agreement(device, workers)
+
+
+if __name__ == "__main__":
+    run_script(main)

@@ -1,0 +1,125 @@
+"""The training step: captured and replayed, it is the step taken as usual; on a GPU, and without one on a stand-in."""
+
+import contextlib
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import engine
+import losses
+from config import Config, UserError
+from datasets.images import Images
+from models import Backbone
+
+NUM_IMAGES, BATCH, SIZE, LABELS = 36, 8, 16, 3  # four full batches and a half one
+
+
+def training_step(device: torch.device, *, cuda_graph: bool, loss: str = "EM_PL", precision: str = "float32"):
+    torch.manual_seed(0)
+    random = np.random.RandomState(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, LABELS))
+    model = Backbone(network).to(device, memory_format=torch.channels_last)
+    observed, pseudo = (
+        torch.from_numpy(random.randint(low, 2, (NUM_IMAGES, LABELS)).astype(np.int8)).to(device) for low in (0, -1)
+    )
+    pixels = torch.from_numpy(random.randint(0, 256, (NUM_IMAGES, SIZE, SIZE, 3)).astype(np.uint8))
+    images = Images([""] * NUM_IMAGES, SIZE, pixels.to(device), 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True, capturable=device.type == "cuda")
+    module = losses.build(loss, Config(epochs=3, warmup_epochs=1), observed).to(device)
+    return engine.TrainingStep(
+        model,
+        module,
+        optimizer,
+        engine.TrainingSet(images, observed, observed, pseudo),
+        batch_size=BATCH,
+        precision=precision,
+        cuda_graph=cuda_graph,
+    )
+
+
+def train(step: engine.TrainingStep, epochs: int) -> tuple[list[float], torch.Tensor]:
+    """The losses of each epoch, and what the weights come to say of the images."""
+    per_step = torch.zeros(-(-NUM_IMAGES // BATCH), device=step.device)
+    means = []
+    for epoch in range(1, epochs + 1):
+        means.append(engine.train_one_epoch(step, seed=0, epoch=epoch, flip=0.5, losses=per_step))
+        how = dict(batch_size=5, precision="float32", device=step.device, name="labelling")
+        probs = engine.predict(step.model, step.data.images, LABELS, **how)
+        step.loss_function.end_epoch(epoch, probs)
+    return means, probs.cpu()
+
+
+@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss):
+    """Without a GPU: a stand-in that, like a CUDA graph, records without computing, and replays on the same memory."""
+    step = training_step(torch.device("cpu"), cuda_graph=False, loss=loss)
+    replays = []
+
+    @dataclass
+    class Graph:
+        recording: object = None
+
+        def replay(self) -> None:
+            replays.append(len(step.held[1]))
+            step.loss = step._take(*step.held)
+
+    @contextlib.contextmanager
+    def recording(graph, stream):
+        """Undo what the recorded step computes."""
+        changing = [*step.model.parameters(), *(t for state in step.optimizer.state.values() for t in state.values())]
+        before = [tensor.detach().clone() for tensor in changing]
+        yield
+        with torch.no_grad():
+            for tensor, value in zip(changing, before, strict=True):
+                tensor.copy_(value)
+
+    class Stream:
+        def wait_stream(self, other) -> None:
+            pass
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    step.stream = Stream()
+    captured = train(step, epochs=3)
+    assert replays == [BATCH] * (3 * 4 - engine.WARM_UP)
+    usual = train(training_step(torch.device("cpu"), cuda_graph=False, loss=loss), epochs=3)
+    assert captured[0] == usual[0] and torch.equal(captured[1], usual[1])
+
+
+def test_a_step_that_cannot_be_captured_is_one_line(monkeypatch):
+    step = training_step(torch.device("cpu"), cuda_graph=False)
+    step.stream, step.warmed_up = object(), engine.WARM_UP
+
+    def refused(graph, stream):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
+    monkeypatch.setattr(torch.cuda, "graph", refused)
+    with pytest.raises(UserError, match=r"not permitted when stream is capturing.*--no-cuda-graph"):
+        train(step, epochs=1)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bf16", 2e-2)])
+def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, precision, tolerance):
+    device = torch.device("cuda", 0)
+    (means, probs), (other_means, other_probs) = (
+        train(training_step(device, cuda_graph=graph, loss=loss, precision=precision), epochs=3)
+        for graph in (True, False)
+    )
+    assert means == pytest.approx(other_means, abs=tolerance)
+    assert torch.allclose(probs, other_probs, atol=tolerance)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_learns_what_the_cpu_learns():
+    (means, probs), (other_means, other_probs) = (
+        train(training_step(torch.device(name), cuda_graph=True), epochs=2) for name in ("cuda:0", "cpu")
+    )
+    assert means == pytest.approx(other_means, abs=1e-3) and torch.allclose(probs, other_probs, atol=1e-2)
