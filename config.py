@@ -6,12 +6,21 @@ the run.
 """
 
 import argparse
+import os
 import signal
 import sys
+import time
 import typing
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
+
+LEAD_SECONDS = 4.0  # more than torchrun takes to notice that a process has failed, and to end the others
+PEER_IS_GONE = ("closed by peer", "closed by remote peer", "reset by peer", "Broken pipe", "remote process exited")
+KNOWN = {  # what PyTorch says: what a user is told
+    "deterministic implementation": "{}; run without --deterministic",
+    "Expected to have finished reduction": "a part of this backbone gets no gradient: it trains in a single process only",
+}
 
 
 class UserError(Exception):
@@ -80,10 +89,11 @@ class Config:
     gamma_neg: float = option(4.0, "EM_PL_ASL's focus on negatives: the power of p", group=COEFFICIENTS, within="[0, inf)")
     eps: float = option(1e-5, "added to p inside every logarithm, as in the published code", group=COEFFICIENTS, within="(0, 1)")
 
-    gpu: str = option("0", "CUDA index, or cpu", "-g", group=RUN)
-    workers: int | None = option(None, "threads that decode images; if not given, the cores, 8 at most", group=RUN, within="[1, inf)")
+    gpu: str = option("0", "CUDA index, or cpu; under torchrun each process takes its own", "-g", group=RUN)
+    workers: int | None = option(None, "threads that decode images; if not given, this process's share of the cores, 8 at most", group=RUN, within="[1, inf)")
     cache: str = option("auto", "where decoded images are kept: on the GPU, in memory, in a file beside the data set, or nowhere", group=RUN, choices=("auto", "gpu", "ram", "disk", "none"))
     cuda_graph: bool = option(True, "replay the training step as a CUDA graph (on one GPU)", group=RUN)
+    deterministic: bool = option(False, "only algorithms that give the same numbers again, on a GPU too; slower there", group=RUN)
     eval_batch_size: int = option(64, "images a step where nothing is learned", group=RUN, within="[1, inf)", metavar="IMAGES")
     checkpoint_minutes: float = option(10.0, "minutes between checkpoints inside an epoch", group=RUN, within="[0, inf)")
     data_root: str = option("data", "folder that holds the data sets", group=RUN, metavar="DIR")
@@ -195,7 +205,7 @@ def parse(argv: list[str] | None = None) -> Config:
     except UserError as error:
         parser.error(str(error))
     for name, reason in unread(config).items():
-        if given.get(name, False) is not False:
+        if given.get(name, False) is not False and torchrun_rank() == 0:
             print(f"note: {flag(name)} changes nothing here: {reason}", file=sys.stderr)
     return config
 
@@ -236,7 +246,7 @@ class OneLineParser(argparse.ArgumentParser):
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
 
     def error(self, message: str) -> typing.NoReturn:
-        self.exit(2, f"{self.prog}: error: {message} (see --help)\n")
+        _fail(f"{message} (see --help)")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -302,27 +312,53 @@ def _facts(entry: Field, known: typing.Sequence[str]) -> str:
 
 def run_script(main: Callable[[], object]) -> typing.NoReturn:
     """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, no traceback."""
-    program = Path(sys.argv[0]).name
     sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is printed
     try:
         main()
     except UserError as error:
-        print(f"{program}: error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(str(error))
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        print(f"{program}: error: {where}{error.strerror or error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(f"{where}{error.strerror or error}")
+    except RuntimeError as error:
+        text = str(error)
+        if type(error).__name__ == "OutOfMemoryError":
+            _fail("the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache ram")
+        for sign, line in KNOWN.items():
+            if sign in text:
+                _fail(line.format(text.splitlines()[0].split(", but")[0]))
+        if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
+            time.sleep(2 * LEAD_SECONDS)  # that process speaks first
+            _fail("another process of this run has ended; its own line says why")
+        raise
     except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        sys.exit(128 + signal.SIGINT)
+        _fail("interrupted", 128 + signal.SIGINT)
     except Interrupted as interrupted:
-        number = interrupted.args[0]
-        print(
-            f"{program}: stopped by {signal.Signals(number).name}; the same command with --resume goes on",
-            file=sys.stderr,
-        )
-        sys.exit(128 + number)
+        if torchrun_rank():
+            sys.exit(128 + interrupted.args[0])
+        name = signal.Signals(interrupted.args[0]).name
+        _fail(f"stopped by {name}; the same command with --resume goes on", 128 + interrupted.args[0])
+
+
+def _fail(line: str, status: int = 2) -> typing.NoReturn:
+    """Say it on stderr and exit. Of several processes that torchrun started, which are ended once one has failed, the
+    first has a lead, so that a mistake they all see is told once."""
+    program = Path(sys.argv[0]).name
+    if torchrun_rank():
+        program += f", process {torchrun_rank()}"
+        time.sleep(LEAD_SECONDS)
+    kind = "" if status > 128 else "error: "
+    print(f"{program}: {kind}{line}", file=sys.stderr)
+    sys.exit(status)
+
+
+def started_by_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def torchrun_rank() -> int:
+    """The number of this process among those that torchrun started; 0 without it."""
+    return int(os.environ["RANK"]) if started_by_torchrun() else 0
 
 
 def show(config: Config) -> str:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from config import UserError
-from datasets.images import Images, to_input
+import processes
+from config import UserError, started_by_torchrun, torchrun_rank
+from datasets.images import Images, on_device, to_input
 from losses import Loss, Targets
 from models import Backbone
 from storage import why
@@ -21,16 +21,27 @@ TELL_SECONDS = 1.0  # how often the progress bar reads the loss, which waits for
 
 
 def pick_device(gpu: str) -> torch.device:
-    """The device of --gpu; without CUDA the CPU, said in one line."""
+    """The device of --gpu, or under torchrun the GPU of this process; without CUDA the CPU, said in one line."""
     if gpu == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
-        print("no CUDA device found: running on the CPU (-g cpu says so without this line)")
+        if torchrun_rank() == 0:
+            print("no CUDA device found: running on the CPU (-g cpu says so without this line)")
         return torch.device("cpu")
-    if int(gpu) >= torch.cuda.device_count():
-        raise UserError(f"--gpu {gpu}: this machine has CUDA devices 0 to {torch.cuda.device_count() - 1}")
-    torch.cuda.set_device(int(gpu))
-    return torch.device("cuda", int(gpu))
+    index = int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else int(gpu)
+    if index >= (gpus := torch.cuda.device_count()):
+        if started_by_torchrun():
+            raise UserError(f"torchrun started more processes than the {gpus} GPUs here; --nproc-per-node {gpus}")
+        raise UserError(f"--gpu {gpu}: this machine has CUDA devices 0 to {gpus - 1}")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def be_deterministic() -> None:
+    """Let PyTorch take only algorithms that give the same numbers again; one that has none is refused by name."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
@@ -38,12 +49,16 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 
 def default_workers() -> int:
-    """Threads that decode images: the cores this process may use, 8 at most."""
-    return min(8, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
+    """Threads that decode images: this process's share of the cores it may use, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that training draws from (dropout and its like; order and flips need none)."""
+    """The state of the generators that training draws from (dropout and its like; order and flips need none).
+
+    Of the first process; the others' are made anew by `seed_others`, for their number may change.
+    """
     return {"cpu": torch.get_rng_state()} | (
         {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
     )
@@ -53,6 +68,13 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
     torch.set_rng_state(state["cpu"])
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_others(seed: int, epoch: int, step: int) -> None:
+    """Give every process but the first a generator of its own."""
+    if not processes.is_first():
+        state = np.random.SeedSequence([seed, epoch, step, processes.rank()]).generate_state(1, np.uint64)
+        torch.manual_seed(int(state[0]))
 
 
 def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
@@ -100,46 +122,50 @@ class TrainingStep:
     full batch is captured in a CUDA graph, after WARM_UP steps as usual, and replayed from then on; a smaller last
     batch is taken as usual. A replay reads and writes the memory of the capture: weights, optimizer state and a loss's
     buffers may change between steps, but only in place.
+
+    With several processes each takes its share of the batch, and none captures.
     """
 
     def __init__(
         self,
         model: Backbone,
         loss_function: Loss,
-        optimizer: torch.optim.Optimizer,
         data: TrainingSet,
         *,
+        lr: float,
         batch_size: int,
         precision: str,
         cuda_graph: bool,
     ) -> None:
-        self.model, self.loss_function, self.optimizer, self.data = model, loss_function, optimizer, data
+        self.model, self.loss_function, self.data = model, loss_function, data
+        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
         self.batch_size, self.precision = batch_size, precision
         self.device = data.observed.device
-        self.stream = torch.cuda.Stream(self.device) if cuda_graph and self.device.type == "cuda" else None
+        self.network = processes.distributed(model, self.device)
+        captures = cuda_graph and self.device.type == "cuda" and processes.count() == 1
+        self.stream = torch.cuda.Stream(self.device) if captures else None
         self.warmed_up = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
-    def __call__(self, images: Tensor, index: Tensor, flips: Tensor) -> Tensor:
-        """The batch's loss, () float on the device, to be read before the next step.
+    def __call__(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
+        """This process's part of the batch's loss, () float on the device, to be read before the next step.
 
-        images  (B, 3, S, S) uint8;  index  (B,) int64 rows of the training set;  flips  (B,) bool
+        images      (B, 3, S, S) uint8;  index  (B,) int64 rows of the training set;  flips  (B,) bool
+        batch_size  images of the batch on all processes
         Raises UserError where the step cannot be captured.
         """
-        full = len(index) == self.batch_size
+        full = batch_size == self.batch_size
         torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
         if self.stream is None:
-            return self._take(images, index, flips)
+            return self._take(images, index, flips, batch_size)
         if self.graph is None or not full:
             if full and self.warmed_up == WARM_UP:
                 self._capture(images, index, flips)
             else:
                 self.warmed_up += full
                 self.stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(
-                    self.stream
-                ):  # the capture's own: gradients remember the stream they are made on
-                    loss = self._take(images, index, flips)
+                with torch.cuda.stream(self.stream):  # the capture's: gradients remember the stream of their birth
+                    loss = self._take(images, index, flips, batch_size)
                 torch.cuda.current_stream().wait_stream(self.stream)
                 return loss
         for held, given in zip(self.held, (images, index, flips), strict=True):
@@ -147,28 +173,39 @@ class TrainingStep:
         self.graph.replay()
         return self.loss
 
-    def _take(self, images: Tensor, index: Tensor, flips: Tensor) -> Tensor:
+    def _take(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device, self.precision):
-            logits = self.model(to_input(images, self.model.mean, self.model.std, flips))
-        loss = self.loss_function(logits, self.data.targets(index))
-        loss.backward()
+        # SyncBatchNorm wants the same type from every process, and has float32 from those with images
+        with autocast(self.device, self.precision if len(index) else "float32"):
+            logits = self.network(to_input(images, self.model.mean, self.model.std, flips))
+        loss = self.loss_function(logits, self.data.targets(index)) if len(index) else logits.sum()
+        if len(index) != batch_size:
+            loss = loss * (len(index) / batch_size)
+        (loss * processes.count() if processes.count() > 1 else loss).backward()  # gradients are averaged over them
         self.optimizer.step()
         return loss.detach()
 
-    def _capture(self, *batch: Tensor) -> None:
+    def _capture(self, images: Tensor, index: Tensor, flips: Tensor) -> None:
         """Record the step of a full batch, without taking it; `held` is where a replay finds its batch."""
-        self.held = [given.clone(memory_format=torch.preserve_format) for given in batch]
-        self.optimizer.zero_grad(set_to_none=True)  # so that gradients lie in the graph's own memory
+        self.held = [given.clone(memory_format=torch.preserve_format) for given in (images, index, flips)]
         graph = torch.cuda.CUDAGraph()
+        self._capturable(True)
         try:
             with torch.cuda.graph(graph, stream=self.stream):
-                self.loss = self._take(*self.held)
+                self.loss = self._take(*self.held, self.batch_size)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
-            raise UserError(
-                f"the training step cannot be a CUDA graph ({why(error)}); run with --no-cuda-graph"
-            ) from None
+            cause = error.__context__ or error  # leaving the capture fails too, and says less
+            raise UserError(f"the step cannot become a CUDA graph ({why(cause)}); use --no-cuda-graph") from None
+        finally:
+            self._capturable(False)
         self.graph = graph
+
+    def _capturable(self, on: bool) -> None:
+        """What a capture demands of the optimizer, and what it warns of elsewhere; a fused one is so in any case."""
+        for group in self.optimizer.param_groups:
+            group["capturable"] = on
 
 
 def train_one_epoch(
@@ -183,40 +220,38 @@ def train_one_epoch(
 ) -> float:
     """Train from batch `start` of an epoch to its end; the mean loss of an image over the whole epoch.
 
-    losses      (S,) float on the device: the loss of each of the epoch's S steps, filled as they are taken
+    losses      (S,) float on the device: this process's part of the loss of each of the epoch's S steps, filled as
+                they are taken; the processes' parts add up to it
     after_step  told how many steps of the epoch are done
     Raises UserError, with epoch and batch, where a loss is not finite.
     """
-    device, batch_size, images = step.device, step.batch_size, step.data.images
+    device, images = step.device, step.data.images
     order = epoch_order(seed, epoch, len(images))
     flips = epoch_flips(seed, epoch, len(images), flip).to(device)
-    remaining = order[start * batch_size :]
+    batches = order.split(step.batch_size)
+    mine = [batch.tensor_split(processes.count())[processes.rank()] for batch in batches[start:]]
     rate = step.optimizer.param_groups[0]["lr"]
     told = time.monotonic()
-    step.model.train()
-    bar = tqdm(
-        total=len(losses),
-        initial=start,
-        desc=f"epoch {epoch}",
-        unit="batch",
-        leave=False,
-        disable=None,
-        mininterval=TELL_SECONDS,
+    step.network.train()
+    bar = processes.bar(
+        total=len(losses), initial=start, desc=f"epoch {epoch}", unit="batch", leave=False, mininterval=TELL_SECONDS
     )
     with bar:
-        stream = images.stream(remaining, batch_size, device)
-        batches = zip(stream, remaining.to(device).split(batch_size), strict=True) if len(remaining) else ()
-        for done, (pixels, index) in enumerate(batches, start + 1):
-            losses[done - 1] = step(pixels, index, flips[index])
+        steps = zip(images.stream(mine, device), on_device(mine, device), strict=True)
+        for done, (pixels, index) in enumerate(steps, start + 1):
+            losses[done - 1] = step(pixels, index, flips[index], len(batches[done - 1]))
             bar.update()
-            if time.monotonic() - told > TELL_SECONDS:  # the only time the host waits for the device
+            if time.monotonic() - told > TELL_SECONDS:  # with one process, the only time it waits for the device
                 told = time.monotonic()
                 check_finite(losses[:done], epoch)
-                bar.set_postfix(loss=f"{losses[start:done].mean().item():.4f}", lr=f"{rate:g}", refresh=False)
+                mean = losses[start:done].mean().item() * processes.count()
+                bar.set_postfix(loss=f"{mean:.4f}", lr=f"{rate:g}", refresh=False)
             after_step(done)
-    check_finite(losses, epoch)
-    sizes = torch.tensor([len(part) for part in order.split(batch_size)], device=device)
-    return float((losses * sizes).sum() / len(images))
+    processes.copy_from_first(step.model.buffers())  # on CPUs each process has batch norm statistics of its own
+    whole = processes.add_up(losses.clone())
+    check_finite(whole, epoch)
+    sizes = torch.tensor([len(batch) for batch in batches], device=device)
+    return float((whole * sizes).sum() / len(images))
 
 
 def check_finite(losses: Tensor, epoch: int) -> None:
@@ -239,22 +274,30 @@ def predict(
     precision: str,
     device: torch.device,
     name: str,
+    after_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped.
+    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped; shared out over the
+    processes, and the same on all of them.
 
+    after_batch  called after each batch, as often by every process
     Raises UserError where one is not a number: the weights have diverged.
     """
     model.eval()
-    torch.backends.cudnn.benchmark = False  # sizes that come once are not worth the timing
-    probs = torch.empty(len(images), num_labels, device=device)
-    order, done = torch.arange(len(images)), 0
-    with tqdm(total=len(images), desc=name, unit="image", leave=False, disable=None) as bar:
-        for batch in images.stream(order, batch_size, device):
+    torch.backends.cudnn.benchmark = False  # an odd last size is not worth the timing
+    probs = torch.zeros(len(images), num_labels, device=device)
+    mine = processes.share(len(images))
+    batches = torch.arange(mine.start, mine.stop).split(batch_size) if len(mine) else ()
+    with processes.bar(total=len(mine), desc=name, unit="image", leave=False) as bar:
+        for rows, batch in zip(batches, images.stream(batches, device), strict=True):
             with autocast(device, precision):
                 logits = model(to_input(batch, model.mean, model.std))
-            probs[done : done + len(batch)] = torch.sigmoid(logits.float())
-            done += len(batch)
+            probs[rows[0] : rows[-1] + 1] = torch.sigmoid(logits.float())
             bar.update(len(batch))
+            after_batch()
+    most = -(-len(images) // processes.count())  # images of the largest share
+    for _ in range(len(batches), -(-most // batch_size)):
+        after_batch()
+    processes.add_up(probs)
     if not torch.isfinite(probs).all():
         raise UserError(
             f"{name}: predictions are not finite, the weights have diverged; lower --lr and use --overwrite"

@@ -7,6 +7,7 @@ Data set -> backbone -> pseudo-labels -> loss -> train and validate -> test once
 
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +19,10 @@ import engine
 import losses
 import metrics
 import models
+import processes
 import pseudo_labels
 import runs
+from config import UserError
 from datasets.images import open_images, where_kept
 from models import teacher
 from preproc import make_digits
@@ -35,6 +38,14 @@ def main(argv: list[str] | None = None) -> dict:
     # Settings
     config = settings.parse(argv)
     device = engine.pick_device(config.gpu)
+    processes.join(device)
+    if config.batch_size % processes.count():
+        raise UserError(
+            f"--batch-size {config.batch_size} cannot be shared out evenly over {processes.count()} processes; start "
+            "a number of them that divides it (torchrun --nproc-per-node), or change it"
+        )
+    if config.deterministic:
+        engine.be_deterministic()
     config = replace(config, precision=engine.pick_precision(config.precision, device))
     workers = config.workers or engine.default_workers()
     print(settings.show(config))
@@ -42,6 +53,7 @@ def main(argv: list[str] | None = None) -> dict:
         make_digits.ensure(Path(config.data_root) / "digits")
     if result := runs.finished(config):
         print(f"finished: test mAP {result['test_mAP']:.2f} in {result['folder']} (--overwrite runs it again)")
+        processes.leave()
         return result
 
     with runs.Stop() as stop:
@@ -70,6 +82,7 @@ def main(argv: list[str] | None = None) -> dict:
                 pseudo, similarity, splits.train.observed, splits.train.true, temperature=config.temperature
             )
             print(pseudo_labels.table(quality))
+            del similarity
 
         # Images
         where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
@@ -80,11 +93,11 @@ def main(argv: list[str] | None = None) -> dict:
         # Backbone and loss
         num_steps = -(-len(train) // config.batch_size)
         smallest_batch = len(train) - (num_steps - 1) * config.batch_size
+        if device.type == "cpu":  # on GPUs batch norm sees the whole batch
+            smallest_batch = max(1, smallest_batch // processes.count())
         torch.manual_seed(config.seed)
         model = models.build(config, len(names), smallest_batch).to(device, memory_format=torch.channels_last)
         loss_function = losses.build(config.loss, config, torch.from_numpy(splits.train.observed)).to(device)
-        on_gpu = device.type == "cuda"
-        optimizer = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True, capturable=on_gpu)
         data = engine.TrainingSet(
             train,
             torch.from_numpy(splits.train.observed).to(device),
@@ -94,8 +107,8 @@ def main(argv: list[str] | None = None) -> dict:
         step = engine.TrainingStep(
             model,
             loss_function,
-            optimizer,
             data,
+            lr=config.lr,
             batch_size=config.batch_size,
             precision=config.precision,
             cuda_graph=config.cuda_graph,
@@ -105,7 +118,7 @@ def main(argv: list[str] | None = None) -> dict:
         )
 
         data_key = digest([split.key() for split in splits.named().values()], np.zeros(0) if pseudo is None else pseudo)
-        with runs.open_run(config, data_key, device) as run:
+        with runs.open_run(config, data_key, device) as run, stop.deferred():
             # Where to begin
             first_epoch, first_step, best = 1, 0, {"epoch": 0, "val_mAP": -1.0}
             step_losses = torch.zeros(num_steps, device=device)
@@ -113,83 +126,89 @@ def main(argv: list[str] | None = None) -> dict:
                 state = run.checkpoint
                 with runs.fitting(run.folder / "last.pt"):
                     model.load_state_dict(state["model"])
-                    groups = optimizer.state_dict()["param_groups"]  # not the file's: it may be of another device
-                    optimizer.load_state_dict({"state": state["optimizer"]["state"], "param_groups": groups})
+                    step.optimizer.load_state_dict(state["optimizer"])
                     loss_function.load_state_dict(state["loss"])
                     engine.set_random_state(state["random"], device)
                     first_epoch, first_step, best = state["epoch"], state["step"], state["best"]
-                    step_losses[:first_step] = state["step_losses"].to(device)
+                    if processes.is_first():  # the parts of the processes add up
+                        step_losses[:first_step] = state["step_losses"].to(device)
+                if not processes.agree(first_epoch, first_step):
+                    raise UserError(f"{run.folder}/last.pt is not yet the same on all nodes; wait a minute, and again")
                 if first_step == 0 and best["epoch"] == first_epoch - 1:
                     run.save_best(state["model"])  # the process may have died before it came to this
                 print(f"resuming in epoch {first_epoch} after {first_step} of {num_steps} batches: {run.folder}")
             else:
                 print(f"run: {run.folder}")
+            engine.seed_others(config.seed, first_epoch, first_step)
 
             def save(epoch: int, steps: int) -> None:
                 """Checkpoint after `steps` steps of `epoch`."""
-                engine.check_finite(step_losses[:steps], epoch)
+                whole_losses = processes.add_up(step_losses[:steps].clone())
+                engine.check_finite(whole_losses, epoch)
                 run.save(
                     {
                         "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
+                        "optimizer": step.optimizer.state_dict(),
                         "loss": loss_function.state_dict(),
                         "random": engine.random_state(device),
                         "epoch": epoch,
                         "step": steps,
-                        "step_losses": step_losses[:steps].clone(),
+                        "step_losses": whole_losses,
                         "best": best,
                     }
                 )
 
+            def between_batches(epoch: int, steps: int) -> None:
+                """Save if it is time to; save and stop if any process was asked to."""
+                nonlocal saved
+                if stop.asked_anywhere(or_else=time.monotonic() - saved > 60 * config.checkpoint_minutes):
+                    save(epoch, steps)
+                    saved = time.monotonic()
+                    stop.raise_if_asked()
+
             # Train and validate
+            saved = time.monotonic()
             for epoch in range(first_epoch, config.epochs + 1):
-                began = saved = time.monotonic()
-
-                def after_step(steps: int, epoch: int = epoch) -> None:
-                    nonlocal saved
-                    if stop.asked or time.monotonic() - saved > 60 * config.checkpoint_minutes:
-                        save(epoch, steps)
-                        saved = time.monotonic()
-                        stop.raise_if_asked()
-
+                began = time.monotonic()
                 loss_function.start_epoch(epoch)
-                with stop.deferred():
-                    train_loss = engine.train_one_epoch(
-                        step,
-                        seed=config.seed,
-                        epoch=epoch,
-                        flip=config.flip,
-                        losses=step_losses,
-                        start=first_step,
-                        after_step=after_step,
-                    )
-                first_step = 0
-                wanted = loss_function.wants_predictions(epoch)  # differs: published from randomly flipped images
-                loss_function.end_epoch(
-                    epoch, engine.predict(model, train, name="labelling", **predicting) if wanted else None
+                train_loss = engine.train_one_epoch(
+                    step,
+                    seed=config.seed,
+                    epoch=epoch,
+                    flip=config.flip,
+                    losses=step_losses,
+                    start=first_step,
+                    after_step=partial(between_batches, epoch),
                 )
-
-                probs = engine.predict(model, val, name="validation", **predicting).cpu().numpy()
+                first_step = 0
+                then = partial(between_batches, epoch, num_steps)
+                probs = engine.predict(model, val, name="validation", after_batch=then, **predicting).cpu().numpy()
                 val_map = metrics.mean_average_precision(probs, splits.val.true)
+                own_probs = None
+                if loss_function.wants_predictions(epoch):  # differs: published from randomly flipped images
+                    own_probs = engine.predict(model, train, name="labelling", after_batch=then, **predicting)
+                loss_function.end_epoch(epoch, own_probs)
+
                 if val_map > best["val_mAP"]:
                     best = {"epoch": epoch, "val_mAP": val_map}
                 seconds = time.monotonic() - began
-                with stop.deferred():
-                    run.history.append(
-                        {"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds}
-                    )
-                    save(epoch + 1, 0)
-                    if best["epoch"] == epoch:
-                        run.save_best(model.state_dict())
+                run.history.append({"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds})
+                save(epoch + 1, 0)
+                saved = time.monotonic()
+                if best["epoch"] == epoch:
+                    run.save_best(model.state_dict())
                 mark = " (best)" if best["epoch"] == epoch else ""
                 line = f"epoch {epoch}/{config.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}"
                 print(f"{line}  {seconds:.1f} s")
-                stop.raise_if_asked()
+                stop.raise_if_asked_anywhere()
 
             # Test, once, from the best validation epoch (differs: published after every epoch)
-            with runs.fitting(run.folder / "best.pt"):
-                model.load_state_dict(run.load_best())
-            probs = engine.predict(model, test, name="test", **predicting).cpu().numpy()
+            if processes.is_first():
+                with runs.fitting(run.folder / "best.pt"):
+                    model.load_state_dict(run.load_best())
+            processes.copy_from_first(model.state_dict().values())
+            then = stop.raise_if_asked_anywhere  # all is saved
+            probs = engine.predict(model, test, name="test", after_batch=then, **predicting).cpu().numpy()
             scores = metrics.evaluate(probs, splits.test.true)
             result = {
                 "dataset": config.dataset,
@@ -217,6 +236,7 @@ def main(argv: list[str] | None = None) -> dict:
         + (f", {empty} classes without test positives counting 0" if empty else "")
         + f"\nresults: {run.folder}"
     )
+    processes.leave()
     return result
 
 

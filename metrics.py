@@ -6,6 +6,7 @@ labels  (N, L) in {0, 1}
 
 import numpy as np
 
+COLUMNS, ROWS = 16, 4096  # taken at a time: in cache, and without temporaries of (N, L)
 AT = (1, 3, 5)  # the k of precision@k, recall@k, top@k, as the published code reports them
 
 
@@ -15,19 +16,26 @@ def average_precision(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Equal scores share one threshold, as in sklearn.metrics.average_precision_score. A class without positives has
     AP 0, as in the published code. Raises ValueError where a score is not a number.
     """
-    if not np.isfinite(probs).all():
-        raise ValueError("predictions hold values that are not finite")
     result = np.zeros(probs.shape[1])
-    for label in range(probs.shape[1]):  # a column at a time: in cache, and no (N, L) temporaries
-        scores = np.ascontiguousarray(probs[:, label])
-        order = np.argsort(scores)[::-1]
-        scores, hits = scores[order], labels[order, label] == 1
-        positives = np.count_nonzero(hits)
-        if positives:
-            last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # last row of each run of equal scores
-            found = np.cumsum(hits)[last]
-            result[label] = np.sum(np.diff(found, prepend=0) * (found / (last + 1))) / positives
+    for start in range(0, probs.shape[1], COLUMNS):
+        part = slice(start, start + COLUMNS)
+        columns = zip(_columns(probs[:, part]), _columns(labels[:, part] == 1), strict=True)
+        for label, (scores, hits) in enumerate(columns, start):
+            if not np.isfinite(scores).all():
+                raise ValueError("predictions hold values that are not finite")
+            order = np.argsort(scores)[::-1]
+            scores, hits = scores[order], hits[order]
+            positives = np.count_nonzero(hits)
+            if positives:
+                last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # each run of equal scores' last row
+                found = np.cumsum(hits)[last]
+                result[label] = np.sum(np.diff(found, prepend=0) * (found / (last + 1))) / positives
     return result
+
+
+def _columns(array: np.ndarray) -> np.ndarray:
+    """The columns as contiguous rows."""
+    return np.ascontiguousarray(array.T)
 
 
 def mean_average_precision(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -42,9 +50,13 @@ def at_k(probs: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float]:
     top@k = share of images with at least one hit. k is cut to L.
     """
     k = min(k, probs.shape[1])
-    best = np.argpartition(-probs, k - 1, axis=1)[:, :k]
-    hits = np.take_along_axis(labels == 1, best, axis=1).sum(axis=1)
-    positives = (labels == 1).sum(axis=1)
+    hits, positives = np.zeros(len(probs), dtype=np.int64), np.zeros(len(probs), dtype=np.int64)
+    for start in range(0, len(probs), ROWS):
+        part = slice(start, start + ROWS)
+        best = np.argpartition(-probs[part], k - 1, axis=1)[:, :k]
+        present = labels[part] == 1
+        hits[part] = np.take_along_axis(present, best, axis=1).sum(axis=1)
+        positives[part] = present.sum(axis=1)
     return {
         "precision": float(hits.mean() / k),
         "recall": float((hits / np.maximum(positives, 1)).mean()),
@@ -57,4 +69,4 @@ def evaluate(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
     result = {"mAP": mean_average_precision(probs, labels)}
     for k in AT:
         result |= {f"{name}@{k}": value for name, value in at_k(probs, labels, k).items()}
-    return result | {"classes_without_positives": int(((labels == 1).sum(axis=0) == 0).sum())}
+    return result | {"classes_without_positives": int((~(labels == 1).any(axis=0)).sum())}

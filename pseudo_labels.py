@@ -13,7 +13,7 @@ import metrics
 from config import UserError
 from storage import why
 
-CHUNK = 1 << 22  # entries labelled at a time: bounds the memory beside the (N, L) result
+ROWS = 4096  # images labelled at a time: bounds the memory beside the (N, L) result
 
 
 def assign(
@@ -33,9 +33,7 @@ def assign(
     labels = torch.zeros(similarity.shape, dtype=torch.int8, device=similarity.device)
     num_labels = similarity.shape[1]
     num_negative = int(negative_fraction * num_labels)
-    for rows, result in zip(
-        similarity.split(max(1, CHUNK // num_labels)), labels.split(max(1, CHUNK // num_labels)), strict=True
-    ):
+    for rows, result in zip(similarity.split(ROWS), labels.split(ROWS), strict=True):
         s = torch.softmax(rows.to(torch.promote_types(rows.dtype, torch.float32)) / temperature, dim=1)
         result[s > threshold] = 1
         if num_negative:
@@ -51,21 +49,43 @@ def describe(
     pseudo, observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1};  similarity  (N, L) float
     returns           rows of the table printed before training; a share of nothing is NaN
     """
-    softmax = torch.softmax(torch.as_tensor(similarity) / temperature, dim=1).numpy()
+    counts = dict.fromkeys(("positive", "negative", "known", "found", "right", "true", "absent"), 0)
+    for start in range(0, len(pseudo), ROWS):
+        part = slice(start, start + ROWS)
+        positive, negative, known = pseudo[part] == 1, pseudo[part] == -1, observed[part] == 1
+        present = true[part] == 1
+        for name, entries in {
+            "positive": positive,
+            "negative": negative,
+            "known": known,
+            "found": positive & known,
+            "right": positive & present,
+            "true": present,
+            "absent": negative & ~present,
+        }.items():
+            counts[name] += np.count_nonzero(entries)
 
-    def share(part: np.ndarray, whole: np.ndarray) -> float:
-        return float(np.count_nonzero(part & whole) / total) if (total := np.count_nonzero(whole)) else float("nan")
+    def share(part: str, whole: str) -> float:
+        return counts[part] / counts[whole] if counts[whole] else float("nan")
 
-    positive, negative = pseudo == 1, pseudo == -1
     return {
-        "positives an image": float(positive.sum(axis=1).mean()),
-        "observed labels found": share(positive, observed == 1),
-        "precision of positives": share(true == 1, positive),
-        "recall of positives": share(positive, true == 1),
-        "negatives an image": float(negative.sum(axis=1).mean()),
-        "precision of negatives": share(true == 0, negative),
-        "teacher's own mAP, %": metrics.mean_average_precision(softmax, true),
+        "positives an image": counts["positive"] / len(pseudo),
+        "observed labels found": share("found", "known"),
+        "precision of positives": share("right", "positive"),
+        "recall of positives": share("right", "true"),
+        "negatives an image": counts["negative"] / len(pseudo),
+        "precision of negatives": share("absent", "negative"),
+        "teacher's own mAP, %": metrics.mean_average_precision(softmax(similarity, temperature), true),
     }
+
+
+def softmax(similarity: np.ndarray, temperature: float) -> np.ndarray:
+    """(N, L) float: softmax(similarity / temperature) over the labels of each image."""
+    result = np.empty_like(similarity)
+    for start in range(0, len(similarity), ROWS):
+        rows = torch.from_numpy(similarity[start : start + ROWS])
+        result[start : start + ROWS] = torch.softmax(rows / temperature, dim=1).numpy()
+    return result
 
 
 def table(quality: dict[str, float]) -> str:

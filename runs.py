@@ -20,7 +20,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
@@ -28,6 +28,7 @@ import numpy as np
 import torch
 
 import config as settings
+import processes
 from config import Config, UserError
 from datasets import files
 from storage import atomic, digest, file_digest, locked, read_json, why, write_arrays, write_json
@@ -40,7 +41,11 @@ def run_name(config: Config) -> str:
 
 
 class Run:
-    """One run's folder. `history` holds a dict an epoch; `checkpoint` the state to go on from, or None."""
+    """One run's folder, which only the first process writes.
+
+    history     a dict an epoch
+    checkpoint  the state to go on from, or None
+    """
 
     def __init__(self, folder: Path, checkpoint: dict | None) -> None:
         self.folder, self.checkpoint = folder, checkpoint
@@ -48,6 +53,8 @@ class Run:
 
     def save(self, state: dict) -> None:
         """Write last.pt, then metrics.jsonl, which repeats the history that last.pt holds."""
+        if not processes.is_first():
+            return
         with atomic(self.folder / "last.pt") as temporary:
             write_tensors(temporary, state | {"history": self.history})
         self.write_history()
@@ -57,6 +64,8 @@ class Run:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history))
 
     def save_best(self, model: dict) -> None:
+        if not processes.is_first():
+            return
         with atomic(self.folder / "best.pt") as temporary:
             write_tensors(temporary, model)
 
@@ -65,6 +74,8 @@ class Run:
 
     def finish(self, result: dict, predictions: dict[str, np.ndarray], per_class: list[dict]) -> None:
         """Write what a finished run leaves, the result last."""
+        if not processes.is_first():
+            return
         self.write_history()  # again: the process that wrote last.pt may have died before it came to this
         write_arrays(self.folder / "predictions.npz", **predictions)
         with atomic(self.folder / "per_class.csv") as temporary, open(temporary, "w", newline="") as file:
@@ -140,17 +151,21 @@ def finished(config: Config) -> dict | None:
 
 @contextmanager
 def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Run]:
-    """The run of this identity, created or resumed, held against other processes.
+    """The run of this identity, created or resumed, held against other runs of it.
 
     data_key: digest of the images, labels and pseudo-labels that the run reads.
     Raises UserError where the data is not what the run began with, and where another process is running it.
     """
     folder = Path(config.results_dir) / run_name(config)
-    with locked(folder, wait=False, busy=f"{folder} is being run by another process"):
-        if config.overwrite and folder.exists():
-            shutil.rmtree(folder)
-        if not folder.exists():
-            _create(folder, config, data_key, device)
+    busy = f"{folder} is being run by another process"
+    with locked(folder, wait=False, busy=busy) if processes.is_first() else nullcontext():
+        if processes.is_first():
+            if config.overwrite and folder.exists():
+                shutil.rmtree(folder)
+            if not folder.exists():
+                _create(folder, config, data_key, device)
+        processes.wait()
+        processes.until_seen(folder / "config.json")
         if read_json(folder / "config.json").get("data_key") != data_key:
             raise UserError(
                 f"images, labels or pseudo-labels are not those that {folder} began with; start over with --overwrite"
@@ -162,8 +177,8 @@ def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Ru
 
 
 class Stop:
-    """SIGINT and SIGTERM, turned into settings.Interrupted: at once, or, inside `deferred`, when `raise_if_asked` is
-    called, so that a step can be finished and saved first."""
+    """SIGINT and SIGTERM, turned into settings.Interrupted: at once, or, inside `deferred`, between two batches, where
+    all processes ask for it together, so that the state can be saved first."""
 
     def __init__(self) -> None:
         self.asked: int | None = None
@@ -182,9 +197,20 @@ class Stop:
         if not self.waiting:
             self.raise_if_asked()
 
+    def asked_anywhere(self, or_else: bool = False) -> bool:
+        """Whether any process of the run was asked to stop, or, on the first of them, `or_else` holds."""
+        wish = processes.largest(self.asked or (or_else and processes.is_first()))
+        if wish > 1:  # a signal's number; SIGHUP, which is 1, is not handled
+            self.asked = wish
+        return bool(wish)
+
     def raise_if_asked(self) -> None:
         if self.asked is not None:
             raise settings.Interrupted(self.asked)
+
+    def raise_if_asked_anywhere(self) -> None:
+        if self.asked_anywhere():
+            self.raise_if_asked()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

@@ -10,14 +10,16 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+import torch
 from filelock import FileLock, Timeout
-from tqdm import tqdm
 
+import processes
 from config import UserError
 
 SAVE_SECONDS = 5.0  # how much of an interrupted pass may be lost; a save costs one fsync
@@ -150,25 +152,28 @@ def grow_rows(
     path: str | Path,
     shape: tuple[int, ...],
     dtype: np.dtype | type,
-    rows_from: Callable[[int], Iterable[np.ndarray]],
+    rows_from: Callable[[np.ndarray], Iterable[np.ndarray]],
     description: str,
 ) -> np.ndarray:
     """The array at `path` (.npy), memory-mapped; computed first where the file is absent.
 
-    rows_from(start) yields blocks of rows, in order, from row `start` to the end. They are appended to a partial
-    file whose finished rows are recorded every few seconds, so an interrupted pass goes on where it stopped. Two
-    processes that want the same file share the work: the second waits for the first.
+    rows_from(rows) yields, block by block, the values of `rows`, (M,) int64 in ascending order. The processes of a run
+    share the missing rows out. Each records every few seconds which are done, so an interrupted pass goes on where it
+    stopped, with however many processes. Two runs that want the same file share the work: one waits for the other.
     Plain writes, not a writable memory map: a full disk is then an OSError, not a SIGBUS.
     """
     path = Path(path)
-    if not path.exists():
-        with locked(path):
-            if not path.exists():
+    if processes.largest(not path.exists()):
+        with locked(path) if processes.is_first() else nullcontext():
+            if processes.largest(processes.is_first() and not path.exists()):
                 try:
                     _grow(path, shape, np.dtype(dtype), rows_from, description)
-                finally:
-                    if not _partial(path)[1].exists():  # nothing was recorded: leave nothing behind
-                        _partial(path)[0].unlink(missing_ok=True)
+                except OSError as error:
+                    raise UserError(
+                        f"{path} cannot be written ({why(error)}); make room, or name another folder with "
+                        "--cache-root. What is done is kept"
+                    ) from None
+            processes.until_seen(path)
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
@@ -178,42 +183,71 @@ def grow_rows(
     return rows
 
 
-def _partial(path: Path) -> tuple[Path, Path]:
-    """The file of an unfinished pass, and the record of how many of its rows are on the disk."""
-    return path.with_name(f".{path.name}.partial"), path.with_name(f".{path.name}.rows")
-
-
 def _grow(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Callable, description: str) -> None:
-    partial, record = _partial(path)
+    partial = path.with_name(f".{path.name}.partial")  # of its full size at once, with holes
+    record = path.with_name(f".{path.name}.rows{processes.rank()}")  # (N,) bool: the rows that are on the disk
+    header = BytesIO()
+    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_2_0(header, about)
     row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
-    with open(partial, "r+b" if partial.exists() else "w+b") as file:
-        np.lib.format.write_array_header_2_0(
-            file, {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-        )
-        header_bytes, done = file.tell(), 0
-        if record.exists():
-            on_disk = max(0, os.path.getsize(partial) - header_bytes) // row_bytes
-            done = min(int(record.read_text()), on_disk)
-        file.truncate(header_bytes + done * row_bytes)
-        file.seek(0, os.SEEK_END)
+    done = np.zeros(shape[0], dtype=bool)
+    if processes.is_first():
+        done |= _begin(path, partial, header.getvalue(), row_bytes, shape[0])
+    processes.copy_from_first([torch.from_numpy(done.view(np.uint8))])
+    processes.until_seen(partial)
+    missing = np.flatnonzero(~done)
+    mine = missing[processes.share(len(missing))]
+    saved = time.monotonic()
+    try:
+        with (
+            open(partial, "r+b") as file,
+            processes.bar(total=shape[0], initial=shape[0] - len(mine), desc=description, unit="image") as bar,
+        ):
 
-        def save() -> None:
-            file.flush()
-            os.fsync(file.fileno())
-            with atomic(record) as temporary:
-                temporary.write_text(str(done))
+            def save() -> None:
+                file.flush()
+                os.fsync(file.fileno())
+                write_array(record, done)
 
-        saved = time.monotonic()
-        with tqdm(total=shape[0], initial=done, desc=description, unit="image", disable=None) as bar:
-            for block in rows_from(done) if done < shape[0] else ():
-                file.write(np.ascontiguousarray(block, dtype=dtype).data)
-                done += len(block)
+            start = 0
+            for block in rows_from(mine) if len(mine) else ():
+                rows = mine[start : start + len(block)]
+                for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
+                    file.seek(len(header.getvalue()) + int(rows[run[0]]) * row_bytes)
+                    file.write(np.ascontiguousarray(block[run], dtype=dtype).data)
+                done[rows] = True
+                start += len(block)
                 bar.update(len(block))
                 if time.monotonic() - saved > SAVE_SECONDS:
                     save()
                     saved = time.monotonic()
-        assert done == shape[0], f"{description}: {done} rows of {shape[0]}"
-        save()
-    os.replace(partial, path)
-    _sync(path.parent)
-    record.unlink()
+            assert start == len(mine), f"{description}: {start} rows of {len(mine)}"
+            save()
+    finally:
+        if processes.count() == 1 and not _records(path):  # nothing was recorded: leave nothing behind
+            partial.unlink(missing_ok=True)
+    processes.wait()
+    if processes.is_first():
+        os.replace(partial, path)
+        _sync(path.parent)
+        for finished in _records(path):
+            finished.unlink()
+
+
+def _records(path: Path) -> list[Path]:
+    return list(path.parent.glob(f".{path.name}.rows[0-9]*"))
+
+
+def _begin(path: Path, partial: Path, header: bytes, row_bytes: int, num_rows: int) -> np.ndarray:
+    """Make the partial file, or find one; (N,) bool: the rows in it that are recorded as done."""
+    size, done = len(header) + num_rows * row_bytes, np.zeros(num_rows, dtype=bool)
+    if partial.exists() and partial.stat().st_size == size:
+        for record in _records(path):
+            done |= np.load(record, allow_pickle=False)
+        return done
+    for record in _records(path):
+        record.unlink()
+    with open(partial, "wb") as file:
+        file.write(header)
+        file.truncate(size)
+    return done

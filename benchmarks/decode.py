@@ -77,10 +77,10 @@ def main() -> None:
         kept = np.stack([pillow(path, size) for path in paths])
         write_array(Path(temporary) / "cache.npy", kept)
         on_disk = np.load(Path(temporary) / "cache.npy", mmap_mode="r")
-        order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+        batches = torch.randperm(count, generator=torch.Generator().manual_seed(0)).split(8)
 
         def read(images: np.ndarray) -> None:
-            for _ in Images(paths, size, images, options.workers).stream(order, 8, torch.device("cpu")):
+            for _ in Images(paths, size, images, options.workers).stream(batches, torch.device("cpu")):
                 pass
 
         functions, notes = {}, {}

@@ -62,7 +62,7 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
             teacher(batch)
 
     def whole(precision: str) -> None:
-        for _ in teachers.score(teacher, paths, 0, batch_size, device, precision, workers):
+        for _ in teachers.score(teacher, paths, np.arange(len(paths)), batch_size, device, precision, workers):
             pass
 
     def decoding() -> None:

@@ -47,7 +47,7 @@ from benchmarks.common import (
     table,
 )
 from benchmarks.recipe import PARTS, Recipe
-from config import Config, run_script
+from config import Config, UserError, run_script
 from datasets import DATASETS
 from datasets.images import Images, open_images, to_input, where_kept
 from losses import Targets
@@ -128,16 +128,13 @@ class Ours:
             similarity, temperature=config.temperature, threshold=config.threshold, negative_fraction=config.partial
         )
         observed, true = (torch.from_numpy(array).to(device) for array in (splits.train.observed, splits.train.true))
-        optimizer = torch.optim.Adam(
-            self.model.parameters(), lr=config.lr, fused=True, capturable=device.type == "cuda"
-        )
         loss = losses.build(config.loss, config, splits.train.observed).to(device)
         data = engine.TrainingSet(self.images["train"], observed, true, torch.from_numpy(pseudo).to(device))
         self.step = engine.TrainingStep(
             self.model,
             loss,
-            optimizer,
             data,
+            lr=config.lr,
             batch_size=config.batch_size,
             precision=config.precision,
             cuda_graph=config.cuda_graph,
@@ -167,7 +164,7 @@ class Ours:
 
     def batch(self, size: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         rows = torch.arange(min(size, len(self.splits.train)))
-        images = next(self.images["train"].stream(rows, len(rows), self.device))
+        images = next(self.images["train"].stream([rows], self.device))
         return images, rows.to(self.device), torch.zeros(len(rows), dtype=torch.bool, device=self.device)
 
     def bare_steps(self, steps: int) -> None:
@@ -175,7 +172,7 @@ class Ours:
         self.model.train()
         batch = self.batch(self.config.batch_size)
         for _ in range(steps):
-            self.step(*batch)
+            self.step(*batch, self.step.batch_size)
 
     @torch.inference_mode()
     def bare_forward(self, passes: int) -> None:
@@ -281,35 +278,34 @@ def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
     splits = datasets.load(config)
     random_similarity(folder / "similarity.npz", splits.train.names, splits.classes.names)
     command = [sys.executable, str(ROOT / "main.py"), *given, "-d", config.dataset, "--data-root", str(folder)]
-    command += ["--similarity", str(folder / "similarity.npz"), "--no-pretrained", "--overwrite"]
-    command += ["--results-dir", str(folder / "results")]
+    command += ["--similarity", str(folder / "similarity.npz"), "--no-pretrained"]
 
-    def run(*more: str) -> dict[str, float]:
-        began, marks = time.perf_counter(), {}
-        with subprocess.Popen([*command, *more], stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
+    def run(number: int, *more: str) -> dict[str, float]:
+        began, marks, results = time.perf_counter(), {}, folder / f"results_{number}"
+        whole = [*command, *more, "--results-dir", str(results)]
+        with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             for line in process.stdout:
                 for mark, beginning in {"data": f"{config.dataset}:", "run": "run:", "best": "best epoch"}.items():
                     if line.startswith(beginning):
                         marks[mark] = time.perf_counter() - began
-        assert process.returncode == 0, f"{' '.join(command)} failed"
+        if process.returncode:
+            raise UserError(f"{' '.join(whole)} failed")
         marks["end"] = time.perf_counter() - began
-        history = next((folder / "results").glob("*/metrics.jsonl")).read_text().splitlines()
+        history = next(results.glob("*/metrics.jsonl")).read_text().splitlines()
         epochs = [json.loads(line)["seconds"] for line in history]
         return {
             "start-up (imports, device, file lists)": marks["data"],
             "images, pseudo-labels, backbone": marks["run"] - marks["data"],
             "first epoch beyond the others (capture, first use of kernels)": epochs[0] - median(epochs),
-            "epochs at the others' pace": len(epochs) * median(epochs)
-            + sum(epochs[1:])
-            - (len(epochs) - 1) * median(epochs),
+            "epochs, that apart": median(epochs) + sum(epochs[1:]),
             "checkpoints, test, results": marks["end"] - marks["run"] - sum(epochs),
             "whole command": marks["end"],
         }
 
-    cold = run("--epochs", "1", "--seed", "1")
-    runs = [run() for _ in range(repeats)]
+    cold = run(0, "--epochs", "1")
+    runs = [run(number) for number in range(1, repeats + 1)]
     rows = [[stage, shown([one[stage] for one in runs])] for stage in runs[0]]
-    rows.insert(0, ["beforehand, once: decoding into the cache, and start-up", shown([cold["run"]])])
+    rows.insert(0, ["beforehand, once: decoding into the cache, and start-up", shown([sum(list(cold.values())[:2])])])
     sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
     table(
         f"A whole cell by the real command: {config.model}, {config.image_size} px, batch {config.batch_size}, "
@@ -322,12 +318,10 @@ def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
 
 def main() -> None:
     arguments = parser(__doc__, repeats=3)
-    arguments.add_argument(
-        "--official", type=int, default=40, help="official training images, a fifth of which validate"
-    )
-    arguments.add_argument("--test", type=int, default=40, help="test images (default: %(default)s)")
+    arguments.add_argument("--official", type=int, help="official training images (default: 40; with --cell, VOC's)")
+    arguments.add_argument("--test", type=int, help="test images (default: 40; with --cell, VOC's)")
     arguments.add_argument("--labels", type=int, default=20, help="(default: %(default)s)")
-    arguments.add_argument("--cell", action="store_true", help="time a whole run of VOC's size by the real command")
+    arguments.add_argument("--cell", action="store_true", help="time a whole run by the real command")
     arguments.add_argument("--no-reference", action="store_true", help="leave (a) out")
     photo_arguments(arguments)
     options, given = arguments.parse_known_args()
@@ -337,8 +331,10 @@ def main() -> None:
             config = settings.parse(given)
             make_digits.ensure(Path(config.data_root) / "digits")
         else:
+            voc = DATASETS["pascal"]
             sizes = (
-                (DATASETS["pascal"].train, DATASETS["pascal"].val) if options.cell else (options.official, options.test)
+                options.official or (voc.train if options.cell else 40),
+                options.test or (voc.val if options.cell else 40),
             )
             photos = photographs(options.photos, folder / "photos")
             make_dataset(folder, "photographs", photos, *sizes, labels=options.labels)

@@ -11,6 +11,7 @@ data/<name>/
 """
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from config import UserError
 from storage import file_digest, read_json, why, write_array, write_json
 
 SPLITS = ("train", "val")
+ROWS = 4096  # checked at a time: a check of the whole matrix would take several times its memory
 PREPROC = Path(__file__).resolve().parent.parent / "preproc"
 
 
@@ -80,13 +82,21 @@ def _alphabet(path: Path, labels: np.ndarray, allowed: tuple[int, ...], how: str
     """labels as int8, each one of `allowed`."""
     if labels.ndim != 2 or labels.dtype.kind not in "biuf":
         raise UserError(f"{path} holds {labels.dtype} of shape {labels.shape}, expected numbers of shape (N, L); {how}")
-    wrong = ~np.isin(labels, allowed)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
+    if where := _first(lambda rows: ~np.isin(labels[rows], allowed), len(labels)):
         raise UserError(
-            f"{path} holds {labels[row, column]} at row {row}, label {column}; labels must be one of {allowed}; {how}"
+            f"{path} holds {labels[where]} at row {where[0]}, label {where[1]}; labels must be one of {allowed}; {how}"
         )
-    return labels.astype(np.int8)
+    return labels.astype(np.int8, copy=False)
+
+
+def _first(wrong: Callable[[slice], np.ndarray], num_rows: int) -> tuple[int, int] | None:
+    """Row and label of the first entry that wrong(rows), (M, L) bool, marks; None where it marks none."""
+    for start in range(0, num_rows, ROWS):
+        found = wrong(slice(start, start + ROWS))
+        if found.any():
+            row, column = np.argwhere(found)[0]
+            return start + int(row), int(column)
+    return None
 
 
 def read_images(folder: Path, split: str) -> np.ndarray:
@@ -110,10 +120,12 @@ def read_observed(folder: Path, split: str, true: np.ndarray) -> np.ndarray:
     observed = _alphabet(path, _read_array(path, how), (-1, 0, 1), how)
     if observed.shape != true.shape:
         raise UserError(f"{path} is {observed.shape}, but the labels are {true.shape}; {how}")
-    wrong = ((observed == 1) & (true != 1)) | ((observed == -1) & (true != 0))
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise UserError(f"{path} contradicts the labels at row {row}, label {column}; {how}")
+
+    def contradicts(rows: slice) -> np.ndarray:
+        return ((observed[rows] == 1) & (true[rows] != 1)) | ((observed[rows] == -1) & (true[rows] != 0))
+
+    if where := _first(contradicts, len(observed)):
+        raise UserError(f"{path} contradicts the labels at row {where[0]}, label {where[1]}; {how}")
     return observed
 
 

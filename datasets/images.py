@@ -6,7 +6,7 @@ Pixels are uint8 RGB until the last moment. Size, mean and std belong to whoever
 import os
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,14 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+import processes
 from config import UserError
 from datasets.multilabel import MultiLabelDataset
 from storage import grow_rows
 
 DECODED = 32  # images a block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
+PLACES = ("gpu", "ram", "disk", "none")  # from the fastest to the most modest
 AHEAD = 3  # batches made ready before they are asked for
 
 
@@ -82,13 +84,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.paths)
 
-    def stream(self, order: Tensor, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-        """(B, 3, S, S) uint8 on `device`, channels last: the images `order`, (M,) int64 on the CPU, batch by batch."""
+    def stream(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """(B, 3, S, S) uint8 on `device`, channels last: the images of each batch, (B,) int64 rows on the CPU."""
         if isinstance(self.kept, Tensor):
-            for rows in order.to(device).split(batch_size):
+            for rows in on_device(batches, device):
                 yield self.kept[rows].permute(0, 3, 1, 2)
             return
-        batches = order.split(batch_size)
         if self.kept is not None:
             blocks = ahead(lambda rows: self.kept[rows.numpy()], batches, 1, AHEAD)
         else:
@@ -100,20 +101,27 @@ class Images:
             yield images.permute(0, 3, 1, 2)
 
 
+def on_device(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:
+    """The batches, (B,) int64 each, on a device, moved at once."""
+    return torch.cat(list(batches)).to(device).split([len(rows) for rows in batches]) if batches else ()
+
+
 def decode_batches(
     paths: list[str],
     size: int,
-    batches: Iterable[Tensor],
+    batches: Sequence[Tensor],
     workers: int,
     resample: str = "bilinear",
 ) -> Iterator[np.ndarray]:
     """(B, size, size, 3) uint8 for each (B,) row tensor; a thread an image, so a batch of 8 keeps 8 threads busy."""
-    batches = list(batches)
     names = (paths[row] for rows in batches for row in rows.tolist())
     largest = max(map(len, batches), default=1)
     images = ahead(lambda path: decode(path, size, resample), names, workers, AHEAD * largest)
     for rows in batches:
-        yield np.stack([next(images) for _ in range(len(rows))])
+        block = np.empty((len(rows), size, size, 3), dtype=np.uint8)
+        for image in block:
+            image[:] = next(images)
+        yield block
 
 
 def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
@@ -125,12 +133,17 @@ def where_kept(mode: str, splits: list[MultiLabelDataset], size: int, folder: Pa
     """gpu, ram, disk or none: what --cache means for the images of `splits` at `size` pixels.
 
     auto takes the GPU if they fill at most half of its free memory, else memory if at most half of the machine's,
-    else a memory-mapped file, if the disk has room for one; else images are decoded in every epoch.
+    else a memory-mapped file, if the disk has room for one; else images are decoded in every epoch. Several processes
+    map the file rather than copy it: the system's page cache is one for all.
     """
     if mode == "gpu" and device.type != "cuda":
         raise UserError("--cache gpu needs a GPU; take ram, disk or auto")
-    if mode != "auto":
-        return mode
+    where = PLACES.index(_roomiest(splits, size, folder, device) if mode == "auto" else mode)
+    where = PLACES[processes.largest(where)]
+    return "disk" if where == "ram" and processes.count() > 1 else where
+
+
+def _roomiest(splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
     image_bytes = 3 * size**2
     num_bytes = image_bytes * sum(map(len, splits))
     to_write = image_bytes * sum(len(split) for split in splits if not cache_file(split, size, folder).exists())
@@ -139,7 +152,8 @@ def where_kept(mode: str, splits: list[MultiLabelDataset], size: int, folder: Pa
         return "none"
     if device.type == "cuda" and num_bytes < torch.cuda.mem_get_info(device)[0] / 2:
         return "gpu"
-    return "ram" if num_bytes < os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2 else "disk"
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return "ram" if num_bytes < memory / 2 else "disk"
 
 
 def open_images(
@@ -153,8 +167,8 @@ def open_images(
     if where == "none":
         return Images(paths, size, None, workers)
 
-    def rows_from(start: int) -> Iterator[np.ndarray]:
-        return decode_batches(paths, size, torch.arange(start, len(paths)).split(DECODED), workers)
+    def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
+        return decode_batches(paths, size, torch.from_numpy(rows).split(DECODED), workers)
 
     kept = grow_rows(
         cache_file(split, size, folder), (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px"
@@ -162,10 +176,10 @@ def open_images(
     if where == "ram":
         kept = np.array(kept)
     if where == "gpu":
-        on_device = torch.empty(kept.shape, dtype=torch.uint8, device=device)
+        resident = torch.empty(kept.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(kept), MOVED):
-            on_device[start : start + MOVED] = torch.from_numpy(np.array(kept[start : start + MOVED]))
-        kept = on_device
+            resident[start : start + MOVED] = torch.from_numpy(np.array(kept[start : start + MOVED]))
+        kept = resident
     return Images(paths, size, kept, workers)
 
 

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import processes
 from config import Config, UserError, local_file
 from datasets.files import Classes
 from datasets.images import decode_batches, to_input
@@ -126,10 +127,11 @@ def similarities(
     about = describe(config, classes, split)
     file = folder / f"similarity_{digest(about)}.npy"
 
-    def rows_from(start: int) -> Iterator[np.ndarray]:
+    def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
         teacher = build(config, classes).to(device)
-        write_json(file.with_suffix(".json"), about)  # for people: what the key in the file's name stands for
-        return score(teacher, split.paths(), start, config.eval_batch_size, device, config.precision, workers)
+        if processes.is_first():
+            write_json(file.with_suffix(".json"), about)  # for people: what the key in the file's name stands for
+        return score(teacher, split.paths(), rows, config.eval_batch_size, device, config.precision, workers)
 
     shape = (len(split), len(classes.names))
     return np.array(grow_rows(file, shape, np.float32, rows_from, "teacher scores the training images"))
@@ -141,16 +143,22 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @torch.inference_mode()
 def score(
-    teacher: Teacher, paths: list[str], start: int, batch_size: int, device: torch.device, precision: str, workers: int
+    teacher: Teacher,
+    paths: list[str],
+    rows: np.ndarray,
+    batch_size: int,
+    device: torch.device,
+    precision: str,
+    workers: int,
 ) -> Iterator[np.ndarray]:
-    """(B, L) float32 blocks of similarities of paths[start:], in order."""
+    """(B, L) float32 blocks of the similarities of `rows` of the paths, in order."""
     reference = teacher.preprocess == "reference"
     size, resample = (REFERENCE_SIZE, "bilinear") if reference else (teacher.size, RESAMPLE)
     flips = torch.rand(len(paths), generator=torch.Generator().manual_seed(0)) < 0.5  # known by row: no hidden state
-    batches = torch.arange(start, len(paths)).split(batch_size)
-    for rows, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
+    batches = torch.from_numpy(rows).split(batch_size)
+    for batch, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
         images = torch.from_numpy(block).to(device, non_blocking=True).permute(0, 3, 1, 2)
-        flip = flips[rows].to(device) if reference else None
+        flip = flips[batch].to(device) if reference else None
         with autocast(device, precision):
             block = teacher(images, flip).cpu().numpy()
         if not np.isfinite(block).all():

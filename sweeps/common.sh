@@ -1,6 +1,7 @@
 # Sourced by the sweeps: run_all reads lines of arguments and runs `main.py --resume` with each, JOBS side by side.
 #
 #   JOBS=4 GPUS="0 1" PYTHON=python sweeps/seeds.sh -d coco
+#   LIST=1 sweeps/seeds.sh -d coco                            # only print the lines (for sweeps/slurm.sh)
 #
 # A finished run is skipped, a broken one goes on. A run that fails does not stop the others; it is listed at the end
 # with its log, and the sweep's exit status is then 1.
@@ -25,6 +26,10 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
 export -f run_one
 
 run_all() {
+    if [ -n "${LIST:-}" ]; then
+        cat
+        return
+    fi
     mkdir -p "$LOGS" && rm -f "$LOGS/failed"
     trap 'exit 130' INT TERM
     xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all

@@ -9,5 +9,5 @@ for dataset in ${DATASETS:-pascal coco nuswide cub}; do
     done
 done | run_all
 status=$?
-"$PYTHON" summarize.py
+[ -n "${LIST:-}" ] || "$PYTHON" summarize.py
 exit $status

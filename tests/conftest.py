@@ -66,6 +66,14 @@ def toy_arguments(folder: Path, *more: str) -> list[str]:
     ]
 
 
+def taught_arguments(folder: Path, *more: str) -> list[str]:
+    """The same with a teacher that scores the images: the digits', which says something of any image."""
+    arguments = toy_arguments(folder, *more)
+    where = arguments.index("--similarity")
+    teacher = ("--teacher", "models/digits_clip.json", "--teacher-weights", "models/digits_clip.safetensors")
+    return [*arguments[:where], *teacher, *arguments[where + 2 :]]
+
+
 @pytest.fixture
 def fails(capsys: pytest.CaptureFixture):
     """fails(main, argv) -> the one line on stderr of a command that ends with exit status 2."""

@@ -3,19 +3,34 @@
 import pytest
 from conftest import command
 
-TOY = "--official 20 --test 10 --image-size 32 --no-pretrained -m timm:test_resnet --teacher models/digits_clip.json"
+SMALL = "--official 20 --image-size 32 --no-pretrained -m timm:test_resnet -g cpu"
+TOY = f"{SMALL} --test 10"
 
 
 @pytest.mark.parametrize(
     "script, arguments, rows",
     [
-        ("train", f"{TOY} -g cpu", ["train, images/s", "whole epoch, s", "teacher", "VOC (5,717", "COCO (82,081"]),
+        (
+            "train",
+            f"{TOY} --teacher models/digits_clip.json",
+            ["train, images/s", "whole epoch, s", "teacher", "VOC (5,717", "COCO (82,081"],
+        ),
+        ("train", f"--cell {TOY} --epochs 2", ["start-up", "epochs, that apart", "whole command"]),
+        ("ddp", f"--processes 1 2 {SMALL}", ["| 1 |", "| 2 |"]),
+        ("scale", "--sizes 200x5 100x12", ["| 200 x 5 |", "| 100 x 12 |", "peak, GiB"]),
+        pytest.param(
+            "teacher",
+            "--teacher ViT-B-32-quickgelu --images 2 -g cpu",
+            ["float16, whole pass", "same pseudo-labels"],
+            marks=pytest.mark.slow,
+        ),
         ("decode", "--images 6 --size 32", ["resized by PyTorch", "from the cache: memory-mapped file"]),
         ("metrics", "--images 300 --labels 5", ["mAP, this code", "mAP, Python loops", "difference of an AP"]),
         ("preproc", "--share 0.001", ["COCO's two instance files", "CUB's table", "single positives of 82 x 80"]),
     ],
 )
 def test_a_benchmark_prints_its_tables(script, arguments, rows):
-    done = command(f"benchmarks/{script}.py", "--repeats", "1", *arguments.split())
+    repeats = () if script == "scale" else ("--repeats", "1")
+    done = command(f"benchmarks/{script}.py", *repeats, *arguments.split())
     assert done.returncode == 0, done.stderr
     assert all(row in done.stdout for row in rows), done.stdout

@@ -121,3 +121,12 @@ def test_intervals_read_as_in_mathematics(value, interval, expected):
 def test_every_preset_sets_options_that_exist():
     for row, values in settings.PRESETS.items():
         assert len(row) == 3 and values.keys() <= {entry.name for entry in settings.fields(Config)}
+
+
+def test_what_cannot_be_deterministic_is_one_line(fails):
+    def refused(argv):
+        raise RuntimeError(
+            "some_kernel does not have a deterministic implementation, but you set 'torch.use_determin..."
+        )
+
+    assert "some_kernel does not have a deterministic implementation; run without --determ" in fails(refused, [])

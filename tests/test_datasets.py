@@ -167,7 +167,7 @@ def test_a_stream_gives_the_images_asked_for_wherever_they_are_kept(toy, where, 
     split = load(toy).train
     store = open_images(split, 16, where, tmp_path / "cache", CPU, 2)
     order = torch.tensor([3, 0, 23, 3, 7])
-    batches = list(store.stream(order, 2, CPU))
+    batches = list(store.stream(order.split(2), CPU))
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 16, 16)]
     expected = np.stack([decode(split.paths()[row], 16) for row in order.tolist()]).transpose(0, 3, 1, 2)
     assert (torch.cat(batches).numpy() == expected).all()

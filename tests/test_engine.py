@@ -1,7 +1,6 @@
 """The training step: captured and replayed, it is the step taken as usual; on a GPU, and without one on a stand-in."""
 
 import contextlib
-from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -14,7 +13,15 @@ from config import Config, UserError
 from datasets.images import Images
 from models import Backbone
 
+CPU = torch.device("cpu")
 NUM_IMAGES, BATCH, SIZE, LABELS = 36, 8, 16, 3  # four full batches and a half one
+
+
+def needs_gpu(test):
+    """Run where there is a GPU, where nothing may be warned of."""
+    return pytest.mark.filterwarnings("error::UserWarning")(
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")(test)
+    )
 
 
 def training_step(device: torch.device, *, cuda_graph: bool, loss: str = "EM_PL", precision: str = "float32"):
@@ -27,13 +34,12 @@ def training_step(device: torch.device, *, cuda_graph: bool, loss: str = "EM_PL"
     )
     pixels = torch.from_numpy(random.randint(0, 256, (NUM_IMAGES, SIZE, SIZE, 3)).astype(np.uint8))
     images = Images([""] * NUM_IMAGES, SIZE, pixels.to(device), 1)
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, fused=True, capturable=device.type == "cuda")
     module = losses.build(loss, Config(epochs=3, warmup_epochs=1), observed).to(device)
     return engine.TrainingStep(
         model,
         module,
-        optimizer,
         engine.TrainingSet(images, observed, observed, pseudo),
+        lr=1e-2,
         batch_size=BATCH,
         precision=precision,
         cuda_graph=cuda_graph,
@@ -55,20 +61,27 @@ def train(step: engine.TrainingStep, epochs: int) -> tuple[list[float], torch.Te
 @pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
 def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss):
     """Without a GPU: a stand-in that, like a CUDA graph, records without computing, and replays on the same memory."""
-    step = training_step(torch.device("cpu"), cuda_graph=False, loss=loss)
-    replays = []
+    step = training_step(CPU, cuda_graph=False, loss=loss)
+    replays, read = [], []
 
-    @dataclass
+    def places() -> list[int]:
+        """Where all lies that a replay reads and writes."""
+        data = (step.data.observed, step.data.true, step.data.pseudo)
+        state = (tensor for state in step.optimizer.state.values() for tensor in state.values())
+        modules = (*step.model.parameters(), *step.model.buffers(), *step.loss_function.buffers())
+        return [tensor.data_ptr() for tensor in (*data, *state, *modules, *step.held)]
+
     class Graph:
-        recording: object = None
-
         def replay(self) -> None:
+            assert places() == read
             replays.append(len(step.held[1]))
-            step.loss = step._take(*step.held)
+            step.loss = step._take(*step.held, BATCH)
 
     @contextlib.contextmanager
     def recording(graph, stream):
         """Undo what the recorded step computes."""
+        read[:] = places()
+        assert all(group["capturable"] for group in step.optimizer.param_groups)
         changing = [*step.model.parameters(), *(t for state in step.optimizer.state.values() for t in state.values())]
         before = [tensor.detach().clone() for tensor in changing]
         yield
@@ -86,13 +99,27 @@ def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss):
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     step.stream = Stream()
     captured = train(step, epochs=3)
+    assert not any(group["capturable"] for group in step.optimizer.param_groups)
     assert replays == [BATCH] * (3 * 4 - engine.WARM_UP)
-    usual = train(training_step(torch.device("cpu"), cuda_graph=False, loss=loss), epochs=3)
+    usual = train(training_step(CPU, cuda_graph=False, loss=loss), epochs=3)
     assert captured[0] == usual[0] and torch.equal(captured[1], usual[1])
 
 
+def test_a_process_without_images_computes_in_float32(monkeypatch):
+    """As the others' batch norm does under bf16: what they gather must be of one type."""
+    step = training_step(CPU, cuda_graph=False, precision="bf16")
+    enabled, none = [], torch.zeros(0, dtype=torch.int64)
+    step.model.register_forward_hook(lambda *call: enabled.append(torch.is_autocast_enabled("cpu")))
+    before = [parameter.clone() for parameter in step.model.parameters()]
+    assert step(torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8), none, none.bool(), BATCH) == 0
+    assert all(torch.equal(parameter, old) for parameter, old in zip(step.model.parameters(), before, strict=True))
+    index = torch.arange(2)
+    step(next(step.data.images.stream([index], CPU)), index, index > 9, BATCH)
+    assert enabled == [False, True]
+
+
 def test_a_step_that_cannot_be_captured_is_one_line(monkeypatch):
-    step = training_step(torch.device("cpu"), cuda_graph=False)
+    step = training_step(CPU, cuda_graph=False)
     step.stream, step.warmed_up = object(), engine.WARM_UP
 
     def refused(graph, stream):
@@ -104,7 +131,7 @@ def test_a_step_that_cannot_be_captured_is_one_line(monkeypatch):
         train(step, epochs=1)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@needs_gpu
 @pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bf16", 2e-2)])
 def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, precision, tolerance):
@@ -117,8 +144,9 @@ def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, precisi
     assert torch.allclose(probs, other_probs, atol=tolerance)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-def test_a_gpu_learns_what_the_cpu_learns():
+@needs_gpu
+def test_a_gpu_learns_what_the_cpu_learns(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     (means, probs), (other_means, other_probs) = (
         train(training_step(torch.device(name), cuda_graph=True), epochs=2) for name in ("cuda:0", "cpu")
     )

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import command, make_toy, only_run, same_numbers, toy_arguments
+from conftest import command, make_toy, same_numbers, toy_arguments
 from PIL import Image
 
 import engine
@@ -205,19 +205,6 @@ def test_a_data_folder_that_cannot_be_written_is_one_line(toy, fails, tmp_path):
     assert main.main(toy_arguments(toy, "--cache-root", str(tmp_path / "elsewhere")))["best_epoch"] in (1, 2)
 
 
-def test_a_full_disk_is_one_line_and_the_run_goes_on_afterwards(toy):
-    """A file-size limit stands for the full disk: the checkpoint is larger than it."""
-    limit = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); "
-    limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, resource.RLIM_INFINITY)); "
-    limit += "import config, main; sys.argv = ['main.py', *sys.argv[1:]]; config.run_script(main.main)"
-    full = command("-c", limit, *toy_arguments(toy))
-    assert full.returncode == 2, full.stderr
-    (line,) = full.stderr.strip().splitlines()
-    assert "could not be written" in line or "File too large" in line
-    assert not list(only_run(toy).glob(".*"))
-    assert command("main.py", *toy_arguments(toy, "--resume")).returncode == 0
-
-
 def test_mistakes_of_the_real_process_are_one_line_and_status_2(tmp_path):
     for arguments, says in (
         (["-d", "pascal", "--data-root", str(tmp_path), "-g", "cpu"], "python preproc/format_pascal.py"),
@@ -257,3 +244,21 @@ def test_a_run_is_not_lost_where_curves_cannot_be_drawn(toy, monkeypatch, capsys
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # not installed
     result = main.main(toy_arguments(toy))
     assert not (Path(result["folder"]) / "curves.png").exists() and "curves.png is not drawn" in capsys.readouterr().out
+
+
+def test_a_deterministic_run_takes_only_algorithms_that_are(toy):
+    """In a process of its own: the switch is PyTorch's, and stays."""
+    arguments = toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--deterministic")
+    code = f"""
+import engine, main, torch
+take = engine.TrainingStep._take
+
+def checked(*batch):
+    assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
+    return take(*batch)
+
+engine.TrainingStep._take = checked
+main.main({arguments})
+"""
+    done = command("-c", code)
+    assert done.returncode == 0, done.stderr

@@ -312,9 +312,9 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(toy, tiny_clip, tmp_path, 
     monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
     starts, real_score = [], teacher.score
 
-    def stopping(model, paths, start, *rest):
-        starts.append(start)
-        for count, block in enumerate(real_score(model, paths, start, *rest)):
+    def stopping(model, paths, rows, *rest):
+        starts.append(int(rows[0]))
+        for count, block in enumerate(real_score(model, paths, rows, *rest)):
             if len(starts) == 1 and count == 3:
                 raise KeyboardInterrupt
             yield block

@@ -45,7 +45,7 @@ def test_among_the_lowest_a_label_is_negative_even_above_the_threshold():
 
 def test_labels_do_not_depend_on_the_chunks(monkeypatch):
     whole = pseudo_labels.assign(REFERENCE["similarity"], temperature=0.01, threshold=0.3, negative_fraction=0.2)
-    monkeypatch.setattr(pseudo_labels, "CHUNK", 100)
+    monkeypatch.setattr(pseudo_labels, "ROWS", 7)
     parts = pseudo_labels.assign(REFERENCE["similarity"], temperature=0.01, threshold=0.3, negative_fraction=0.2)
     assert (whole == parts).all()
 

@@ -3,15 +3,12 @@
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, command, only_run, same_numbers, toy_arguments
+from conftest import only_run, same_numbers, toy_arguments
 from PIL import Image
 
 import engine
@@ -104,28 +101,26 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
     assert same_numbers(Path(result["folder"]), Path(undisturbed))
 
 
-def test_a_killed_process_resumes_to_the_same_numbers(toy, tmp_path):
-    """SIGKILL twice, in different epochs of a real process."""
-    arguments = ["main.py", *toy_arguments(toy, "--epochs", "30"), "--resume"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    for lines in (1, 3):  # killed once so many epochs are on record
-        process = subprocess.Popen(
-            [sys.executable, *arguments], cwd=REPOSITORY, env=environment, stdout=subprocess.DEVNULL
-        )
-        history = toy.parent.parent / "results"
-        until = time.monotonic() + 120
-        while time.monotonic() < until and process.poll() is None:
-            found = [len(path.read_text().splitlines()) for path in history.glob("*/metrics.jsonl")]
-            if found and found[0] >= lines:
-                break
-            time.sleep(0.002)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
-    finished = command(*arguments)
-    assert finished.returncode == 0, finished.stderr
-    resumed = shutil.move(only_run(toy), tmp_path / "resumed")
-    assert command(*arguments).returncode == 0
-    assert same_numbers(only_run(toy), Path(resumed))
+@pytest.mark.parametrize("name", ["validation", "labelling", "test"])
+def test_a_signal_while_nothing_is_learned_saves_too(toy, tmp_path, monkeypatch, name):
+    arguments = toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--eval-batch-size", "4")
+    undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
+    real = engine.predict
+
+    def signalling(*given, after_batch, **more):
+        def then():
+            os.kill(os.getpid(), signal.SIGTERM)
+            after_batch()
+
+        return real(*given, after_batch=then if more["name"] == name else after_batch, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "predict", signalling)
+        with pytest.raises(Interrupted):
+            main.main(arguments)
+    state = torch.load(only_run(toy) / "last.pt", weights_only=True)
+    assert (state["epoch"], state["step"]) == ((3, 0) if name == "test" else (1, 3))
+    assert same_numbers(Path(main.main([*arguments, "--resume"])["folder"]), Path(undisturbed))
 
 
 def test_a_run_is_not_resumed_on_other_data(toy, monkeypatch):

@@ -23,26 +23,26 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
     truth, asked = np.arange(60, dtype=np.float32).reshape(20, 3), []
 
-    def rows_from(start, stop_at=99):
-        asked.append(start)
-        for row in range(start, 20, 2):
-            if row >= stop_at:
+    def rows_from(rows, stop_at=99):
+        asked.append(rows.tolist())
+        for pair in rows.reshape(-1, 2):
+            if pair[0] >= stop_at:
                 raise KeyboardInterrupt
-            yield truth[row : row + 2]
+            yield truth[pair]
 
     path = tmp_path / "rows.npy"
     with pytest.raises(KeyboardInterrupt):
-        storage.grow_rows(path, truth.shape, np.float32, lambda start: rows_from(start, 8), "test")
+        storage.grow_rows(path, truth.shape, np.float32, lambda rows: rows_from(rows, 8), "test")
     assert not path.exists()
     assert (storage.grow_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
-    assert asked == [0, 8]
+    assert asked == [[*range(20)], [*range(8, 20)]]
     assert (storage.grow_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
-    assert asked == [0, 8]
-    assert not list(tmp_path.glob("*partial")) and not list(tmp_path.glob("*rows"))
+    assert len(asked) == 2
+    assert {file.name for file in tmp_path.iterdir()} <= {"rows.npy", ".rows.npy.lock"}
 
 
 def test_a_pass_that_fails_before_its_first_rows_leaves_nothing(tmp_path):
-    def failing(start):
+    def failing(rows):
         raise UserError("no teacher")
 
     with pytest.raises(UserError):
@@ -50,29 +50,41 @@ def test_a_pass_that_fails_before_its_first_rows_leaves_nothing(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
+def two_rows(rows):
+    yield np.ones((2, 3), np.float32)
+    raise KeyboardInterrupt
+
+
+def all_twos(rows):
+    return [np.full((len(rows), 3), 2, np.float32)]
+
+
 def test_rows_written_after_the_last_record_are_written_again(tmp_path, monkeypatch):
-    """As after a power cut: the partial file is longer than what was recorded, and its tail is worth nothing."""
+    """As after a power cut: what was not recorded is worth nothing."""
     monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
-    path = tmp_path / "rows.npy"
-
-    def two_rows(start):
-        yield np.ones((2, 3), np.float32)
-        raise KeyboardInterrupt
-
+    path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
     with pytest.raises(KeyboardInterrupt):
         storage.grow_rows(path, (4, 3), np.float32, two_rows, "test")
-    with open(tmp_path / ".rows.npy.partial", "ab") as file:
-        file.write(b"garbage that was never recorded")
-    got = storage.grow_rows(path, (4, 3), np.float32, lambda start: [np.full((4 - start, 3), 2, np.float32)], "test")
-    assert got[:, 0].tolist() == [1, 1, 2, 2]
+    content = bytearray(partial.read_bytes())
+    content[-24:] = b"never recorded, so worth"
+    partial.write_bytes(content)
+    assert storage.grow_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [1, 1, 2, 2]
+
+
+def test_a_partial_file_of_another_size_is_begun_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
+    path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
+    with pytest.raises(KeyboardInterrupt):
+        storage.grow_rows(path, (4, 3), np.float32, two_rows, "test")
+    partial.write_bytes(partial.read_bytes()[:-1])
+    assert storage.grow_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [2, 2, 2, 2]
 
 
 def test_two_that_want_the_same_rows_share_the_work(tmp_path):
-    started, calls = threading.Event(), []
+    calls = []
 
-    def rows_from(start):
-        calls.append(start)
-        started.set()
+    def rows_from(rows):
+        calls.append(len(rows))
         yield np.ones((5, 1), np.float32)
 
     results = []
@@ -86,7 +98,7 @@ def test_two_that_want_the_same_rows_share_the_work(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert calls == [0] and len(results) == 2 and all((result == 1).all() for result in results)
+    assert calls == [5] and len(results) == 2 and all((result == 1).all() for result in results)
 
 
 def test_a_lock_that_may_not_wait_says_who_holds_it(tmp_path):

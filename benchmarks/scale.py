@@ -1,0 +1,145 @@
+"""Time and peak memory of all that grows with images x labels, on random labels.
+
+    python benchmarks/scale.py [--sizes 100000x20 1000000x1000]
+
+A size is that of the official training set, of which four fifths train; metrics are those of predictions of that
+size. Each size is a process of its own.
+"""
+
+import argparse
+import json
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # in the place of this folder, whose names are other modules
+
+import config as settings
+import datasets
+import engine
+import losses
+import metrics
+import pseudo_labels
+from benchmarks.common import environment, number, table
+from config import OneLineParser, run_script
+from datasets.files import write_description, write_observed, write_split
+from datasets.images import Images
+from preproc.generate_observed_labels import observe
+
+STAGES = ("single positives", "loading", "pseudo-labels", "an epoch's bookkeeping", "EM_APL's labels", "metrics")
+CHUNK = 4096
+
+
+def random_labels(num_images: int, num_labels: int) -> np.ndarray:
+    """(N, L) int8 in {0, 1}, about three positives an image and at least one."""
+    random, labels = np.random.RandomState(0), np.zeros((num_images, num_labels), dtype=np.int8)
+    for _ in range(3):
+        labels[np.arange(num_images), random.randint(0, num_labels, num_images)] = 1
+    return labels
+
+
+def random_scores(num_images: int, num_labels: int) -> np.ndarray:
+    result = np.empty((num_images, num_labels), dtype=np.float32)
+    generator = np.random.default_rng(0)
+    for start in range(0, num_images, CHUNK):
+        result[start : start + CHUNK] = generator.random(result[start : start + CHUNK].shape, dtype=np.float32)
+    return result
+
+
+def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[float, float]]:
+    """{stage: (seconds, GiB)} of one size, in this process."""
+    found: dict[str, tuple[float, float]] = {}
+
+    @contextmanager
+    def stage(name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        yield
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        found[name] = (time.perf_counter() - began, peak)
+
+    (folder / "scale/images").mkdir(parents=True)
+    for name in range(10):  # ten files under a million names would be a million links: names repeat instead
+        Image.new("RGB", (8, 8)).save(folder / f"scale/images/{name:012d}.jpg")
+    labels = random_labels(num_images, num_labels)
+    with stage("single positives"):
+        observed = observe(labels)
+    for split, rows in (("train", slice(None)), ("val", slice(num_images // 5))):
+        names = [f"{row % 10:012d}.jpg" for row in range(len(labels[rows]))]
+        write_split(folder / "scale", split, names, labels[rows])
+        write_observed(folder / "scale", split, observed[rows])
+    classes = [str(label) for label in range(num_labels)]
+    write_description(folder / "scale", classes, classes, folder / "scale/images")
+    del labels, observed
+
+    config = settings.parse(["-d", "scale", "--data-root", str(folder), "-l", "EM_APL", "-g", "cpu"])
+    with stage("loading"):
+        splits = datasets.load(config)
+    train = splits.train
+    similarity = random_scores(*train.true.shape)
+    with stage("pseudo-labels"):
+        pseudo = pseudo_labels.assign(similarity, temperature=0.01, threshold=0.3, negative_fraction=0.2)
+        pseudo_labels.describe(pseudo, similarity, train.observed, train.true, temperature=0.01)
+    del similarity
+    loss = losses.build("EM_APL", config, train.observed)
+    tensors = [torch.from_numpy(array) for array in (train.observed, train.true, pseudo)]
+    data = engine.TrainingSet(Images(train.names, 8, None, 1), *tensors)
+    with stage("an epoch's bookkeeping"):
+        order = engine.epoch_order(0, 1, len(train))
+        flips = engine.epoch_flips(0, 1, len(train), 0.5)
+        for index in order.split(config.batch_size):
+            data.targets(index), flips[index]
+    with stage("EM_APL's labels"):
+        loss.end_epoch(config.warmup_epochs, torch.from_numpy(random_scores(*train.true.shape)))
+    del loss, data, tensors, pseudo, train, splits
+    labels, probs = random_labels(num_images, num_labels), random_scores(num_images, num_labels)
+    with stage("metrics"):
+        metrics.evaluate(probs, labels)
+    return found
+
+
+def size(text: str) -> tuple[int, int]:
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError("IMAGESxLABELS is expected, such as 100000x20")
+    images, labels = text.split("x")
+    return int(images), int(labels)
+
+
+def main() -> None:
+    arguments = OneLineParser(__doc__)
+    default = ["100000x20", "100000x1000", "1000000x20", "1000000x100", "1000000x1000"]
+    arguments.add_argument("--sizes", type=size, nargs="+", default=list(map(size, default)), metavar="IMAGESxLABELS")
+    arguments.add_argument("--one", action="store_true", help="measure the only size in this process, printing JSON")
+    options = arguments.parse_args()
+    rows = []
+    for images, labels in options.sizes:
+        if options.one:
+            with tempfile.TemporaryDirectory() as temporary:
+                print(json.dumps(measure(images, labels, Path(temporary))))
+            return
+        command = [sys.executable, __file__, "--one", "--sizes", f"{images}x{labels}"]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        peak = max(memory for _, memory in found.values())
+        row = [f"{number(found[stage][0])} s, {number(found[stage][1])}" for stage in STAGES]
+        rows.append([f"{images:,} x {labels:,}", *row, number(peak)])
+    table(
+        "What grows with images x labels: seconds, and GiB of memory at the most by the end of the stage",
+        ["", *STAGES, "peak, GiB"],
+        rows,
+        f"n 1. {environment()}",
+    )
+
+
+if __name__ == "__main__":
+    run_script(main)

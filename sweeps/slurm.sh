@@ -1,0 +1,31 @@
+#!/usr/bin/env bash
+# A sweep as a SLURM array, a run a task: the same lines that the sweep would run, in any order, on any node.
+#
+#   LIST=1 sweeps/paper_table.sh >jobs.txt
+#   sbatch --array=1-$(wc -l <jobs.txt)%8 sweeps/slurm.sh jobs.txt
+#   python summarize.py                                       # when they are through
+#
+# Two minutes before its time is up, and when it is preempted, a run gets SIGTERM, saves at the next batch and exits with
+# 143; its task is then put back in the queue and goes on. Adapt the lines below to your cluster.
+#SBATCH --job-name=vlpl
+#SBATCH --gres=gpu:1
+#SBATCH --cpus-per-task=8
+#SBATCH --mem=64G
+#SBATCH --time=08:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=results/slurm_%A_%a.log
+
+set -uo pipefail
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+line=$(sed -n "${SLURM_ARRAY_TASK_ID:?run it with sbatch --array=...}p" "${1:?name the file of LIST=1 sweeps/NAME.sh}")
+[ -n "$line" ] || { echo "$1 has no line $SLURM_ARRAY_TASK_ID" >&2; exit 2; }
+export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # which srun does not take over from sbatch
+eval "srun '$PYTHON' main.py --resume $line"
+status=$?
+if [ $status = 143 ]; then
+    scontrol requeue "${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"
+fi
+exit $status
