@@ -102,3 +102,27 @@ def test_a_grid_runs_every_value(toy, script, variable, field):
     found = [json.loads(path.read_text())["config"] for path in (toy.parent.parent / "results").glob("*/config.json")]
     assert sorted(config[field] for config in found) == [0.2, 0.3]
     assert {config["prompt"] for config in found} == {"a photo of a {}"}  # words with spaces arrive whole
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (143, "requeue 7_2\n"), (2, "")])
+def test_a_task_of_a_slurm_array_runs_its_line_and_is_queued_again_after_sigterm(tmp_path, status, requeued):
+    jobs, tools, asked = tmp_path / "jobs.txt", tmp_path / "bin", tmp_path / "asked"
+    listing = subprocess.run(
+        [REPOSITORY / "sweeps/seeds.sh", "-d", "coco", "--prompt", "a photo of a {}"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"LIST": "1", "SEEDS": "0 1 8"},
+    )
+    jobs.write_text(listing.stdout)
+    assert len(listing.stdout.splitlines()) == 3
+    tools.mkdir()
+    (tools / "srun").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{tmp_path}/run"\nexit {status}\n')
+    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$*" >"{asked}"\n')
+    for tool in tools.iterdir():
+        tool.chmod(0o755)
+    slurm = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "7", "PATH": f"{tools}:{os.environ['PATH']}"}
+    done = subprocess.run([REPOSITORY / "sweeps/slurm.sh", jobs], env=os.environ | slurm | {"PYTHON": "py"})
+    assert done.returncode == status
+    expected = ["py", "main.py", "--resume", "-d", "coco", "--prompt", "a photo of a {}", "-s", "1"]
+    assert (tmp_path / "run").read_text().splitlines() == expected
+    assert (asked.read_text() if asked.exists() else "") == requeued
