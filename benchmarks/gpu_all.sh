@@ -2,10 +2,12 @@
 # Every figure that needs a GPU, in under nine minutes, as one Markdown file.   benchmarks/gpu_all.sh [gpu.md]
 #
 # Needs PyTorch >= 2.11, torchvision, timm and scikit-learn, and for the teacher open_clip_torch with its ftfy and regex
-# (an unpacked wheel on PYTHONPATH will do). No internet, no data, no weights. The interpreter is PYTHON, or python3.
+# (an unpacked wheel on PYTHONPATH will do). No internet, no data, no weights. The interpreter is PYTHON, else that of the
+# environment here, else python3.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=$(realpath -m "${1:-results/gpu.md}") python=${PYTHON:-python3} began=$SECONDS
+out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS
+python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 mkdir -p "$(dirname "$out")" && : >"$out"
 
 run() { # seconds it may take, then the command; what fails is said in the file, and the rest goes on
@@ -21,7 +23,10 @@ run() { # seconds it may take, then the command; what fails is said in the file,
     [ "$status" = 0 ] || printf '\n`%s`: not measured, exit status %s\n' "$*" "$status" | tee -a "$out"
 }
 
-"$python" -c 'import torch, sys; sys.exit(0 if torch.cuda.is_available() else "no CUDA device found")' || exit 2
+if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+    echo "$python sees no GPU; name an interpreter whose PyTorch does with PYTHON=..." >&2
+    exit 2
+fi
 "$python" -c 'import pytest' 2>/dev/null && run 60 -m pytest -q -p no:cacheprovider tests/test_engine.py
 run 150 benchmarks/train.py --official 640 --test 640 --repeats 3
 run 170 benchmarks/train.py --cell --repeats 1
