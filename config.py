@@ -1,4 +1,4 @@
-"""Every setting of a run: its default, its range, its place on the command line. Imports nothing of ours at the top.
+"""Every setting of a run: its default, its range, its place on the command line.
 
 A value is taken from the command line, else from the most specific row of PRESETS that fits the data set, the loss
 and the backbone, else from the default below. `parse` does this once; the result is frozen, printed, and saved with
@@ -6,30 +6,13 @@ the run.
 """
 
 import argparse
-import os
-import signal
 import sys
-import time
 import typing
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 
-LEAD_SECONDS = 4.0  # more than torchrun takes to notice that a process has failed, and to end the others
-PEER_IS_GONE = ("closed by peer", "closed by remote peer", "reset by peer", "Broken pipe", "remote process exited")
-KNOWN = {  # what PyTorch says: what a user is told
-    "deterministic implementation": "{}; run without --deterministic",
-    "Expected to have finished reduction": "a part of this backbone gets no gradient: it trains in a single process only",
-}
-
-
-class UserError(Exception):
-    """A user's mistake, in one line: what was seen, what was expected, and the command that mends it."""
-
-
-class Interrupted(BaseException):
-    """SIGINT or SIGTERM, by number: the run stops in good order and can be resumed."""
-
+from cli import OneLineParser, UserError, torchrun_rank
 
 WHAT, TRAINING, TEACHER, COEFFICIENTS, RUN = (
     "what is trained",
@@ -239,16 +222,6 @@ def check(config: Config) -> None:
             raise UserError(f"{flag(name)} {path} is not a file")
 
 
-class OneLineParser(argparse.ArgumentParser):
-    """argparse that tells a mistake in one line, without repeating the usage; described by a docstring's first line."""
-
-    def __init__(self, docstring: str, **options) -> None:
-        super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
-
-    def error(self, message: str) -> typing.NoReturn:
-        _fail(f"{message} (see --help)")
-
-
 def build_parser() -> argparse.ArgumentParser:
     import datasets
     import losses
@@ -308,57 +281,6 @@ def _facts(entry: Field, known: typing.Sequence[str]) -> str:
     if entry.metadata["group"] == COEFFICIENTS:
         facts.append("read by " + ", ".join(name for name in losses.LOSSES if entry.name in losses.coefficients(name)))
     return f" ({'; '.join(facts)})" if facts else ""
-
-
-def run_script(main: Callable[[], object]) -> typing.NoReturn:
-    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, no traceback."""
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is printed
-    try:
-        main()
-    except UserError as error:
-        _fail(str(error))
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
-    except RuntimeError as error:
-        text = str(error)
-        if type(error).__name__ == "OutOfMemoryError":
-            _fail("the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache ram")
-        for sign, line in KNOWN.items():
-            if sign in text:
-                _fail(line.format(text.splitlines()[0].split(", but")[0]))
-        if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
-            time.sleep(2 * LEAD_SECONDS)  # that process speaks first
-            _fail("another process of this run has ended; its own line says why")
-        raise
-    except KeyboardInterrupt:
-        _fail("interrupted", 128 + signal.SIGINT)
-    except Interrupted as interrupted:
-        if torchrun_rank():
-            sys.exit(128 + interrupted.args[0])
-        name = signal.Signals(interrupted.args[0]).name
-        _fail(f"stopped by {name}; the same command with --resume goes on", 128 + interrupted.args[0])
-
-
-def _fail(line: str, status: int = 2) -> typing.NoReturn:
-    """Say it on stderr and exit. Of several processes that torchrun started, which are ended once one has failed, the
-    first has a lead, so that a mistake they all see is told once."""
-    program = Path(sys.argv[0]).name
-    if torchrun_rank():
-        program += f", process {torchrun_rank()}"
-        time.sleep(LEAD_SECONDS)
-    kind = "" if status > 128 else "error: "
-    print(f"{program}: {kind}{line}", file=sys.stderr)
-    sys.exit(status)
-
-
-def started_by_torchrun() -> bool:
-    return "TORCHELASTIC_RUN_ID" in os.environ
-
-
-def torchrun_rank() -> int:
-    """The number of this process among those that torchrun started; 0 without it."""
-    return int(os.environ["RANK"]) if started_by_torchrun() else 0
 
 
 def show(config: Config) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import processes
-from config import UserError, started_by_torchrun, torchrun_rank
+from cli import UserError, started_by_torchrun, torchrun_rank
 from datasets.images import Images, on_device, to_input
 from losses import Loss, Targets
 from models import Backbone

@@ -22,7 +22,7 @@ import models
 import processes
 import pseudo_labels
 import runs
-from config import UserError
+from cli import UserError, run_script
 from datasets.images import open_images, where_kept
 from models import teacher
 from preproc import make_digits
@@ -241,4 +241,4 @@ def main(argv: list[str] | None = None) -> dict:
 
 
 if __name__ == "__main__":
-    settings.run_script(main)
+    run_script(main)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from config import started_by_torchrun
+from cli import started_by_torchrun
 
 PATIENCE = timedelta(days=2)  # how long processes wait for one another, or for another run, while a cache is filled
 _patient: dist.ProcessGroup | None = None  # the same processes; the usual group loses patience in minutes

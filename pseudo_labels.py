@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import metrics
-from config import UserError
+from cli import UserError
 from storage import why
 
 ROWS = 4096  # images labelled at a time: bounds the memory beside the (N, L) result

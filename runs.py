@@ -29,7 +29,8 @@ import torch
 
 import config as settings
 import processes
-from config import Config, UserError
+from cli import Interrupted, UserError
+from config import Config
 from datasets import files
 from storage import atomic, digest, file_digest, locked, read_json, why, write_arrays, write_json
 
@@ -177,7 +178,7 @@ def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Ru
 
 
 class Stop:
-    """SIGINT and SIGTERM, turned into settings.Interrupted: at once, or, inside `deferred`, between two batches, where
+    """SIGINT and SIGTERM, turned into Interrupted: at once, or, inside `deferred`, between two batches, where
     all processes ask for it together, so that the state can be saved first."""
 
     def __init__(self) -> None:
@@ -206,7 +207,7 @@ class Stop:
 
     def raise_if_asked(self) -> None:
         if self.asked is not None:
-            raise settings.Interrupted(self.asked)
+            raise Interrupted(self.asked)
 
     def raise_if_asked_anywhere(self) -> None:
         if self.asked_anywhere():

@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 import processes
-from config import UserError
+from cli import UserError
 
 SAVE_SECONDS = 5.0  # how much of an interrupted pass may be lost; a save costs one fsync
 

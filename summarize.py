@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import OneLineParser, UserError, run_script
+from cli import OneLineParser, UserError, run_script
 from storage import atomic, read_json
 
 ORACLES = ("bce", "iun")  # they read labels that nobody has in this setting

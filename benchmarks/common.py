@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from config import OneLineParser
+from cli import OneLineParser
 from datasets.files import write_description, write_observed, write_split
 from preproc.generate_observed_labels import observe
 

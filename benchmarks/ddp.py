@@ -28,7 +28,7 @@ from benchmarks.common import (
     rate,
     table,
 )
-from config import UserError, run_script
+from cli import UserError, run_script
 
 
 def epoch_seconds(processes: int, folder: Path, given: list[str]) -> list[float]:

@@ -19,7 +19,7 @@ from PIL import Image
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
 
 from benchmarks.common import environment, parser, photo_arguments, photographs, rate, side_by_side, table
-from config import run_script
+from cli import run_script
 from datasets.images import Images, decode
 from engine import default_workers
 from storage import write_array

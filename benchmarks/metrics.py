@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of thi
 import metrics
 from benchmarks import recipe
 from benchmarks.common import environment, faster, parser, shown, side_by_side, table
-from config import run_script
+from cli import run_script
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import numpy as np
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
 
 from benchmarks.common import environment, number, parser, shown, side_by_side, table
-from config import run_script
+from cli import run_script
 from datasets import DATASETS
 from preproc.format_coco import read_split
 from preproc.format_cub import first_columns

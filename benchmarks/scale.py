@@ -32,7 +32,7 @@ import losses
 import metrics
 import pseudo_labels
 from benchmarks.common import environment, number, table
-from config import OneLineParser, run_script
+from cli import OneLineParser, run_script
 from datasets.files import write_description, write_observed, write_split
 from datasets.images import Images
 from preproc.generate_observed_labels import observe

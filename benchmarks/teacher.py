@@ -31,7 +31,7 @@ from benchmarks.common import (
     side_by_side,
     table,
 )
-from config import run_script
+from cli import run_script
 from datasets.images import decode_batches
 from models import teacher as teachers
 from models.clip import create_clip, normalisation

@@ -47,7 +47,8 @@ from benchmarks.common import (
     table,
 )
 from benchmarks.recipe import PARTS, Recipe
-from config import Config, UserError, run_script
+from cli import UserError, run_script
+from config import Config
 from datasets import DATASETS
 from datasets.images import Images, open_images, to_input, where_kept
 from losses import Targets

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from config import UserError
+from cli import UserError
 from datasets.files import Classes, is_formatted
 from datasets.multilabel import MultiLabelDataset, Splits, cache_folder, load
 

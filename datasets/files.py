@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 import storage
-from config import UserError
+from cli import UserError
 from storage import file_digest, read_json, why, write_array, write_json
 
 SPLITS = ("train", "val")

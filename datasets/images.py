@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 import processes
-from config import UserError
+from cli import UserError
 from datasets.multilabel import MultiLabelDataset
 from storage import grow_rows
 

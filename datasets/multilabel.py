@@ -5,7 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from config import Config, UserError
+from cli import UserError
+from config import Config
 from datasets import files
 from datasets.files import Classes
 from storage import digest, writable_folder

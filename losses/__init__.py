@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from config import Config, UserError
+from cli import UserError
+from config import Config
 from losses import entropy, full, single_positive
 from losses.base import Formula, Loss, Targets
 

@@ -7,7 +7,8 @@ from functools import partial
 
 import torch
 
-from config import Config, UserError
+from cli import UserError
+from config import Config
 from models.backbone import Backbone
 from models.resnet import resnet50
 from models.timm_any import timm_any

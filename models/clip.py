@@ -6,7 +6,8 @@ from pathlib import Path
 
 from torch import nn
 
-from config import UserError, local_file
+from cli import UserError
+from config import local_file
 from models.weights import hub_file, read_weights, torchvision_file
 from storage import why
 

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import processes
-from config import Config, UserError, local_file
+from cli import UserError
+from config import Config, local_file
 from datasets.files import Classes
 from datasets.images import decode_batches, to_input
 from datasets.multilabel import MultiLabelDataset

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from config import UserError
+from cli import UserError
 from models.backbone import OFFLINE, Backbone, Float32Linear
 from models.weights import hub_file, load_weights, read_weights
 

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from config import UserError
+from cli import UserError
 from storage import why
 
 TIMEOUT = 10  # seconds until the network counts as absent

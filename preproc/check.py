@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from config import OneLineParser, UserError, run_script
+from cli import OneLineParser, UserError, run_script
 from datasets.files import SPLITS, image_root, read_images
 from datasets.images import ahead, decode
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from config import OneLineParser, UserError
+from cli import OneLineParser, UserError
 from datasets import DATASETS
 from datasets.files import observe_command, write_description, write_split
 

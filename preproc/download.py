@@ -23,7 +23,8 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 import models
-from config import Config, OneLineParser, UserError, run_script
+from cli import OneLineParser, UserError, run_script
+from config import Config
 from models.clip import clip_file
 from models.teacher import OFFLINE
 from storage import atomic, why

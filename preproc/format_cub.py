@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from config import UserError, run_script
+from cli import UserError, run_script
 from preproc.common import find_folder, format_parser, report, write_formatted
 
 FETCH = "fetch it with `python preproc/download.py --dataset cub`"

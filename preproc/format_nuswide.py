@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from config import UserError, run_script
+from cli import UserError, run_script
 from datasets.files import SPLITS, array_path, read_split
 from preproc.common import find_folder, format_parser, report, write_formatted
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from config import UserError, run_script
+from cli import UserError, run_script
 from preproc.common import find_folder, format_parser, report, write_formatted
 
 # the order of the label columns, and the one-word names of VLPL's published prompts

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from config import OneLineParser, UserError, run_script
+from cli import OneLineParser, UserError, run_script
 from datasets.files import SPLITS, read_split, write_observed
 
 SEED = 1200

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import numpy as np
 from PIL import Image
 
-from config import OneLineParser, run_script
+from cli import OneLineParser, run_script
 from datasets import DATASETS
 from datasets.files import array_path, write_observed
 from datasets.multilabel import split_indices

@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from config import PRESETS, OneLineParser, run_script
+from cli import OneLineParser, run_script
+from config import PRESETS
 from datasets.images import to_input
 from models.clip import config_name, create_clip, normalisation
 from preproc.make_digits import WORDS, pools, scenes

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from config import run_script
+from cli import run_script
 from datasets.files import write_description, write_observed, write_split
 from preproc.generate_observed_labels import observe
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 import datasets
 import storage
-from config import UserError, parse
+from cli import UserError
+from config import parse
 from datasets import files, images
 from datasets.images import decode, open_images, to_input, where_kept
 

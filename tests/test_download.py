@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from config import UserError
+from cli import UserError
 from preproc import download
 from preproc.download import Remote
 

@@ -9,7 +9,8 @@ from torch import nn
 
 import engine
 import losses
-from config import Config, UserError
+from cli import UserError
+from config import Config
 from datasets.images import Images
 from models import Backbone
 

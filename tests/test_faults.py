@@ -23,9 +23,9 @@ from storage import read_json
 DRIVER = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
-import config, datasets.images, main, storage
+import cli, datasets.images, main, storage
 storage.SAVE_SECONDS, datasets.images.DECODED = 0.0, 2
-config.run_script(lambda: main.main(sys.argv[1:]))
+cli.run_script(lambda: main.main(sys.argv[1:]))
 """
 MOMENTS = {  # what there is to be seen from outside when a stage has begun, and how long it lasts at most
     "the teacher's pass": ("data/toy/cache/.similarity_*.partial", 0.1),

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import losses
-from config import Config, UserError
+from cli import UserError
+from config import Config
 
 REFERENCE = np.load(Path(__file__).parent / "reference/losses.npz")
 CASES = sorted({name.split("_")[0] for name in REFERENCE.files})

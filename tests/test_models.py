@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 
 import datasets
 import models
-from config import Config, UserError, parse
+from cli import UserError
+from config import Config, parse
 from models import clip, teacher, weights
 
 CPU = torch.device("cpu")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import pseudo_labels
-from config import UserError
+from cli import UserError
 from preproc import format_pascal
 
 REFERENCE = np.load(Path(__file__).parent / "reference/pseudo_labels.npz")

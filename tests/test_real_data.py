@@ -13,7 +13,7 @@ from test_models import TINY
 
 import main
 import runs
-from config import UserError
+from cli import UserError
 from models import clip
 from preproc import format_coco, format_pascal, generate_observed_labels
 

@@ -16,7 +16,8 @@ import losses
 import main
 import runs
 import storage
-from config import Interrupted, UserError, parse
+from cli import Interrupted, UserError
+from config import parse
 
 
 class Stopped(Exception):

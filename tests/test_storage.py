@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import storage
-from config import UserError
+from cli import UserError
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
