@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 import config as settings
 from config import Config, identity, parse, unread
@@ -123,10 +124,19 @@ def test_every_preset_sets_options_that_exist():
         assert len(row) == 3 and values.keys() <= {entry.name for entry in settings.fields(Config)}
 
 
-def test_what_cannot_be_deterministic_is_one_line(fails):
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (
+            RuntimeError("some_kernel does not have a deterministic implementation, but you set 'torch.use_det...'"),
+            "some_kernel does not have a deterministic implementation; run without --deterministic",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "lower --batch-size"),
+        (RuntimeError("Expected to have finished reduction in the prior iteration"), "train it in a single process"),
+    ],
+)
+def test_what_pytorch_says_is_told_in_one_line(fails, error, says):
     def refused(argv):
-        raise RuntimeError(
-            "some_kernel does not have a deterministic implementation, but you set 'torch.use_determin..."
-        )
+        raise error
 
-    assert "some_kernel does not have a deterministic implementation; run without --determ" in fails(refused, [])
+    assert says in fails(refused, [])
