@@ -98,6 +98,8 @@ def distributed(model: nn.Module, device: torch.device) -> nn.Module:
         from timm.layers import convert_sync_batchnorm  # PyTorch's would drop the activation of timm's layers
 
         model = convert_sync_batchnorm(model)
+    elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        print("note: on CPUs batch norm takes the statistics of each process's share alone; numbers will differ")
     return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
 
 

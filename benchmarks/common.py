@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cli import OneLineParser
+from cli import OneLineParser, UserError
 from datasets.files import write_description, write_observed, write_split
 from preproc.generate_observed_labels import observe
 
@@ -21,9 +21,15 @@ from preproc.generate_observed_labels import observe
 def parser(docstring: str, repeats: int) -> argparse.ArgumentParser:
     result = OneLineParser(docstring)
     result.add_argument(
-        "--repeats", type=int, default=repeats, help="measurements of each figure (default: %(default)s)"
+        "--repeats", type=positive, default=repeats, help="measurements of each figure (default: %(default)s)"
     )
     return result
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number from 1 on is expected, not {text}")
+    return int(text)
 
 
 def photo_arguments(result: argparse.ArgumentParser) -> None:
@@ -120,7 +126,8 @@ def photographs(folder: str | None, made_up: Path, count: int = 64) -> list[Path
     """JPEG files below `folder`; without one, `count` made-up pictures of VOC's usual 500 x 375 pixels in `made_up`."""
     if folder:
         found = sorted(Path(folder).rglob("*.jpg"))
-        assert found, f"no .jpg below {folder}"
+        if not found:
+            raise UserError(f"--photos {folder} has no .jpg file below it; leave it out, and pictures are made up")
         return found
     made_up.mkdir(parents=True, exist_ok=True)
     random = np.random.RandomState(0)

@@ -25,6 +25,7 @@ from benchmarks.common import (
     parser,
     photo_arguments,
     photographs,
+    positive,
     rate,
     table,
 )
@@ -45,8 +46,12 @@ def epoch_seconds(processes: int, folder: Path, given: list[str]) -> list[float]
 
 def main() -> None:
     arguments = parser(__doc__, repeats=3)
-    arguments.add_argument("--processes", type=int, nargs="+", help="(default: 1, and doubled up to the GPUs or cores)")
-    arguments.add_argument("--official", type=int, default=200, help="official training images (default: %(default)s)")
+    arguments.add_argument(
+        "--processes", type=positive, nargs="+", help="(default: 1, and doubled up to the GPUs or cores)"
+    )
+    arguments.add_argument(
+        "--official", type=positive, default=200, help="official training images (default: %(default)s)"
+    )
     photo_arguments(arguments)
     options, given = arguments.parse_known_args()
     most = torch.cuda.device_count() or len(os.sched_getaffinity(0))

@@ -18,7 +18,7 @@ from PIL import Image
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
 
-from benchmarks.common import environment, parser, photo_arguments, photographs, rate, side_by_side, table
+from benchmarks.common import environment, parser, photo_arguments, photographs, positive, rate, side_by_side, table
 from cli import run_script
 from datasets.images import Images, decode
 from engine import default_workers
@@ -65,9 +65,9 @@ LIBRARIES = {
 
 def main() -> None:
     arguments = parser(__doc__, repeats=5)
-    arguments.add_argument("--size", type=int, default=448, help="pixels (default: %(default)s)")
-    arguments.add_argument("--images", type=int, default=100, help="(default: %(default)s)")
-    arguments.add_argument("--workers", type=int, default=default_workers(), help="threads (default: %(default)s)")
+    arguments.add_argument("--size", type=positive, default=448, help="pixels (default: %(default)s)")
+    arguments.add_argument("--images", type=positive, default=100, help="(default: %(default)s)")
+    arguments.add_argument("--workers", type=positive, default=default_workers(), help="threads (default: %(default)s)")
     photo_arguments(arguments)
     options = arguments.parse_args()
     size, count = options.size, options.images

@@ -14,14 +14,14 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of thi
 
 import metrics
 from benchmarks import recipe
-from benchmarks.common import environment, faster, parser, shown, side_by_side, table
+from benchmarks.common import environment, faster, parser, positive, shown, side_by_side, table
 from cli import run_script
 
 
 def main() -> None:
     arguments = parser(__doc__, repeats=5)
-    arguments.add_argument("--images", type=int, default=40137, help="(default: %(default)s)")
-    arguments.add_argument("--labels", type=int, default=80, help="(default: %(default)s)")
+    arguments.add_argument("--images", type=positive, default=40137, help="(default: %(default)s)")
+    arguments.add_argument("--labels", type=positive, default=80, help="(default: %(default)s)")
     options = arguments.parse_args()
     from sklearn.metrics import average_precision_score
 

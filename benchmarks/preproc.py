@@ -15,7 +15,7 @@ import numpy as np
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
 
 from benchmarks.common import environment, number, parser, shown, side_by_side, table
-from cli import run_script
+from cli import UserError, run_script
 from datasets import DATASETS
 from preproc.format_coco import read_split
 from preproc.format_cub import first_columns
@@ -61,6 +61,8 @@ def main() -> None:
     arguments = parser(__doc__, repeats=3)
     arguments.add_argument("--share", type=float, default=1.0, help="of the true sizes (default: %(default)s)")
     options = arguments.parse_args()
+    if not 0 < options.share <= 1:
+        raise UserError(f"--share must lie in (0, 1], not {options.share}")
     share, known = options.share, DATASETS["coco"]
     random = np.random.RandomState(0)
     with tempfile.TemporaryDirectory() as temporary:

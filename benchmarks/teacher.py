@@ -27,6 +27,7 @@ from benchmarks.common import (
     parser,
     photo_arguments,
     photographs,
+    positive,
     rate,
     side_by_side,
     table,
@@ -133,8 +134,8 @@ def agreement(device: torch.device, workers: int) -> None:
 def main() -> None:
     arguments = parser(__doc__, repeats=3)
     arguments.add_argument("--teacher", default=settings.Config.teacher, help="open_clip model (default: %(default)s)")
-    arguments.add_argument("--images", type=int, default=16, help="images of the pass (default: %(default)s)")
-    arguments.add_argument("--batch-size", type=int, default=settings.Config.eval_batch_size, help="%(default)s")
+    arguments.add_argument("--images", type=positive, default=16, help="images of the pass (default: %(default)s)")
+    arguments.add_argument("--batch-size", type=positive, default=settings.Config.eval_batch_size, help="%(default)s")
     arguments.add_argument("-g", "--gpu", default="0", help="CUDA index, or cpu (default: %(default)s)")
     photo_arguments(arguments)
     options = arguments.parse_args()

@@ -40,6 +40,7 @@ from benchmarks.common import (
     parser,
     photo_arguments,
     photographs,
+    positive,
     random_similarity,
     rate,
     shown,
@@ -319,9 +320,11 @@ def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
 
 def main() -> None:
     arguments = parser(__doc__, repeats=3)
-    arguments.add_argument("--official", type=int, help="official training images (default: 40; with --cell, VOC's)")
-    arguments.add_argument("--test", type=int, help="test images (default: 40; with --cell, VOC's)")
-    arguments.add_argument("--labels", type=int, default=20, help="(default: %(default)s)")
+    arguments.add_argument(
+        "--official", type=positive, help="official training images (default: 40; with --cell, VOC's)"
+    )
+    arguments.add_argument("--test", type=positive, help="test images (40; with --cell, VOC's)")
+    arguments.add_argument("--labels", type=positive, default=20, help="(default: %(default)s)")
     arguments.add_argument("--cell", action="store_true", help="time a whole run by the real command")
     arguments.add_argument("--no-reference", action="store_true", help="leave (a) out")
     photo_arguments(arguments)
