@@ -19,22 +19,35 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
     if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" "$@" >"$log" 2>&1; then
         echo "done   $*: $(grep -h 'test mAP' "$log" | tail -n 1)"
     else
-        echo "$*: $log" >>"$LOGS/failed"
         echo "FAILED $*: $(tail -n 1 "$log")"
+        echo "$*: $log" >>"$LOGS/failed"
     fi
 }
 export -f run_one
 
-run_all() {
+run_all() { # its lines come from a redirection, not a pipe: a pipe would put it into a shell that hears no signal
     if [ -n "${LIST:-}" ]; then
         cat
         return
     fi
-    mkdir -p "$LOGS" && rm -f "$LOGS/failed"
-    trap 'exit 130' INT TERM
-    xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all
-    [ -e "$LOGS/failed" ] || return 0
-    echo "failed runs, each with its log:"
-    cat "$LOGS/failed"
-    return 1
+    command -v "$PYTHON" >/dev/null || { echo "PYTHON=$PYTHON: no such program" >&2 && exit 2; }
+    mkdir -p "$LOGS" && rm -f "$LOGS/failed" || exit 2
+    setsid xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all <&0 &
+    local group=$! status
+    trap 'stop_all "$group" 130' INT
+    trap 'stop_all "$group" 143' TERM
+    wait "$group"
+    status=$?
+    if [ -e "$LOGS/failed" ]; then
+        echo "failed runs, each with its log:"
+        cat "$LOGS/failed"
+    fi
+    [ $status = 0 ] && [ ! -e "$LOGS/failed" ]
+}
+
+stop_all() { # every run saves at its next batch; wait for them
+    trap '' INT TERM
+    kill -TERM -- "-$1"
+    while kill -0 -- "-$1" 2>/dev/null; do sleep 0.1; done
+    exit "$2"
 }

@@ -18,10 +18,14 @@
 #SBATCH --output=results/slurm_%A_%a.log
 
 set -uo pipefail
-cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}"
+cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/..}" && [ -f main.py ] || { echo "submit it from the repository's folder" >&2 && exit 2; }
+if [ $# != 1 ] || [ ! -f "$1" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
+    echo "usage: sbatch --array=1-N sweeps/slurm.sh FILE, with the N lines of LIST=1 sweeps/NAME.sh" >&2
+    exit 2
+fi
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
-line=$(sed -n "${SLURM_ARRAY_TASK_ID:?run it with sbatch --array=...}p" "${1:?name the file of LIST=1 sweeps/NAME.sh}")
-[ -n "$line" ] || { echo "$1 has no line $SLURM_ARRAY_TASK_ID" >&2; exit 2; }
+line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")
+[ -n "$line" ] || { echo "$1 has no line $SLURM_ARRAY_TASK_ID" >&2 && exit 2; }
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # which srun does not take over from sbatch
 eval "srun '$PYTHON' main.py --resume $line"
 status=$?

@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,22 @@ def test_a_grid_runs_every_value(toy, script, variable, field):
     found = [json.loads(path.read_text())["config"] for path in (toy.parent.parent / "results").glob("*/config.json")]
     assert sorted(config[field] for config in found) == [0.2, 0.3]
     assert {config["prompt"] for config in found} == {"a photo of a {}"}  # words with spaces arrive whole
+
+
+def test_a_sweep_that_is_stopped_saves_its_runs_and_starts_no_other(toy):
+    arguments = [part for part in toy_arguments(toy, "-l", "an", "--epochs", "2000") if part not in ("-g", "cpu")]
+    settings = {"GPUS": "cpu", "SEEDS": "0 1", "OMP_NUM_THREADS": "1", "LOGS": str(toy.parent / "logs")}
+    command = [REPOSITORY / "sweeps/seeds.sh", *arguments]
+    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True)
+    results, until = toy.parent.parent / "results", time.monotonic() + 120
+    while not list(results.glob("*/last.pt")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == 143
+    (log,) = (toy.parent / "logs").glob("*.log")
+    assert "stopped by SIGTERM; the same command with --resume goes on" in log.read_text()
+    assert len(list(results.glob("*/config.json"))) == 1
 
 
 @pytest.mark.parametrize(("status", "requeued"), [(0, ""), (143, "requeue 7_2\n"), (2, "")])
