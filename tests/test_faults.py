@@ -30,8 +30,8 @@ cli.run_script(lambda: main.main(sys.argv[1:]))
 MOMENTS = {  # what there is to be seen from outside when a stage has begun, and how long it lasts at most
     "the teacher's pass": ("data/toy/cache/.similarity_*.partial", 0.1),
     "caching": ("data/toy/cache/.images_*.partial", 0.05),
-    "training": ("results/*/config.json", 0.5),
-    "evaluation": ("results/*/metrics.jsonl", 0.5),
+    "training": ("results/*/config.json", 0.2),
+    "evaluation": ("results/*/metrics.jsonl", 0.2),
     "writing": ("results/*/.*.tmp", 0.005),
 }
 KILLS = [(stage, number) for number in range(4) for stage in MOMENTS]

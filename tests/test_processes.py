@@ -107,9 +107,7 @@ def test_a_dead_process_ends_the_run_with_its_reason_and_the_run_goes_on(uneven)
     for line in process.stdout:
         if line.startswith("epoch 2/"):
             break
-    children = subprocess.run(
-        ["pgrep", "-P", str(process.pid)], capture_output=True, text=True, check=True
-    ).stdout.split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(children[1]), signal.SIGKILL)
     died = time.monotonic()
     _, err = process.communicate(timeout=120)
