@@ -8,9 +8,7 @@ Weights are random: they do not change how long a step takes. Similarities are g
 before the clock starts; what that costs once is said beside the table.
 """
 
-import json
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -32,6 +30,7 @@ import losses
 import metrics
 import models
 import pseudo_labels
+from benchmarks.cell import cell
 from benchmarks.common import (
     environment,
     faster,
@@ -41,14 +40,13 @@ from benchmarks.common import (
     photo_arguments,
     photographs,
     positive,
-    random_similarity,
     rate,
     shown,
     side_by_side,
     table,
 )
 from benchmarks.recipe import PARTS, Recipe
-from cli import UserError, run_script
+from cli import run_script
 from config import Config
 from datasets import DATASETS
 from datasets.images import Images, open_images, to_input, where_kept
@@ -273,49 +271,6 @@ def _cell_minutes(
     tests = epochs if test_each_epoch else 1
     total = epochs * (train * each["train"] + val * each["validation"]) + tests * DATASETS[name].val * each["test"]
     return number(total / 60)
-
-
-def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
-    """A whole run by the real command: similarities given, cache warm; its stages by the time its lines come."""
-    splits = datasets.load(config)
-    random_similarity(folder / "similarity.npz", splits.train.names, splits.classes.names)
-    command = [sys.executable, str(ROOT / "main.py"), *given, "-d", config.dataset, "--data-root", str(folder)]
-    command += ["--similarity", str(folder / "similarity.npz"), "--no-pretrained"]
-
-    def run(number: int, *more: str) -> dict[str, float]:
-        began, marks, results = time.perf_counter(), {}, folder / f"results_{number}"
-        whole = [*command, *more, "--results-dir", str(results)]
-        with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
-            for line in process.stdout:
-                for mark, beginning in {"data": f"{config.dataset}:", "run": "run:", "best": "best epoch"}.items():
-                    if line.startswith(beginning):
-                        marks[mark] = time.perf_counter() - began
-        if process.returncode:
-            raise UserError(f"{' '.join(whole)} failed")
-        marks["end"] = time.perf_counter() - began
-        history = next(results.glob("*/metrics.jsonl")).read_text().splitlines()
-        epochs = [json.loads(line)["seconds"] for line in history]
-        return {
-            "start-up (imports, device, file lists)": marks["data"],
-            "images, pseudo-labels, backbone": marks["run"] - marks["data"],
-            "first epoch beyond the others (capture, first use of kernels)": epochs[0] - median(epochs),
-            "epochs, that apart": median(epochs) + sum(epochs[1:]),
-            "checkpoints, test, results": marks["end"] - marks["run"] - sum(epochs),
-            "whole command": marks["end"],
-        }
-
-    cold = run(0, "--epochs", "1")
-    runs = [run(number) for number in range(1, repeats + 1)]
-    rows = [[stage, shown([one[stage] for one in runs])] for stage in runs[0]]
-    rows.insert(0, ["beforehand, once: decoding into the cache, and start-up", shown([sum(list(cold.values())[:2])])])
-    sizes = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
-    table(
-        f"A whole cell by the real command: {config.model}, {config.image_size} px, batch {config.batch_size}, "
-        f"{config.epochs} epochs, {sizes} images",
-        ["stage", "s"],
-        rows,
-        f"Median (lowest to highest), n {repeats}. {environment(engine.pick_device(config.gpu), ('torchvision',))}",
-    )
 
 
 def main() -> None:
