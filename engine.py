@@ -1,86 +1,25 @@
-"""The loops over batches, and what they run on: devices, precision, randomness."""
+"""Training: its state, its steps, its epochs, and predictions."""
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-import processes
-from cli import UserError, started_by_torchrun, torchrun_rank
+from datasets import MultiLabelDataset
 from datasets.images import Images, on_device, to_input
 from losses import Loss, Targets
 from models import Backbone
-from storage import why
+from util import distributed
+from util.devices import autocast, generator, random_state, seed_other_processes, set_random_state
+from util.errors import UserError, why
+from util.signals import Stop
 
 WARM_UP = 3  # steps before the capture: cuDNN picks its algorithms, the optimizer makes its state
-TELL_SECONDS = 1.0  # how often the progress bar reads the loss, which waits for the device
-
-
-def pick_device(gpu: str) -> torch.device:
-    """The device of --gpu, or under torchrun the GPU of this process; without CUDA the CPU, said in one line."""
-    if gpu == "cpu":
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        if torchrun_rank() == 0:
-            print("no CUDA device found: running on the CPU (-g cpu says so without this line)")
-        return torch.device("cpu")
-    index = int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else int(gpu)
-    if index >= (gpus := torch.cuda.device_count()):
-        if started_by_torchrun():
-            raise UserError(f"torchrun started more processes than the {gpus} GPUs here; --nproc-per-node {gpus}")
-        raise UserError(f"--gpu {gpu}: this machine has CUDA devices 0 to {gpus - 1}")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
-
-
-def be_deterministic() -> None:
-    """Let PyTorch take only algorithms that give the same numbers again; one that has none is refused by name."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
-    torch.use_deterministic_algorithms(True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
-
-
-def pick_precision(precision: str, device: torch.device) -> str:
-    return precision if precision != "auto" else "bf16" if device.type == "cuda" else "float32"  # differs: float32
-
-
-def default_workers() -> int:
-    """Threads that decode images: this process's share of the cores it may use, 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
-
-
-def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that training draws from (dropout and its like; order and flips need none).
-
-    Of the first process; the others' are made anew by `seed_others`, for their number may change.
-    """
-    return {"cpu": torch.get_rng_state()} | (
-        {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
-    )
-
-
-def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    torch.set_rng_state(state["cpu"])
-    if device.type == "cuda" and "cuda" in state:
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def seed_others(seed: int, epoch: int, step: int) -> None:
-    """Give every process but the first a generator of its own."""
-    if not processes.is_first():
-        state = np.random.SeedSequence([seed, epoch, step, processes.rank()]).generate_state(1, np.uint64)
-        torch.manual_seed(int(state[0]))
-
-
-def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
-    """Randomness that is a function of (seed, epoch, purpose), so that resuming needs no hidden state."""
-    state = int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0])
-    return torch.Generator().manual_seed(state)
+REPORT_SECONDS = 1.0  # how often the progress bar reads the loss, which waits for the device
 
 
 def epoch_order(seed: int, epoch: int, num_images: int) -> Tensor:
@@ -98,7 +37,8 @@ class TrainingSet:
     """What a training step reads, on the device.
 
     images    the training images
-    observed  (N, L) int8 in {-1, 0, +1};  true  (N, L) int8 in {0, 1};  pseudo  (N, L) int8 in {-1, 0, +1} or None
+    observed  (N, L) int8 in {-1, 0, +1};  true  (N, L) int8 in {0, 1}
+    pseudo    (N, L) int8 in {-1, 0, +1}, or float in [0, 1]; None without a teacher
     """
 
     images: Images
@@ -106,24 +46,39 @@ class TrainingSet:
     true: Tensor
     pseudo: Tensor | None
 
+    @classmethod
+    def on(
+        cls, device: torch.device, images: Images, split: MultiLabelDataset, pseudo: np.ndarray | None
+    ) -> "TrainingSet":
+        """The only place where labels become tensors."""
+        pseudo = None if pseudo is None else torch.from_numpy(pseudo).to(device)
+        return cls(images, *(torch.from_numpy(part).to(device) for part in (split.observed, split.true)), pseudo)
+
     def targets(self, index: Tensor) -> Targets:
         pseudo = None if self.pseudo is None else self.pseudo[index]
         return Targets(self.observed[index], self.true[index], pseudo, index)
 
 
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+def parameter_groups(model: Backbone, loss_function: Loss, lr: float, head_rate: float) -> list[dict]:
+    """The optimizer's groups: the backbone at rate lr, its head at head_rate x lr, the loss's own parameters at its."""
+    head = set(model.head_parameters()) if head_rate != 1 else set()
+    groups = [
+        {"params": [parameter for parameter in model.parameters() if parameter not in head], "lr": lr},
+        {"params": [parameter for parameter in model.parameters() if parameter in head], "lr": lr * head_rate},
+        {"params": list(loss_function.parameters()), "lr": lr * loss_function.rate},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 class TrainingStep:
-    """A batch in, new weights and the batch's loss out.
+    """One training step: a batch in, new weights and the loss of the batch out.
 
-    On a GPU a batch of 8 takes less time to compute than Python takes to launch its kernels. So there the step of a
-    full batch is captured in a CUDA graph, after WARM_UP steps as usual, and replayed from then on; a smaller last
-    batch is taken as usual. A replay reads and writes the memory of the capture: weights, optimizer state and a loss's
-    buffers may change between steps, but only in place.
+    On a GPU a batch of 8 takes less time to compute than Python takes to launch its kernels. There the step of a full
+    batch is captured in a CUDA graph, after WARM_UP eager steps, and replayed from then on; a smaller last batch is
+    trained eagerly. A replay reads and writes the memory of the capture: weights, optimizer state and a loss's buffers
+    may change between steps, but only in place.
 
-    With several processes each takes its share of the batch, and none captures.
+    With several processes each computes its part of the batch, and no step is captured.
     """
 
     def __init__(
@@ -134,21 +89,22 @@ class TrainingStep:
         *,
         lr: float,
         batch_size: int,
-        precision: str,
-        cuda_graph: bool,
+        precision: str = "float32",
+        cuda_graph: bool = True,
+        head_rate: float = 1.0,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
+        self.optimizer = torch.optim.Adam(parameter_groups(model, loss_function, lr, head_rate), fused=True)
         self.batch_size, self.precision = batch_size, precision
         self.device = data.observed.device
-        self.network = processes.distributed(model, self.device)
-        captures = cuda_graph and self.device.type == "cuda" and processes.count() == 1
+        self.network = distributed.wrap(model, self.device)
+        captures = cuda_graph and self.device.type == "cuda" and distributed.world_size() == 1
         self.stream = torch.cuda.Stream(self.device) if captures else None
         self.warmed_up = 0
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def __call__(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
-        """This process's part of the batch's loss, () float on the device, to be read before the next step.
+        """This process's part of the loss of the batch, () float on the device, overwritten by the next step.
 
         images      (B, 3, S, S) uint8;  index  (B,) int64 rows of the training set;  flips  (B,) bool
         batch_size  images of the batch on all processes
@@ -157,15 +113,15 @@ class TrainingStep:
         full = batch_size == self.batch_size
         torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
         if self.stream is None:
-            return self._take(images, index, flips, batch_size)
+            return self._eager(images, index, flips, batch_size)
         if self.graph is None or not full:
             if full and self.warmed_up == WARM_UP:
                 self._capture(images, index, flips)
             else:
                 self.warmed_up += full
                 self.stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(self.stream):  # the capture's: gradients remember the stream of their birth
-                    loss = self._take(images, index, flips, batch_size)
+                with torch.cuda.stream(self.stream):  # gradients must be created on the capture stream
+                    loss = self._eager(images, index, flips, batch_size)
                 torch.cuda.current_stream().wait_stream(self.stream)
                 return loss
         for held, given in zip(self.held, (images, index, flips), strict=True):
@@ -173,26 +129,27 @@ class TrainingStep:
         self.graph.replay()
         return self.loss
 
-    def _take(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
+    def _eager(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        # SyncBatchNorm wants the same type from every process, and has float32 from those with images
+        # SyncBatchNorm gathers float32 from processes with images, and wants the same type from one without
         with autocast(self.device, self.precision if len(index) else "float32"):
             logits = self.network(to_input(images, self.model.mean, self.model.std, flips))
         loss = self.loss_function(logits, self.data.targets(index)) if len(index) else logits.sum()
         if len(index) != batch_size:
             loss = loss * (len(index) / batch_size)
-        (loss * processes.count() if processes.count() > 1 else loss).backward()  # gradients are averaged over them
+        world_size = distributed.world_size()  # gradients are averaged over processes
+        (loss * world_size if world_size > 1 else loss).backward()
         self.optimizer.step()
         return loss.detach()
 
     def _capture(self, images: Tensor, index: Tensor, flips: Tensor) -> None:
-        """Record the step of a full batch, without taking it; `held` is where a replay finds its batch."""
+        """Record the step of a full batch, without computing it; `held` is where a replay reads its batch."""
         self.held = [given.clone(memory_format=torch.preserve_format) for given in (images, index, flips)]
         graph = torch.cuda.CUDAGraph()
         self._capturable(True)
         try:
             with torch.cuda.graph(graph, stream=self.stream):
-                self.loss = self._take(*self.held, self.batch_size)
+                self.loss = self._eager(*self.held, self.batch_size)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
@@ -203,55 +160,162 @@ class TrainingStep:
         self.graph = graph
 
     def _capturable(self, on: bool) -> None:
-        """What a capture demands of the optimizer, and what it warns of elsewhere; a fused one is so in any case."""
+        """Adam must be marked so during a capture, and warns if it is elsewhere; a fused one is capturable anyway."""
         for group in self.optimizer.param_groups:
             group["capturable"] = on
 
 
-def train_one_epoch(
-    step: TrainingStep,
-    *,
-    seed: int,
-    epoch: int,
-    flip: float,
-    losses: Tensor,
-    start: int = 0,
-    after_step: Callable[[int], None] = lambda steps_done: None,
-) -> float:
-    """Train from batch `start` of an epoch to its end; the mean loss of an image over the whole epoch.
+class Storage(Protocol):
+    """Where a training is saved: the run's folder."""
 
-    losses      (S,) float on the device: this process's part of the loss of each of the epoch's S steps, filled as
-                they are taken; the processes' parts add up to it
-    after_step  told how many steps of the epoch are done
-    Raises UserError, with epoch and batch, where a loss is not finite.
+    def save(self, state: dict) -> None: ...
+    def save_best(self, weights: dict) -> None: ...
+
+
+class Training:
+    """All that training changes: weights, optimizer, loss, randomness, progress, history, best epoch.
+
+    epoch, steps  the epoch that is trained, from 1, and the steps of it that are done
+    history       one dict per finished epoch
+    best          the epoch with the highest validation mAP, in percent
     """
-    device, images = step.device, step.data.images
-    order = epoch_order(seed, epoch, len(images))
-    flips = epoch_flips(seed, epoch, len(images), flip).to(device)
-    batches = order.split(step.batch_size)
-    mine = [batch.tensor_split(processes.count())[processes.rank()] for batch in batches[start:]]
-    rate = step.optimizer.param_groups[0]["lr"]
-    told = time.monotonic()
-    step.network.train()
-    bar = processes.bar(
-        total=len(losses), initial=start, desc=f"epoch {epoch}", unit="batch", leave=False, mininterval=TELL_SECONDS
-    )
-    with bar:
-        steps = zip(images.stream(mine, device), on_device(mine, device), strict=True)
-        for done, (pixels, index) in enumerate(steps, start + 1):
-            losses[done - 1] = step(pixels, index, flips[index], len(batches[done - 1]))
-            bar.update()
-            if time.monotonic() - told > TELL_SECONDS:  # with one process, the only time it waits for the device
-                told = time.monotonic()
-                check_finite(losses[:done], epoch)
-                mean = losses[start:done].mean().item() * processes.count()
-                bar.set_postfix(loss=f"{mean:.4f}", lr=f"{rate:g}", refresh=False)
-            after_step(done)
-    processes.copy_from_first(step.model.buffers())  # on CPUs each process has batch norm statistics of its own
-    whole = processes.add_up(losses.clone())
-    check_finite(whole, epoch)
-    sizes = torch.tensor([len(batch) for batch in batches], device=device)
-    return float((whole * sizes).sum() / len(images))
+
+    def __init__(
+        self,
+        model: Backbone,
+        loss_function: Loss,
+        data: TrainingSet,
+        *,
+        epochs: int,
+        lr: float,
+        batch_size: int,
+        seed: int = 0,
+        flip: float = 0.0,
+        head_rate: float = 1.0,
+        precision: str = "float32",
+        cuda_graph: bool = True,
+        eval_batch_size: int = 64,
+    ) -> None:
+        self.model, self.loss_function, self.data = model, loss_function, data
+        self.epochs, self.seed, self.flip, self.eval_batch_size = epochs, seed, flip, eval_batch_size
+        how = dict(lr=lr, batch_size=batch_size, precision=precision, cuda_graph=cuda_graph, head_rate=head_rate)
+        self.step = TrainingStep(model, loss_function, data, **how)
+        self.device, self.precision = self.step.device, precision
+        self.num_steps = -(-len(data.images) // batch_size)
+        self.step_losses = torch.zeros(self.num_steps, device=self.device)  # this process's part of each step's loss
+        self.epoch, self.steps = 1, 0
+        self.history: list[dict] = []
+        self.best = {"epoch": 0, "val_mAP": -1.0}
+
+    def state_dict(self) -> dict:
+        """Raises UserError where a loss is not finite: such a state is not kept."""
+        losses = distributed.all_sum(self.step_losses[: self.steps].clone())
+        check_finite(losses, self.epoch)
+        return {
+            "model": self.model.state_dict(),
+            "optimizer": self.step.optimizer.state_dict(),
+            "loss": self.loss_function.state_dict(),
+            "random": random_state(self.device),
+            "epoch": self.epoch,
+            "step": self.steps,
+            "step_losses": losses,
+            "best": self.best,
+            "history": self.history,
+        }
+
+    def load_state_dict(self, state: dict) -> None:
+        self.model.load_state_dict(state["model"])
+        self.step.optimizer.load_state_dict(state["optimizer"])
+        self.loss_function.load_state_dict(state["loss"])
+        set_random_state(state["random"], self.device)
+        self.epoch, self.steps, self.best = state["epoch"], state["step"], state["best"]
+        self.history = state["history"]
+        if distributed.is_main():  # the parts of the processes add up
+            self.step_losses[: self.steps] = state["step_losses"].to(self.device)
+
+    def fit(
+        self,
+        validation: Images,
+        score: Callable[[np.ndarray], float],
+        storage: Storage,
+        stop: Stop,
+        checkpoint_minutes: float,
+    ) -> None:
+        """Train until the last epoch; after each one, validate and save.
+
+        score  (N, L) float probabilities of the validation images -> mAP in percent
+        Raises Interrupted, with the state saved, where the run was asked to stop.
+        """
+        seed_other_processes([self.seed, self.epoch, self.steps])
+        saved = time.monotonic()
+
+        def between_batches() -> None:
+            nonlocal saved
+            if stop.asked_anywhere(or_else=time.monotonic() - saved > 60 * checkpoint_minutes):
+                storage.save(self.state_dict())
+                saved = time.monotonic()
+                stop.raise_if_asked()
+
+        while self.epoch <= self.epochs:
+            began, epoch = time.monotonic(), self.epoch
+            train_loss = self.train_epoch(between_batches)
+            val_map = score(self.predict(validation, "validation", between_batches).cpu().numpy())
+            self.loss_function.end_epoch(epoch, lambda: self.predict(self.data.images, "labelling", between_batches))
+            if val_map > self.best["val_mAP"]:
+                self.best = {"epoch": epoch, "val_mAP": val_map}
+            seconds = time.monotonic() - began
+            self.history.append({"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds})
+            self.epoch, self.steps = epoch + 1, 0
+            storage.save(self.state_dict())
+            saved = time.monotonic()
+            if self.best["epoch"] == epoch:
+                storage.save_best(self.model.state_dict())
+            mark = " (best)" if self.best["epoch"] == epoch else ""
+            line = f"epoch {epoch}/{self.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}"
+            print(f"{line}  {seconds:.1f} s")
+            stop.raise_if_asked_anywhere()
+
+    def train_epoch(self, after_step: Callable[[], None] = lambda: None) -> float:
+        """Train from step `steps` of the epoch to its end; the mean loss per image over the whole epoch.
+
+        Raises UserError, with epoch and batch, where a loss is not finite.
+        """
+        images, losses, start = self.data.images, self.step_losses, self.steps
+        order = epoch_order(self.seed, self.epoch, len(images))
+        flips = epoch_flips(self.seed, self.epoch, len(images), self.flip).to(self.device)
+        batches = order.split(self.step.batch_size)
+        mine = [batch.tensor_split(distributed.world_size())[distributed.rank()] for batch in batches[start:]]
+        reported = time.monotonic()
+        self.loss_function.start_epoch(self.epoch)
+        self.step.network.train()
+        bar = distributed.progress_bar(
+            total=len(losses), initial=start, desc=f"epoch {self.epoch}", unit="batch", leave=False,
+            mininterval=REPORT_SECONDS,
+        )  # fmt: skip
+        with bar:
+            for pixels, index in zip(images.stream(mine, self.device), on_device(mine, self.device), strict=True):
+                self.loss_function.start_step((self.epoch - 1) * self.num_steps + self.steps)
+                losses[self.steps] = self.step(pixels, index, flips[index], len(batches[self.steps]))
+                self.steps += 1
+                bar.update()
+                if time.monotonic() - reported > REPORT_SECONDS:  # in a single process, the only wait for the device
+                    reported = time.monotonic()
+                    check_finite(losses[: self.steps], self.epoch)
+                    mean = losses[start : self.steps].mean().item() * distributed.world_size()
+                    bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
+                after_step()
+        distributed.broadcast(self.model.buffers())  # on CPUs each process has its own batch norm statistics
+        whole = distributed.all_sum(losses.clone())
+        check_finite(whole, self.epoch)
+        sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
+        return float((whole * sizes).sum() / len(images))
+
+    def predict(self, images: Images, name: str, after_batch: Callable[[], None] = lambda: None) -> Tensor:
+        """(N, L) float32 probabilities; see `predict`."""
+        return predict(
+            self.model, images, self.data.observed.shape[1], batch_size=self.eval_batch_size,
+            precision=self.precision, device=self.device, name=name, after_batch=after_batch,
+        )  # fmt: skip
 
 
 def check_finite(losses: Tensor, epoch: int) -> None:
@@ -276,28 +340,28 @@ def predict(
     name: str,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Tensor:
-    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped; shared out over the
+    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped; divided among the
     processes, and the same on all of them.
 
-    after_batch  called after each batch, as often by every process
+    after_batch  called after each batch, the same number of times by every process
     Raises UserError where one is not a number: the weights have diverged.
     """
     model.eval()
-    torch.backends.cudnn.benchmark = False  # an odd last size is not worth the timing
+    torch.backends.cudnn.benchmark = False  # timing algorithms for an odd last size does not pay
     probs = torch.zeros(len(images), num_labels, device=device)
-    mine = processes.share(len(images))
+    mine = distributed.shard(len(images))
     batches = torch.arange(mine.start, mine.stop).split(batch_size) if len(mine) else ()
-    with processes.bar(total=len(mine), desc=name, unit="image", leave=False) as bar:
+    with distributed.progress_bar(total=len(mine), desc=name, unit="image", leave=False) as bar:
         for rows, batch in zip(batches, images.stream(batches, device), strict=True):
             with autocast(device, precision):
                 logits = model(to_input(batch, model.mean, model.std))
             probs[rows[0] : rows[-1] + 1] = torch.sigmoid(logits.float())
             bar.update(len(batch))
             after_batch()
-    most = -(-len(images) // processes.count())  # images of the largest share
+    most = -(-len(images) // distributed.world_size())  # images of the process that has most
     for _ in range(len(batches), -(-most // batch_size)):
         after_batch()
-    processes.add_up(probs)
+    distributed.all_sum(probs)
     if not torch.isfinite(probs).all():
         raise UserError(
             f"{name}: predictions are not finite, the weights have diverged; lower --lr and use --overwrite"

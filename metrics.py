@@ -65,8 +65,29 @@ def at_k(probs: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float]:
 
 
 def evaluate(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
-    """Every figure of test.json that comes from predictions: mAP in percent, the rest as fractions."""
-    result = {"mAP": mean_average_precision(probs, labels)}
+    """Every figure of test.json that comes from predictions: mAP in percent, the rest as fractions.
+
+    mAP          over all classes, those without positives counting 0, as published
+    mAP_present  over the classes that have positives
+    """
+    precision, present = average_precision(probs, labels), (labels == 1).any(axis=0)
+    result = {"mAP": 100 * float(precision.mean())}
+    result["mAP_present"] = 100 * float(precision[present].mean()) if present.any() else 0.0
     for k in AT:
         result |= {f"{name}@{k}": value for name, value in at_k(probs, labels, k).items()}
-    return result | {"classes_without_positives": int((~(labels == 1).any(axis=0)).sum())}
+    return result | {"classes_without_positives": int((~present).sum())}
+
+
+def per_class(probs: np.ndarray, labels: np.ndarray, names: list[str]) -> list[dict]:
+    """The rows of per_class.csv: class, positives, and AP in percent."""
+    rows = zip(names, (labels == 1).sum(axis=0), average_precision(probs, labels), strict=True)
+    return [{"class": name, "test_positives": int(count), "test_AP": 100 * float(ap)} for name, count, ap in rows]
+
+
+def summary(result: dict) -> str:
+    """The test mAP of test.json in words."""
+    text = f"test mAP {result['test_mAP']:.2f}"
+    if empty := result["test_classes_without_positives"]:
+        present = f"{result['test_mAP_present']:.2f} over the classes with test positives"
+        text += f" ({present}; {empty} classes have none and count 0)"
+    return text

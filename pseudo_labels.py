@@ -1,52 +1,82 @@
-"""The paper's idea: a frozen teacher's similarities, sharpened by a temperature, become labels.
+"""The paper's idea: a frozen teacher's similarities become labels.
 
-`assign` is the rule; `describe` says how good its labels are; `load_similarity` reads a file of similarities.
+A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. `describe` says how good the labels are.
 """
 
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import metrics
-from cli import UserError
-from storage import why
+from util.settings import Setting
 
 ROWS = 4096  # images labelled at a time: bounds the memory beside the (N, L) result
 
 
-def assign(
-    similarity: np.ndarray | Tensor, *, temperature: float, threshold: float, negative_fraction: float
-) -> np.ndarray | Tensor:
-    """Pseudo-labels by temperature softmax and threshold (Xing et al. 2024, section 3.2).
+@dataclass(frozen=True)
+class Rule:
+    """How similarities become pseudo-labels.
 
-    s = softmax(similarity / temperature) over the labels of an image. A label with s > threshold is positive; the
-    int(negative_fraction * L) labels with the smallest s are negative, and win where both apply; the rest is unknown.
+    score     (similarity (N, L) float, *, settings by name) -> (N, L) float in [0, 1]
+    label     (scores (N, L) float, *, settings by name) -> (N, L) int8 in {-1, 0, +1}, or float in [0, 1]
+    settings  of both, by name
+    """
+
+    score: Callable[..., np.ndarray]
+    label: Callable[..., np.ndarray]
+    settings: dict[str, Setting]
+
+
+def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
+    """Scores: softmax(similarity / temperature) over the labels of each image (Xing et al. 2024, section 3.2).
 
     similarity  (N, L) float, cosine of image and class text
-    returns     (N, L) int8 in {-1, 0, +1}; 0 = the teacher abstains. A tensor (on the same device) for a tensor,
-                else an array
+    returns     (N, L) float in [0, 1], each row adds up to 1
     """
-    given = similarity
-    similarity = torch.as_tensor(given)
-    labels = torch.zeros(similarity.shape, dtype=torch.int8, device=similarity.device)
-    num_labels = similarity.shape[1]
-    num_negative = int(negative_fraction * num_labels)
-    for rows, result in zip(similarity.split(ROWS), labels.split(ROWS), strict=True):
-        s = torch.softmax(rows.to(torch.promote_types(rows.dtype, torch.float32)) / temperature, dim=1)
-        result[s > threshold] = 1
-        if num_negative:
-            result.scatter_(1, s.argsort(dim=1, stable=True)[:, :num_negative], -1)
-    return labels if isinstance(given, Tensor) else labels.numpy()
+    scores = np.empty(similarity.shape, dtype=np.promote_types(similarity.dtype, np.float32))
+    for start in range(0, len(similarity), ROWS):
+        rows = torch.from_numpy(similarity[start : start + ROWS].astype(scores.dtype, copy=False))
+        scores[start : start + ROWS] = torch.softmax(rows / temperature, dim=1).numpy()
+    return scores
 
 
-def describe(
-    pseudo: np.ndarray, similarity: np.ndarray, observed: np.ndarray, true: np.ndarray, *, temperature: float
-) -> dict[str, float]:
+def threshold_labels(scores: np.ndarray, *, threshold: float, negative_fraction: float) -> np.ndarray:
+    """Labels: a score above the threshold is positive; the int(negative_fraction * L) labels with the lowest scores of
+    an image are negative, also where both apply; the teacher abstains from the rest (Xing et al. 2024, section 3.2).
+
+    scores   (N, L) float in [0, 1]
+    returns  (N, L) int8 in {-1, 0, +1}; 0 = the teacher abstains
+    """
+    labels = (scores > threshold).astype(np.int8)
+    if num_negative := int(negative_fraction * scores.shape[1]):
+        for start in range(0, len(scores), ROWS):
+            lowest = torch.from_numpy(scores[start : start + ROWS]).argsort(dim=1, stable=True)[:, :num_negative]
+            np.put_along_axis(labels[start : start + ROWS], lowest.numpy(), -1, axis=1)
+    return labels
+
+
+THRESHOLD_RULE = Rule(
+    softmax,
+    threshold_labels,
+    dict(
+        temperature=Setting(0.01, "of the softmax over the teacher's similarities", "(0, inf)", flags=("-t", "--temp")),
+        threshold=Setting(0.3, "score above which a label becomes a positive pseudo-label", "(0, 1)", flags=("-th",)),
+        negative_fraction=Setting(
+            0.0,
+            "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
+            "[0, 1)",
+            flags=("-p", "--partial"),
+        ),
+    ),
+)
+
+
+def describe(pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """How good the pseudo-labels of the training images are.
 
-    pseudo, observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1};  similarity  (N, L) float
+    pseudo, observed  (N, L) in {-1, 0, +1};  scores  (N, L) float;  true  (N, L) in {0, 1}
     returns           rows of the table printed before training; a share of nothing is NaN
     """
     counts = dict.fromkeys(("positive", "negative", "known", "found", "right", "true", "absent"), 0)
@@ -69,59 +99,26 @@ def describe(
         return counts[part] / counts[whole] if counts[whole] else float("nan")
 
     return {
-        "positives an image": counts["positive"] / len(pseudo),
+        "positives per image": counts["positive"] / len(pseudo),
         "observed labels found": share("found", "known"),
         "precision of positives": share("right", "positive"),
         "recall of positives": share("right", "true"),
-        "negatives an image": counts["negative"] / len(pseudo),
+        "negatives per image": counts["negative"] / len(pseudo),
         "precision of negatives": share("absent", "negative"),
-        "teacher's own mAP, %": metrics.mean_average_precision(softmax(similarity, temperature), true),
+        "mAP of the teacher, %": metrics.mean_average_precision(scores, true),
     }
 
 
-def softmax(similarity: np.ndarray, temperature: float) -> np.ndarray:
-    """(N, L) float: softmax(similarity / temperature) over the labels of each image."""
-    result = np.empty_like(similarity)
-    for start in range(0, len(similarity), ROWS):
-        rows = torch.from_numpy(similarity[start : start + ROWS])
-        result[start : start + ROWS] = torch.softmax(rows / temperature, dim=1).numpy()
-    return result
-
-
 def table(quality: dict[str, float]) -> str:
-    """The rows of `describe` as text; what cannot be said (a share of nothing) is a dash."""
+    """The rows of `describe` as text; a share of nothing is a dash."""
     lines = [f"  {name:<24} {'-' if value != value else f'{value:8.4f}'.strip():>8}" for name, value in quality.items()]
     return "\n".join(["pseudo-labels of the training images:", *lines])
 
 
-def load_similarity(path: str | Path, images: np.ndarray, classes: list[str]) -> np.ndarray:
-    """(N, L) float similarities of `images` and `classes` from an npz file of `images`, `classes`, `similarity`.
-
-    Rows are found by image name and columns by class name, so order and surplus do not matter. Raises UserError for
-    a file that is not such a file, and for the first image or class that it lacks.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            names, columns, similarity = (file[name] for name in ("images", "classes", "similarity"))
-    except Exception as error:  # NumPy, zip and zlib each raise their own
-        raise UserError(f"{path} is not an npz file with images, classes and similarity ({why(error)})") from None
-    if similarity.shape != (len(names), len(columns)) or similarity.dtype.kind != "f":
-        raise UserError(
-            f"{path}: similarity is {similarity.dtype} {similarity.shape}, expected float of "
-            f"{len(names)} images x {len(columns)} classes"
-        )
-    rows = _positions(images, names, f"{path} has no row for the image", "of the training images")
-    columns = _positions(np.array(classes), columns, f"{path} has no column for the class", "of the classes")
-    chosen = similarity[np.ix_(rows, columns)]
-    if not np.isfinite(chosen).all():
-        row = int(np.flatnonzero(~np.isfinite(chosen).all(axis=1))[0])
-        raise UserError(f"{path}: the similarities of {images[row]} are not all finite")
-    return chosen
-
-
-def _positions(wanted: np.ndarray, present: np.ndarray, missing: str, of_what: str) -> list[int]:
-    where = {name: position for position, name in enumerate(present.tolist())}
-    absent = [name for name in wanted.tolist() if name not in where]
-    if absent:
-        raise UserError(f"{missing} {absent[0]!r} ({len(absent):,} {of_what} are missing)")
-    return [where[name] for name in wanted.tolist()]
+def warning(pseudo: np.ndarray, similarity: np.ndarray) -> str:
+    """One line where the teacher has nothing to say; "" where it has."""
+    if not similarity.any():
+        return "warning: every similarity is 0; is this the file or the teacher that was meant?"
+    if not (pseudo > 0).any():
+        return "warning: no label became a positive pseudo-label; lower --threshold or --temperature"
+    return ""

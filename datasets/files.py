@@ -1,4 +1,4 @@
-"""The files of a formatted data set: the only module that knows their names.
+"""The files of a formatted data set: only this module knows their names.
 
 data/<name>/
     formatted_{train,val}_images.npy      (N,) str, paths below the image root
@@ -11,19 +11,18 @@ data/<name>/
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-import storage
-from cli import UserError
-from storage import file_digest, read_json, why, write_array, write_json
+import util.files
+from util.errors import UserError, why
+from util.files import REPOSITORY, file_digest, read_json, write_array, write_json
 
 SPLITS = ("train", "val")
 ROWS = 4096  # checked at a time: a check of the whole matrix would take several times its memory
-PREPROC = Path(__file__).resolve().parent.parent / "preproc"
 
 
 @dataclass(frozen=True)
@@ -45,11 +44,10 @@ def is_formatted(folder: Path) -> bool:
 
 def format_command(folder: Path) -> str:
     """The command that makes a data set's formatted files."""
-    name = Path(folder).name
-    script = next(
-        (f"{verb}_{name}.py" for verb in ("format", "make") if (PREPROC / f"{verb}_{name}.py").exists()), None
-    )
-    return f"make it with `python preproc/{script} --save-path {folder}`" if script else "see README.md, Your own data"
+    script = f"format_{Path(folder).name}.py"
+    if (REPOSITORY / "preproc" / script).exists():
+        return f"make it with `python preproc/{script} --save-path {folder}`"
+    return "docs/data.md says what a data set of your own needs"
 
 
 def observe_command(folder: Path) -> str:
@@ -63,7 +61,7 @@ def digest(folder: Path) -> str:
     """Digest of the content of a data set's formatted files, those that are there."""
     paths = [array_path(folder, split, part) for split in SPLITS for part in ("images", "labels", "labels_obs")]
     paths.append(Path(folder) / "classes.json")
-    return storage.digest([file_digest(path) if path.exists() else None for path in paths])
+    return util.files.digest([file_digest(path) if path.exists() else None for path in paths])
 
 
 def _read_array(path: Path, how: str) -> np.ndarray:
@@ -142,6 +140,19 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     return images, true
 
 
+def write_formatted(
+    folder: str | Path,
+    splits: dict[str, tuple[Sequence[str], np.ndarray]],
+    names: Sequence[str],
+    prompt_names: Sequence[str],
+    image_root: Path,
+) -> None:
+    """Write {split: (images, (N, L) labels in {0, 1})}, the class names and the image root."""
+    for split, (images, labels) in splits.items():
+        write_split(Path(folder), split, images, labels)
+    write_description(Path(folder), list(names), list(prompt_names), image_root)
+
+
 def write_split(folder: Path, split: str, images: list[str] | np.ndarray, labels: np.ndarray) -> None:
     write_array(array_path(folder, split, "images"), np.asarray(images, dtype=np.str_))
     write_array(array_path(folder, split, "labels"), labels.astype(np.int8))
@@ -168,7 +179,7 @@ def read_classes(folder: Path, num_labels: int) -> Classes:
     prompt_names = value.get("prompt_names", names) if isinstance(value, dict) else names
     for what, these in (("names", names), ("prompt_names", prompt_names)):
         if not (isinstance(these, list) and len(these) == num_labels and all(isinstance(name, str) for name in these)):
-            raise UserError(f"{path}: {what} must be {num_labels} strings, one a label; {format_command(folder)}")
+            raise UserError(f"{path}: {what} must be {num_labels} strings, one per label; {format_command(folder)}")
     if len(set(names)) != len(names):
         raise UserError(f"{path}: names must differ from each other")
     return Classes(names, prompt_names)

@@ -1,6 +1,6 @@
 """Images: decoded once, kept where they are fast to reach, augmented on the device.
 
-Pixels are uint8 RGB until the last moment. Size, mean and std belong to whoever eats the images.
+Pixels stay uint8 RGB until they enter a network. The backbone or the teacher sets size, mean and std.
 """
 
 import os
@@ -17,22 +17,22 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-import processes
-from cli import UserError
-from datasets.multilabel import MultiLabelDataset
-from storage import grow_rows
+from datasets.dataset import MultiLabelDataset
+from util import distributed
+from util.errors import UserError
+from util.row_cache import cached_rows
 
-DECODED = 32  # images a block when a cache is filled
+DECODED = 32  # images per block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
-PLACES = ("gpu", "ram", "disk", "none")  # from the fastest to the most modest
-AHEAD = 3  # batches made ready before they are asked for
+PLACES = ("gpu", "ram", "disk", "none")  # from the fastest to the slowest
+AHEAD = 3  # batches prepared before they are asked for
 
 
 def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     """(size, size, 3) uint8 RGB, the whole image squashed to a square. Raises UserError naming a bad file.
 
     resample: "bilinear" or "bicubic", with antialiasing. PyTorch computes Pillow's filter of that name to within 2 of
-    255 levels, in so much less time that of the libraries tried none is much faster (benchmarks/decode.py).
+    255 levels, and no library tried is much faster (benchmarks/decode.py).
     """
     try:
         with Image.open(path) as image:
@@ -113,7 +113,7 @@ def decode_batches(
     workers: int,
     resample: str = "bilinear",
 ) -> Iterator[np.ndarray]:
-    """(B, size, size, 3) uint8 for each (B,) row tensor; a thread an image, so a batch of 8 keeps 8 threads busy."""
+    """(B, size, size, 3) uint8 for each (B,) row tensor. Each image is one thread's work, so a batch of 8 can use 8."""
     names = (paths[row] for rows in batches for row in rows.tolist())
     largest = max(map(len, batches), default=1)
     images = ahead(lambda path: decode(path, size, resample), names, workers, AHEAD * largest)
@@ -133,14 +133,14 @@ def where_kept(mode: str, splits: list[MultiLabelDataset], size: int, folder: Pa
     """gpu, ram, disk or none: what --cache means for the images of `splits` at `size` pixels.
 
     auto takes the GPU if they fill at most half of its free memory, else memory if at most half of the machine's,
-    else a memory-mapped file, if the disk has room for one; else images are decoded in every epoch. Several processes
-    map the file rather than copy it: the system's page cache is one for all.
+    else a memory-mapped file if the disk has room, else images are decoded in every epoch. Several processes map the
+    file instead of copying it into memory: the system's page cache holds one copy for all.
     """
     if mode == "gpu" and device.type != "cuda":
         raise UserError("--cache gpu needs a GPU; take ram, disk or auto")
     where = PLACES.index(_roomiest(splits, size, folder, device) if mode == "auto" else mode)
-    where = PLACES[processes.largest(where)]
-    return "disk" if where == "ram" and processes.count() > 1 else where
+    where = PLACES[distributed.maximum(where)]
+    return "disk" if where == "ram" and distributed.world_size() > 1 else where
 
 
 def _roomiest(splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
@@ -170,7 +170,7 @@ def open_images(
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
         return decode_batches(paths, size, torch.from_numpy(rows).split(DECODED), workers)
 
-    kept = grow_rows(
+    kept = cached_rows(
         cache_file(split, size, folder), (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px"
     )
     if where == "ram":

@@ -1,20 +1,28 @@
-"""What every loss is to the rest of the project: a module from logits and targets to a scalar."""
+"""What a method is to the rest of the project: a loss, and one record of everything else about it."""
 
-from abc import ABC, abstractmethod
+import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
+from pseudo_labels import Rule
+from util.errors import UserError
+from util.settings import Setting
+
+TARGETS = ("observed", "true", "pseudo", "index")  # what a loss may read, beside the logits
+FACTS = ("epochs",)  # what a stateful loss may ask about the run, beside its settings
+
 
 @dataclass(frozen=True)
 class Targets:
-    """What may be known of a batch.
+    """What is known about the images of a batch.
 
     observed  (B, L) int8 in {-1, 0, +1}; 0 = unknown
-    true      (B, L) int8 in {0, 1}; None where nobody knows. Only oracles read it
-    pseudo    (B, L) int8 in {-1, 0, +1}; 0 = the teacher abstains. None without a teacher
+    true      (B, L) int8 in {0, 1}; None where the true labels are not known. Only oracles read them
+    pseudo    (B, L) int8 in {-1, 0, +1}, 0 = the teacher abstains; or soft labels, float in [0, 1]; None: no teacher
     index     (B,) int64 row of each image in the training set
     """
 
@@ -24,40 +32,125 @@ class Targets:
     index: Tensor | None = None
 
 
-class Loss(nn.Module, ABC):
-    """The mean over the B x L entries of a loss per label, computed in float32 or better.
+class Loss(nn.Module):
+    """The batch loss: the mean over the B x L entries of a loss per label, plus a regulariser, in float32 or better.
 
-    Subclasses that remember something between steps keep it in buffers, so that every checkpoint holds it, and change
-    them in place, so that a captured step sees the change. Epochs are counted from 1.
+    per_label    (logits (B, L), fields of Targets by name) -> (B, L)
+    regulariser  the same -> (), added to the mean; None: there is none
+    rate         learning rate of the loss's own parameters, as a multiple of the backbone's
+
+    A loss that remembers something between steps is a subclass with these as methods. Its `__init__` takes the training
+    set's observed labels (N, L) and, by keyword, the settings and facts that it names. What it remembers is kept in
+    buffers or parameters, so that it is in every checkpoint. Buffers are changed in place, because a captured training
+    step goes on reading the memory that it was captured with. Parameters are trained with the backbone.
     """
 
-    inputs: tuple[str, ...] = ()  # fields of Targets that per_label is given, by name
-
-    @abstractmethod
-    def per_label(self, logits: Tensor, **targets: Tensor) -> Tensor:
-        """(B, L) loss of every label."""
-
-    def wants_predictions(self, epoch: int) -> bool:
-        """Whether end_epoch(epoch) needs the training set's predictions; making them costs a pass over the images."""
-        return False
+    per_label: Callable[..., Tensor]
+    regulariser: Callable[..., Tensor] | None = None
+    rate = 1.0
 
     def start_epoch(self, epoch: int) -> None:
-        """Told before the first step of an epoch."""
+        """Called before the first step of an epoch, and when a run resumes in it. Epochs are counted from 1."""
 
-    def end_epoch(self, epoch: int, probs: Tensor | None = None) -> None:
-        """Told after the last step of an epoch; probs (N, L) is given if wants_predictions(epoch)."""
+    def start_step(self, step: int) -> None:
+        """Called before each step. Steps are counted from 0 over the whole training."""
+
+    def end_epoch(self, epoch: int, predict: Callable[[], Tensor]) -> None:
+        """Called after the last step of an epoch.
+
+        predict  returns the (N, L) float probabilities of the training images; it costs a pass over them
+        """
 
     def forward(self, logits: Tensor, targets: Targets) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        return self.per_label(logits, **{name: getattr(targets, name) for name in self.inputs}).mean()
+
+        def call(function: Callable[..., Tensor]) -> Tensor:
+            return function(logits, *(getattr(targets, name) for name in target_names(function)))
+
+        loss = call(self.per_label).mean()
+        return loss + call(self.regulariser) if self.regulariser else loss
 
 
 class Formula(Loss):
-    """A loss without memory: a pure function of the logits, the targets it names and its coefficients."""
+    """The loss of a method without memory: its pure functions, with their settings filled in."""
 
-    def __init__(self, formula: Callable[..., Tensor], inputs: tuple[str, ...], coefficients: dict[str, float]) -> None:
+    def __init__(self, method: "Method", settings: dict[str, object]) -> None:
         super().__init__()
-        self.formula, self.inputs, self.coefficients = formula, inputs, coefficients
+        self.per_label = with_settings(method.loss, settings)
+        self.regulariser = with_settings(method.regulariser, settings) if method.regulariser else None
 
-    def per_label(self, logits: Tensor, **targets: Tensor) -> Tensor:
-        return self.formula(logits, **targets, **self.coefficients)
+
+@dataclass(frozen=True)
+class Method:
+    """Everything about one method. A method is added by writing such a record and naming it in LOSSES.
+
+    summary        what it does, in one line
+    loss           a pure function (logits, targets by name, *, settings by name) -> (B, L); or a subclass of Loss
+    equation       of the loss per label, as the page of methods shows it
+    paper          authors, year, identifier
+    settings       the method's own, by name; every keyword-only argument of its functions must be among them
+    pseudo_labels  the rule by which a teacher's similarities become pseudo-labels; None: no teacher
+    regulariser    a pure function (logits, targets by name, *, settings by name) -> (), added to the mean
+    recipe         {common setting: {data set: value}} where the paper departs from the protocol; "*" = all data sets
+    check          called with the settings and facts that it names; raises UserError where they contradict each other
+    published      test mAP by data set (ImageNet ResNet-50, 448 px, the protocol's split and choice of epoch)
+    source         where the published numbers are from, if not from `paper`
+    oracle         it reads labels that single-positive data does not have
+    """
+
+    summary: str
+    loss: Callable[..., Tensor] | type[Loss]
+    equation: str
+    paper: str
+    settings: dict[str, Setting] = field(default_factory=dict)
+    pseudo_labels: Rule | None = None
+    regulariser: Callable[..., Tensor] | None = None
+    recipe: dict[str, dict[str, object]] = field(default_factory=dict)
+    check: Callable[..., None] | None = None
+    published: dict[str, float] = field(default_factory=dict)
+    source: str = ""
+    oracle: bool = False
+
+    def all_settings(self) -> dict[str, Setting]:
+        """The settings of the method's rule, then its own."""
+        return (self.pseudo_labels.settings if self.pseudo_labels else {}) | self.settings
+
+    def functions(self) -> list[Callable]:
+        """The functions of logits and targets that the loss is made of."""
+        owner = self.loss if isinstance(self.loss, type) else None
+        found = (owner.per_label, owner.regulariser) if owner else (self.loss, self.regulariser)
+        return [function for function in found if function]
+
+    def reads(self) -> tuple[str, ...]:
+        """The fields of Targets that the loss reads."""
+        return tuple(dict.fromkeys(name for function in self.functions() for name in target_names(function)))
+
+    def verify(self, name: str) -> None:
+        """Raises UserError where the functions name a target or a setting that nobody declares."""
+        if unknown := [target for target in self.reads() if target not in TARGETS]:
+            raise UserError(f"the loss of {name} reads {unknown[0]!r}; it may read {', '.join(TARGETS)}")
+        if "pseudo" in self.reads() and self.pseudo_labels is None:
+            raise UserError(f"the loss of {name} reads pseudo-labels, but its record names no rule that makes them")
+        known = (*self.all_settings(), *FACTS)
+        for function in (self.loss, self.regulariser, self.check):
+            if function and (undeclared := [setting for setting in keywords(function) if setting not in known]):
+                raise UserError(f"{function.__name__} of {name} reads the setting {undeclared[0]!r}, which its record "
+                                f"does not declare (it declares {', '.join(known)})")  # fmt: skip
+
+
+def keywords(function: Callable) -> tuple[str, ...]:
+    """The keyword-only arguments of a function, or of a class's constructor."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def target_names(function: Callable) -> tuple[str, ...]:
+    """The positional arguments of a loss function after the logits: fields of Targets."""
+    parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and p.name != "self"]
+    return tuple(names[1:])
+
+
+def with_settings(function: Callable, settings: dict[str, object]) -> Callable:
+    """The function with the settings that it names filled in."""
+    return partial(function, **{name: settings[name] for name in keywords(function)})

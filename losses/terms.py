@@ -1,7 +1,11 @@
-"""The two terms that every loss here is made of."""
+"""The terms that the formulas are made of, and the setting that they share."""
 
 import torch
 from torch import Tensor
+
+from util.settings import Setting
+
+EPS = Setting(1e-5, "added to p inside every logarithm, as in the published code", "(0, 1)")
 
 
 def nlls(logits: Tensor, eps: float) -> tuple[Tensor, Tensor]:

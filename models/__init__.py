@@ -1,28 +1,38 @@
 """Backbones by name: plain functions (num_labels, image_size, pretrained, weights) -> Backbone.
 
-Each file imports its library inside its function, so a run loads the one that it needs.
+Each file imports its library inside its function, so a run loads only the one that it needs.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
 
-from cli import UserError
-from config import Config
 from models.backbone import Backbone
 from models.resnet import resnet50
 from models.timm_any import timm_any
 from models.vit_clip import vit_clip
-from storage import why
+from util.errors import UserError, why
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """make: builds the backbone. settings: common settings that it sets otherwise than their defaults."""
+
+    make: Callable[..., Backbone]
+    settings: dict[str, object] = field(default_factory=dict)
+
 
 BACKBONES = {
-    "resnet50": resnet50,
-    "vit_clip": vit_clip,
-    "convnext_xlarge_22k": partial(timm_any, "convnext_xlarge.fb_in22k"),
-    "convnext_xlarge_1k": partial(timm_any, "convnext_xlarge.fb_in22k_ft_in1k"),
+    "resnet50": Architecture(resnet50),
+    "vit_clip": Architecture(vit_clip, dict(batch_size=6, image_size=336)),  # VLPL's batch; differs: 448 resized to 336
+    "convnext_xlarge_22k": Architecture(partial(timm_any, "convnext_xlarge.fb_in22k")),
+    "convnext_xlarge_1k": Architecture(partial(timm_any, "convnext_xlarge.fb_in22k_ft_in1k")),
 }
+ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
-__all__ = ["BACKBONES", "Backbone", "build", "check_name"]
+__all__ = ["ALIASES", "BACKBONES", "Backbone", "build", "check_name"]
 
 
 def check_name(name: str) -> None:
@@ -45,27 +55,37 @@ def check_name(name: str) -> None:
     raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, and timm:NAME")
 
 
-def build(config: Config, num_labels: int, smallest_batch: int = 2) -> Backbone:
-    """The backbone of a run, on the CPU in float32.
+def build(
+    name: str,
+    num_labels: int,
+    *,
+    image_size: int,
+    pretrained: bool = True,
+    weights: str | None = None,
+    smallest_batch: int = 2,
+) -> Backbone:
+    """A backbone, on the CPU in float32.
 
+    pretrained      start from the published weights
+    weights         a local checkpoint instead
     smallest_batch  images of the smallest training step, which batch norm may refuse
-    Raises UserError where its weights are neither here nor to be had, or do not fit.
+    Raises UserError where the weights are neither cached nor downloadable, or do not fit.
     """
-    check_name(config.model)
-    make = BACKBONES.get(config.model) or partial(timm_any, config.model.removeprefix("timm:"))
+    check_name(name)
+    make = BACKBONES[name].make if name in BACKBONES else partial(timm_any, name.removeprefix("timm:"))
     try:
-        model = make(num_labels, image_size=config.image_size, pretrained=config.pretrained, weights=config.weights)
-        _try_shapes(model, (smallest_batch, 3, config.image_size, config.image_size))
-    except (AssertionError, RuntimeError, ValueError) as error:  # what timm, open_clip and torch say of sizes
+        model = make(num_labels, image_size=image_size, pretrained=pretrained, weights=weights)
+        _try_shapes(model, (smallest_batch, 3, image_size, image_size))
+    except (AssertionError, RuntimeError, ValueError) as error:  # what timm, open_clip and torch raise about sizes
         raise UserError(
-            f"{config.model} cannot be trained with --image-size {config.image_size} and a batch of {smallest_batch} "
-            f"images: {why(error)}"
+            f"{name} cannot be trained with --image-size {image_size} and a batch of {smallest_batch} images: "
+            f"{why(error)}"
         ) from None
     return model
 
 
 def _try_shapes(model: Backbone, shape: tuple[int, ...]) -> None:
-    """One training step's forward pass of shapes alone, on the meta device: what does not fit fails now, not later."""
+    """A forward pass in training mode of shapes alone, on the meta device: what does not fit fails now, not later."""
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What every backbone is to the rest of the project."""
+"""What a backbone is to the rest of the project."""
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,10 @@ class Float32Linear(nn.Linear):
 
 
 class Backbone(nn.Module):
-    """A network from pixels to logits that owns its normalisation.
+    """A network from pixels to logits, with the normalisation that it expects.
 
     mean, std  (3, 1, 1) float buffers, of pixels in [0, 1]
+    heads      names of the classifier's modules inside the network
     """
 
     def __init__(
@@ -29,11 +30,15 @@ class Backbone(nn.Module):
         network: nn.Module,
         mean: tuple[float, ...] = IMAGENET_MEAN,
         std: tuple[float, ...] = IMAGENET_STD,
+        heads: tuple[str, ...] = (),
     ) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.heads = network, heads
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+
+    def head_parameters(self) -> list[nn.Parameter]:
+        return [parameter for head in self.heads for parameter in self.network.get_submodule(head).parameters()]
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float, normalised -> (B, L) logits."""

@@ -6,10 +6,9 @@ from pathlib import Path
 
 from torch import nn
 
-from cli import UserError
-from config import local_file
 from models.weights import hub_file, read_weights, torchvision_file
-from storage import why
+from util.errors import UserError, why
+from util.files import local_file
 
 
 def config_name(name: str) -> str:

@@ -14,4 +14,4 @@ def resnet50(num_labels: int, *, image_size: int, pretrained: bool, weights: str
     if weights or pretrained:
         file = weights or torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE)
         load_weights(network, file, head=("fc.",))
-    return Backbone(network)
+    return Backbone(network, heads=("fc",))

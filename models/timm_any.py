@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from cli import UserError
 from models.backbone import OFFLINE, Backbone, Float32Linear
 from models.weights import hub_file, load_weights, read_weights
+from util.errors import UserError
 
 HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
 
@@ -30,10 +30,11 @@ def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, w
     )
     heads = network.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
-    if weights:
-        load_weights(network, weights, head=tuple(f"{head}." for head in heads))
     for head in heads:
         linear = network.get_submodule(head)
         if type(linear) is nn.Linear:
             linear.__class__ = Float32Linear  # the same parameters
-    return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"])
+            linear.reset_parameters()  # some families start it an order too wide for a few labels
+    if weights:
+        load_weights(network, weights, head=tuple(f"{head}." for head in heads))
+    return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"], heads)

@@ -6,7 +6,7 @@ from models.backbone import OFFLINE, Backbone, Float32Linear
 from models.clip import clip_file, create_clip, normalisation
 from models.weights import load_weights
 
-NAME, TAG = "ViT-L-14-336-quickgelu", "openai"
+NAME, TAG = "ViT-L-14-336-quickgelu", "openai"  # the teacher's default too
 
 
 class TowerWithHead(nn.Module):
@@ -26,4 +26,4 @@ def vit_clip(num_labels: int, *, image_size: int, pretrained: bool, weights: str
     network = TowerWithHead(clip.visual, clip.visual.output_dim, num_labels)
     if weights:
         load_weights(network, weights, head=("head.",), rename=("visual.", "tower."))  # also a whole CLIP
-    return Backbone(network, *normalisation(NAME, TAG))
+    return Backbone(network, *normalisation(NAME, TAG), heads=("head",))

@@ -1,4 +1,4 @@
-"""Where weights come from: a library's cache, the network, or a local file. Nothing is ever unpickled."""
+"""Weights: from a library's cache, the network, or a local file. Nothing is ever unpickled."""
 
 import urllib.error
 import urllib.request
@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from cli import UserError
-from storage import why
+from util.errors import UserError, why
 
 TIMEOUT = 10  # seconds until the network counts as absent
 
@@ -17,14 +16,14 @@ TIMEOUT = 10  # seconds until the network counts as absent
 def _unreachable(file: str, folder: str | Path, error: Exception, models: str, otherwise: str) -> UserError:
     return UserError(
         f"weights {file} are not in {folder}, and fetching them failed ({why(error)}); where there is internet run "
-        f"`python preproc/download.py --models {models}` and copy that folder here, or {otherwise}"
+        f"`python models/download.py {models}` and copy that folder here, or {otherwise}"
     )
 
 
 def torchvision_file(url: str, models: str, otherwise: str) -> Path:
     """The local file of a torchvision weights URL, downloaded on first use.
 
-    models     what `preproc/download.py --models` calls them
+    models     what `models/download.py` calls them
     otherwise  what else a user without internet can do
     Raises UserError naming the file, where it is looked for, and how to get it there.
     """
@@ -51,7 +50,7 @@ def hub_file(repository: str, names: list[str], models: str, otherwise: str) -> 
         if isinstance(found := try_to_load_from_cache(repository, name), str):
             return Path(found)
     for name in names:
-        try:  # one quick question first: the hub's own client retries an absent network for most of a minute
+        try:  # one quick request first: the hub's own client retries an absent network for most of a minute
             with urllib.request.urlopen(
                 urllib.request.Request(hf_hub_url(repository, name), method="HEAD"), timeout=TIMEOUT
             ):

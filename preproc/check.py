@@ -13,9 +13,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from cli import OneLineParser, UserError, run_script
 from datasets.files import SPLITS, image_root, read_images
 from datasets.images import ahead, decode
+from util.errors import OneLineParser, UserError, run_script
 
 
 def problem(path: str) -> str | None:

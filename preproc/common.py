@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import OneLineParser, UserError
 from datasets import DATASETS
-from datasets.files import observe_command, write_description, write_split
+from datasets.files import observe_command
+from util.errors import OneLineParser, UserError
 
 
 def format_parser(about: str, name: str, load_help: str) -> argparse.ArgumentParser:
@@ -29,27 +29,14 @@ def find_folder(load_path: str, below: Sequence[str], holds: str, name: str) -> 
     )
 
 
-def write_formatted(
-    save_path: str | Path,
-    splits: dict[str, tuple[Sequence[str], np.ndarray]],
-    names: Sequence[str],
-    prompt_names: Sequence[str],
-    image_root: Path,
-) -> None:
-    """Write {split: (images, (N, L) labels in {0, 1})} and what describes them."""
-    for split, (images, labels) in splits.items():
-        write_split(Path(save_path), split, images, labels)
-    write_description(Path(save_path), list(names), list(prompt_names), image_root)
-
-
 def report(name: str, save_path: str | Path, splits: dict[str, tuple[Sequence[str], np.ndarray]]) -> None:
     """Print what was written beside what a complete data set has, and what comes next."""
     known = DATASETS[name]
     for split, (images, labels) in splits.items():
         found = {"images": len(images), "labels": labels.shape[1]}
-        expected = {"images": getattr(known, split), "labels": known.labels}
+        expected = {"images": known.train if split == "train" else known.test, "labels": known.labels}
         counts = ", ".join(f"{found[what]:,} {what} (expected {expected[what]:,})" for what in found)
-        print(f"{split}: {counts}, {labels.sum(axis=1).mean():.2f} positives an image")
+        print(f"{split}: {counts}, {labels.sum(axis=1).mean():.2f} positives per image")
         for what in found:
             if found[what] != expected[what]:
                 print(

@@ -1,7 +1,6 @@
-"""Fetch what may be fetched without asking anyone: data sets, and the weights that an offline job will need.
+"""Fetch the data sets that may be downloaded without asking anyone.
 
     python preproc/download.py --dataset pascal|coco|cub|nuswide [--data-root data]
-    python preproc/download.py --models teacher resnet50 ...
 
 An interrupted download goes on where it stopped. Sizes are checked against the server's, checksums where one is
 published. Archives are extracted without leaving the target folder, then deleted.
@@ -13,7 +12,7 @@ import tarfile
 import urllib.request
 import zipfile
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -22,12 +21,8 @@ from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-import models
-from cli import OneLineParser, UserError, run_script
-from config import Config
-from models.clip import clip_file
-from models.teacher import OFFLINE
-from storage import atomic, why
+from util.errors import OneLineParser, UserError, run_script, why
+from util.files import atomic
 
 TIMEOUT = 30  # seconds
 RANGE_NOT_SATISFIABLE = 416  # the answer to "from byte n on" where there are only n: the partial file is whole
@@ -152,32 +147,12 @@ def download_dataset(name: str, folder: Path) -> None:
     print(NEXT.get(name, "next: `python preproc/format_{name}.py`").format(name=name, folder=folder))
 
 
-def download_model(name: str) -> None:
-    """Fetch the weights of the teacher or of a backbone into the caches of their libraries."""
-    if name == "teacher":
-        print(f"{name}: {clip_file(Config.teacher, Config.teacher_weights, name, OFFLINE)}")
-    else:
-        models.build(replace(Config(), model=name, image_size=336 if name == "vit_clip" else 224), 1)
-        print(f"{name}: ready")
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
-    parser.add_argument("--dataset", choices=[*ARCHIVES, "nuswide"], help="data set to fetch into DATA_ROOT/NAME")
-    parser.add_argument(
-        "--models", nargs="+", metavar="NAME", default=[], help=f"teacher, {', '.join(models.BACKBONES)}, timm:NAME"
-    )
+    parser.add_argument("--dataset", choices=[*ARCHIVES, "nuswide"], required=True, help="fetched into DATA_ROOT/NAME")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    if not options.dataset and not options.models:
-        parser.error("name a --dataset or --models")
-    for name in options.models:
-        if name != "teacher":
-            models.check_name(name)
-    if options.dataset:
-        download_dataset(options.dataset, Path(options.data_root) / options.dataset)
-    for name in options.models:
-        download_model(name)
+    download_dataset(options.dataset, Path(options.data_root) / options.dataset)
 
 
 if __name__ == "__main__":

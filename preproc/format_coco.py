@@ -14,8 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import msgspec
 import numpy as np
 
-from cli import UserError, run_script
-from preproc.common import find_folder, format_parser, report, write_formatted
+from datasets.files import write_formatted
+from preproc.common import find_folder, format_parser, report
+from util.errors import UserError, run_script
 
 
 class Annotation(msgspec.Struct):
@@ -45,9 +46,9 @@ def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray, list[st
     except msgspec.DecodeError as error:
         raise UserError(f"{path} is not a COCO instances file ({error})") from None
     column = {category.id: position for position, category in enumerate(content.categories)}
-    strangers = {annotation.category_id for annotation in content.annotations} - column.keys()
-    if strangers:
-        raise UserError(f"{path}: annotations name category {min(strangers)}, which it does not list")
+    unlisted = {annotation.category_id for annotation in content.annotations} - column.keys()
+    if unlisted:
+        raise UserError(f"{path}: annotations name category {min(unlisted)}, which it does not list")
     ids = sorted({annotation.image_id for annotation in content.annotations}, key=str)
     row = {image: position for position, image in enumerate(ids)}
     labels = np.zeros((len(ids), len(column)), dtype=np.int8)

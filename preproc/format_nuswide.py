@@ -11,9 +11,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cli import UserError, run_script
-from datasets.files import SPLITS, array_path, read_split
-from preproc.common import find_folder, format_parser, report, write_formatted
+from datasets.files import SPLITS, array_path, read_split, write_formatted
+from preproc.common import find_folder, format_parser, report
+from util.errors import UserError, run_script
 
 CLASSES = (
     "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow "

@@ -12,8 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from cli import UserError, run_script
-from preproc.common import find_folder, format_parser, report, write_formatted
+from datasets.files import write_formatted
+from preproc.common import find_folder, format_parser, report
+from util.errors import UserError, run_script
 
 # the order of the label columns, and the one-word names of VLPL's published prompts
 CLASSES = (

@@ -1,4 +1,4 @@
-"""Full labels -> observed labels: by default one known positive an image, as published by Cole et al. 2021.
+"""Full labels -> observed labels: by default one known positive per image, as published by Cole et al. 2021.
 
     python preproc/generate_observed_labels.py --dataset coco [--num-pos 1 --num-neg 0 --seed 1200 --data-root data]
 
@@ -10,39 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import numpy as np
-
-from cli import OneLineParser, UserError, run_script
 from datasets.files import SPLITS, read_split, write_observed
-
-SEED = 1200
-
-
-def observe(labels: np.ndarray, *, num_pos: int = 1, num_neg: int = 0, seed: int = SEED) -> np.ndarray:
-    """Keep num_pos positives and num_neg negatives of each row (all, where it has fewer), drawn at random.
-
-    labels   (N, L) in {0, 1}
-    returns  (N, L) int8 in {-1, 0, +1}; 0 = unknown. A row without positives has none
-
-    Both shuffles of a row happen whatever is kept, as in the published code: the draws of later rows depend on it.
-    """
-    random = np.random.RandomState(seed)
-    observed = np.zeros(labels.shape, dtype=np.int8)
-    positive = labels == 1
-    for row, result in zip(positive, observed, strict=True):
-        positives, negatives = np.flatnonzero(row), np.flatnonzero(~row)
-        random.shuffle(positives)
-        random.shuffle(negatives)
-        result[positives[:num_pos]] = 1
-        result[negatives[:num_neg]] = -1
-    return observed
+from datasets.protocol import SEED, observe
+from util.errors import OneLineParser, UserError, run_script
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
     parser.add_argument("--dataset", required=True, help="folder below the data root")
-    parser.add_argument("--num-pos", type=int, default=1, help="positives kept an image (default: %(default)s)")
-    parser.add_argument("--num-neg", type=int, default=0, help="negatives kept an image (default: %(default)s)")
+    parser.add_argument("--num-pos", type=int, default=1, help="positives kept per image (default: %(default)s)")
+    parser.add_argument("--num-neg", type=int, default=0, help="negatives kept per image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="(default: %(default)s, the published one)")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
     options = parser.parse_args(argv)

@@ -11,5 +11,5 @@ run_all < <(
     done
 )
 status=$?
-[ -n "${LIST:-}" ] || "$PYTHON" summarize.py
+[ -n "${LIST:-}" ] || "$PYTHON" report.py
 exit $status

@@ -3,7 +3,7 @@
 #
 #   LIST=1 sweeps/paper_table.sh >jobs.txt
 #   sbatch --array=1-$(wc -l <jobs.txt)%8 sweeps/slurm.sh jobs.txt
-#   python summarize.py                                       # when they are through
+#   python report.py                                       # when they are through
 #
 # Two minutes before its time is up, and when it is preempted, a run gets SIGTERM, saves at the next batch and exits with
 # 143; its task is then put back in the queue and goes on. Adapt the lines below to your cluster.

@@ -4,25 +4,34 @@ import json
 import os
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from cli import run_script
-from datasets.files import write_description, write_observed, write_split
-from preproc.generate_observed_labels import observe
+from datasets.files import write_formatted, write_observed
+from datasets.protocol import observe
+from models.clip import create_clip
+from util.errors import run_script
 
 torch.set_num_threads(1)
 REPOSITORY = Path(__file__).resolve().parent.parent
 COLOURS = {"red": (220, 30, 30), "green": (30, 220, 30), "blue": (30, 30, 220)}
+TINY_CLIP = {
+    "embed_dim": 8,
+    "quick_gelu": True,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 16, "head_width": 8, "patch_size": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 4, "heads": 1, "layers": 1},
+}
 
 
 def make_toy(root: Path, name: str = "toy", train: int = 30, test: int = 10, size: int = 24) -> Path:
     """A formatted data set of noisy images with a red, green or blue bar for each label that is present."""
-    folder, random = root / name, np.random.RandomState(0)
+    folder, random, splits = root / name, np.random.RandomState(0), {}
     for split, count in (("train", train), ("val", test)):
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
         labels = random.randint(0, 2, size=(count, 3)).astype(np.int8)
@@ -34,9 +43,9 @@ def make_toy(root: Path, name: str = "toy", train: int = 30, test: int = 10, siz
                 if present:
                     pixels[:, bar * 8 : bar * 8 + 6] = colour
             Image.fromarray(pixels).save(folder / "images" / file)
-        write_split(folder, split, names, labels)
+        splits[split] = (names, labels)
         write_observed(folder, split, observe(labels))
-    write_description(folder, list(COLOURS), list(COLOURS), folder / "images")
+    write_formatted(folder, splits, list(COLOURS), list(COLOURS), folder / "images")
     return folder
 
 
@@ -64,6 +73,32 @@ def toy_arguments(folder: Path, *more: str) -> list[str]:
         *("--epochs", "2", "--lr", "1e-3", "--similarity", str(toy_similarity(folder))),
         *("--data-root", str(root), "--results-dir", str(root.parent / "results"), *more),
     ]
+
+
+@pytest.fixture
+def tiny_clip(tmp_path: Path) -> tuple[str, str]:
+    """A model config and random weights of it, as files."""
+    config = tmp_path / "tiny_clip.json"
+    config.write_text(json.dumps(TINY_CLIP))
+    torch.manual_seed(3)
+    save_file(create_clip(str(config), None).state_dict(), tmp_path / "tiny.safetensors")
+    return str(config), str(tmp_path / "tiny.safetensors")
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """No network and empty caches."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+
+    def refuse(*arguments, **options):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(urllib.request, "urlopen", refuse)
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    return tmp_path
 
 
 def taught_arguments(folder: Path, *more: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: defaults, presets, names, ranges, identity."""
+"""The command line: defaults, values of data sets, backbones and methods, names, ranges, identity."""
 
 from dataclasses import replace
 
@@ -6,24 +6,41 @@ import pytest
 import torch
 
 import config as settings
-from config import Config, identity, parse, unread
+from config import COMMON, Config, parse, read_settings, unread
+from datasets import DATASETS
+from losses import LOSSES
+from models import BACKBONES
+from run_folder import run_name
+from util.settings import inside
+
+
+def value(config: Config, name: str) -> object:
+    """A common setting, or one of the method's."""
+    return getattr(config, name) if name in COMMON else config.settings[name]
+
+
+def changed(config: Config, **values) -> Config:
+    """The configuration with other values of common settings and of the method's."""
+    common = {name: values.pop(name) for name in list(values) if name in COMMON}
+    assert values.keys() <= config.settings.keys()
+    return replace(config, **common, settings=config.settings | values)
 
 
 def test_defaults_are_the_published_setting_for_pascal():
     config = parse([])
     assert (config.dataset, config.loss, config.model, config.gpu) == ("pascal", "EM_PL", "resnet50", "0")
-    assert (config.temperature, config.threshold, config.partial, config.seed) == (0.01, 0.3, 0.0, 0)
+    assert config.seed == 0
+    assert [value(config, name) for name in ("temperature", "threshold", "negative_fraction")] == [0.01, 0.3, 0.0]
     assert (config.epochs, config.batch_size, config.lr, config.image_size) == (10, 8, 1e-5, 448)
-    assert (config.alpha, config.beta_pos, config.beta_neg) == (0.2, 0.7, 0.2)
+    assert [value(config, name) for name in ("alpha", "beta_pos", "beta_neg")] == [0.2, 0.7, 0.2]
 
 
 def test_command_lines_of_the_published_code_go_on_working():
     line = "-d coco -l EM_PL -g 1 -m clip_vision --temp 0.03 --threshold 0.2 --partial 0.1 --pytorch_seed 8"
     config = parse(line.split())
-    assert (config.model, config.temperature, config.seed, config.gpu) == ("vit_clip", 0.03, 8, "1")
-    assert (
-        parse(["-d", "coco", "-t", "0.03", "-th", "0.2", "-p", "0.1", "-s", "8", "-m", "vit_clip", "-g", "1"]) == config
-    )
+    assert (config.model, config.seed, config.gpu) == ("vit_clip", 8, "1")
+    assert [value(config, name) for name in ("temperature", "threshold", "negative_fraction")] == [0.03, 0.2, 0.1]
+    assert parse("-d coco -t 0.03 -th 0.2 -p 0.1 -s 8 -m vit_clip -g 1".split()) == config
 
 
 @pytest.mark.parametrize(
@@ -39,11 +56,12 @@ def test_command_lines_of_the_published_code_go_on_working():
         ("-d coco --alpha 0.5", dict(alpha=0.5)),
         ("-d digits", dict(model="timm:test_resnet", image_size=64)),
         ("-d digits -m resnet50", dict(model="resnet50", image_size=64)),
+        ("-d digits -m vit_clip", dict(batch_size=6, image_size=64)),
     ],
 )
-def test_flag_beats_preset_beats_default_and_the_most_specific_preset_wins(line, expected):
+def test_flag_beats_method_beats_data_set_beats_backbone_beats_default(line, expected):
     config = parse(line.split())
-    assert {name: getattr(config, name) for name in expected} == expected
+    assert {name: value(config, name) for name in expected} == expected
 
 
 @pytest.mark.parametrize(
@@ -77,26 +95,58 @@ def test_a_mistake_is_one_line_that_says_what_is_right(line, says, fails):
 def test_identity_is_what_changes_the_numbers_and_nothing_else():
     base = parse([])
     where = dict(gpu="cpu", workers=3, cache="none", results_dir="x", data_root="y", resume=True, eval_batch_size=1)
-    assert identity(replace(base, **where)) == identity(base)
+    assert read_settings(changed(base, **where)) == read_settings(base)
     for change in (
         dict(seed=1),
         dict(threshold=0.2),
         dict(alpha=0.3),
         dict(weights="x.pt"),
+        dict(head_rate=10.0),
         dict(val_labels="observed"),
     ):
-        assert identity(replace(base, **change)) != identity(base)
+        assert read_settings(changed(base, **change)) != read_settings(base)
+        assert run_name(changed(base, **change)) != run_name(base)
 
 
 def test_what_a_loss_does_not_read_is_no_part_of_its_identity(capsys):
     an = parse(["-l", "an"])
-    assert identity(replace(an, threshold=0.1, alpha=0.9)) == identity(an)
-    parse(["-l", "an", "-th", "0.1"])
-    assert "note: --threshold changes nothing here: the loss an asks no teacher" in capsys.readouterr().err
+    assert not {"threshold", "alpha", "teacher", "prompt"} & read_settings(an).keys()
+    assert parse(["-l", "an", "-th", "0.1", "--alpha", "0.9"]) == an
+    assert "note: --threshold is ignored: the method an does not read it" in capsys.readouterr().err
+    assert run_name(parse(["-l", "an", "--prompt", "a {}"])) == run_name(an)
+    assert "note: --prompt is ignored: the method an uses no teacher" in capsys.readouterr().err
     assert {"pretrained", "beta_neg"} <= unread(replace(parse([]), weights="x.pt")).keys()
     assert "beta_neg" not in unread(parse(["-p", "0.1"]))
     given = replace(parse([]), similarity="file.npz")
     assert {"teacher", "prompt"} <= unread(given).keys() and "threshold" not in unread(given)
+
+
+def test_a_setting_without_the_one_that_it_needs_is_no_part_of_the_identity(capsys):
+    assert run_name(parse(["--beta-neg", "0.9"])) == run_name(parse([]))
+    assert "note: --beta-neg is ignored: without --negative-fraction it has no effect" in capsys.readouterr().err
+    assert run_name(parse(["--beta-neg", "0.9", "-p", "0.1"])) != run_name(parse(["-p", "0.1"]))
+
+
+def test_a_data_set_is_found_by_its_name_or_by_its_path(toy, monkeypatch):
+    by_name = parse(["-d", "toy", "--data-root", str(toy.parent)])
+    monkeypatch.chdir(toy.parent.parent)
+    for path in (str(toy), "data/toy", "data/toy/"):
+        by_path = parse(["-d", path])
+        assert by_path.folder.samefile(toy) and by_path.dataset_name == "toy"
+        assert by_path.cache_folder.resolve() == by_name.cache_folder.resolve()
+        assert run_name(by_path) == run_name(by_name)
+
+
+def test_the_values_of_a_known_data_set_hold_by_its_path_too(tmp_path):
+    assert parse(["-d", str(tmp_path / "coco")]) == replace(parse(["-d", "coco"]), dataset=str(tmp_path / "coco"))
+
+
+def test_the_settings_are_shown_in_three_lines_those_that_were_changed_apart():
+    lines = settings.show(parse("-d coco -th 0.2 --lr 1e-4 -s 3".split())).splitlines()
+    assert lines[0] == "coco, EM_PL, resnet50, seed 3"
+    assert lines[1] == "changed: lr=0.0001, threshold=0.2"
+    assert len(lines) == 3 and lines[2].startswith("defaults: epochs=10") and "alpha=0.1" in lines[2]
+    assert not any("beta_neg" in line for line in lines)  # without negative pseudo-labels it has no effect
 
 
 def test_help_shows_each_option_with_its_default_and_range(capsys):
@@ -105,9 +155,9 @@ def test_help_shows_each_option_with_its_default_and_range(capsys):
     text = " ".join(capsys.readouterr().out.split())
     assert stop.value.code == 0
     assert "weight of the entropy of unknown labels (default 0.2; coco: 0.1; nuswide: 0.1; cub: 0.01" in text
-    assert "(default 0.3; in (0, 1))" in text
-    assert "read by EM, EM_APL, EM_PL" in text
-    for title in (settings.WHAT, settings.TRAINING, settings.TEACHER, settings.COEFFICIENTS, settings.RUN):
+    assert "(default 0.3; in (0, 1); read by EM_PL, EM_PL_ASL" in text
+    assert "in [0, inf); read by EM, EM_APL, EM_PL" in text
+    for title in (settings.WHAT, settings.TRAINING, settings.TEACHER, settings.METHOD, settings.RUN):
         assert title in text
 
 
@@ -116,12 +166,15 @@ def test_help_shows_each_option_with_its_default_and_range(capsys):
     [(0, "(0, 1)", False), (0, "[0, 1)", True), (1, "[0, 1)", False), (1, "[0, 1]", True), (9e9, "(0, inf)", True)],
 )
 def test_intervals_read_as_in_mathematics(value, interval, expected):
-    assert settings.inside(value, interval) is expected
+    assert inside(value, interval) is expected
 
 
-def test_every_preset_sets_options_that_exist():
-    for row, values in settings.PRESETS.items():
-        assert len(row) == 3 and values.keys() <= {entry.name for entry in settings.fields(Config)}
+def test_every_value_of_a_data_set_backbone_or_method_is_of_a_setting_that_exists():
+    for about in (*DATASETS.values(), *BACKBONES.values()):
+        assert about.settings.keys() <= COMMON.keys()
+    for method in LOSSES.values():
+        assert method.recipe.keys() <= COMMON.keys()
+        assert {dataset for values in method.recipe.values() for dataset in values} <= {*DATASETS, "*"}
 
 
 @pytest.mark.parametrize(

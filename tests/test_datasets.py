@@ -10,23 +10,19 @@ from conftest import make_toy
 from PIL import Image
 
 import datasets
-import storage
-from cli import UserError
-from config import parse
-from datasets import files, images
+from datasets import files, images, load
 from datasets.images import decode, open_images, to_input, where_kept
+from util import row_cache
+from util.errors import UserError
 
 CPU = torch.device("cpu")
 
 
-def load(folder: Path, *more: str) -> datasets.Splits:
-    return datasets.load(parse(["-d", folder.name, "--data-root", str(folder.parent), *more]))
-
-
-@pytest.mark.parametrize("name", ["toy/", "../data/toy", "."])
-def test_a_path_is_no_name(toy, name):
-    with pytest.raises(UserError, match="takes the name of a folder"):
-        datasets.check_name(name, str(toy.parent))
+def test_a_data_set_is_a_known_one_or_a_folder(toy):
+    datasets.check_name(toy)
+    datasets.check_name(toy.parent / "coco")  # absent, but known: loading says how to make it
+    with pytest.raises(UserError, match=r"unknown data set 'imagenet'; there are pascal.*digits, toy, and any folder"):
+        datasets.check_name(toy.parent / "imagenet")
 
 
 def test_the_splits_are_the_published_ones_of_the_formatted_arrays(toy):
@@ -36,12 +32,6 @@ def test_the_splits_are_the_published_ones_of_the_formatted_arrays(toy):
     assert (every == np.load(toy / "formatted_train_images.npy")).all()
     assert (splits.train.observed.sum(axis=1) == 1).all() and splits.train.observed.dtype == np.int8
     assert splits.classes.names == ["red", "green", "blue"]
-
-
-def test_observed_validation_labels_are_the_single_positives(toy):
-    clean, observed = load(toy), load(toy, "--val-labels", "observed")
-    assert (observed.val.true == (clean.val.observed == 1)).all()
-    assert (observed.test.true == clean.test.true).all()
 
 
 def break_array(folder: Path, name: str, change) -> None:
@@ -64,7 +54,7 @@ def set_entry(value):
         ("train_labels", lambda a: a[:-1], "29"),
         ("train_images", lambda a: a[:-1], "has 29 rows"),
         ("train_labels", set_entry(2), "holds 2 at row 2, label 1"),
-        ("val_labels", lambda a: a[:, :2], "has 2 labels an image, but the training set has 3"),
+        ("val_labels", lambda a: a[:, :2], "has 2 labels per image, but the training set has 3"),
         ("val_labels_obs", lambda a: a[:, :2], "labels_obs.npy is (10, 2)"),
         ("val_images", lambda a: a[:0], "has 0 rows"),
         ("train_labels_obs", set_entry(3), "one of (-1, 0, 1)"),
@@ -114,7 +104,7 @@ def test_a_missing_image_is_an_error_unless_missing_ones_are_skipped(toy, capsys
     (toy / "images" / gone).unlink()
     with pytest.raises(UserError, match=r"1 of 24 train images are missing.*--skip-missing"):
         load(toy)
-    rest = load(toy, "--skip-missing")
+    rest = load(toy, skip_missing=True)
     assert "23 of 24 train images are on the disk" in capsys.readouterr().out
     assert (rest.train.names == np.delete(whole.train.names, 5)).all()  # split and positives are the whole set's
     assert (rest.train.observed == np.delete(whole.train.observed, 5, axis=0)).all()
@@ -125,7 +115,7 @@ def test_images_may_lie_elsewhere(toy, tmp_path):
     (toy / "images").rename(tmp_path / "moved")
     with pytest.raises(UserError, match="--image-root"):
         load(toy)
-    assert len(load(toy, "--image-root", str(tmp_path / "moved")).test) == 10
+    assert len(load(toy, image_root=str(tmp_path / "moved")).test) == 10
 
 
 def test_an_image_root_inside_the_folder_moves_with_it(toy, tmp_path):
@@ -187,7 +177,7 @@ def test_a_cache_is_decoded_once_and_never_used_for_other_images(toy, tmp_path, 
 
 
 def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
     monkeypatch.setattr(images, "DECODED", 4)
     split = load(toy).train
     good = Path(split.paths()[10]).read_bytes()
@@ -233,7 +223,7 @@ def test_ahead_keeps_the_order_and_passes_errors_on():
 
 
 def test_known_counts_are_those_of_the_protocol():
-    assert {name: (known.train, known.val, known.labels) for name, known in datasets.DATASETS.items()} == {
+    assert {name: (known.train, known.test, known.labels) for name, known in datasets.DATASETS.items()} == {
         "pascal": (5717, 5823, 20),
         "coco": (82081, 40137, 80),
         "nuswide": (150000, 60260, 81),

@@ -1,5 +1,6 @@
 """The embedded data set and its teacher: honest data, and a teacher within its promised quality."""
 
+import functools
 import json
 import shutil
 from dataclasses import replace
@@ -14,29 +15,39 @@ from safetensors.torch import load_file, save_file
 import datasets
 import main
 import pseudo_labels
-from config import PRESETS, parse
-from models import teacher
-from preproc import make_digits, train_digits_teacher
+from config import Config, parse
+from datasets.protocol import split_indices
+from models import clip, teachers, train_digits_teacher
 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "digits"
-    make_digits.ensure(folder)
+    datasets.digits.make_once(folder)
     return folder
+
+
+def teaching(digits: Path, *more: str) -> tuple[Config, datasets.Splits]:
+    config = replace(parse(["-d", "digits", "--data-root", str(digits.parent), *more]), precision="float32")
+    return config, datasets.load(config.folder)
+
+
+def similarities(config: Config, splits: datasets.Splits, cache: Path) -> np.ndarray:
+    how = dict(batch_size=config.eval_batch_size, device=torch.device("cpu"), workers=2)
+    return teachers.similarities(config.clip_teacher(), splits.train, splits.classes, cache, **how)
+
+
+def scores_and_labels(config: Config, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    scores = pseudo_labels.softmax(similarity, temperature=config.settings["temperature"])
+    how = {name: config.settings[name] for name in ("threshold", "negative_fraction")}
+    return scores, pseudo_labels.threshold_labels(scores, **how)
 
 
 def quality(digits: Path, cache: Path, *more: str) -> dict[str, float]:
     """What the run's table says of the teacher's pseudo-labels."""
-    config = replace(parse(["-d", "digits", "--data-root", str(digits.parent), *more]), precision="float32")
-    splits = datasets.load(config)
-    similarity = teacher.similarities(config, splits.train, splits.classes, cache, torch.device("cpu"), 2)
-    pseudo = pseudo_labels.assign(
-        similarity, temperature=config.temperature, threshold=config.threshold, negative_fraction=config.partial
-    )
-    return pseudo_labels.describe(
-        pseudo, similarity, splits.train.observed, splits.train.true, temperature=config.temperature
-    )
+    config, splits = teaching(digits, *more)
+    scores, pseudo = scores_and_labels(config, similarities(config, splits, cache))
+    return pseudo_labels.describe(pseudo, scores, splits.train.observed, splits.train.true)
 
 
 def promised(found: dict[str, float]) -> bool:
@@ -44,24 +55,17 @@ def promised(found: dict[str, float]) -> bool:
 
 
 def test_half_precision_moves_hardly_a_pseudo_label(digits, tmp_path):
-    config = parse(["-d", "digits", "--data-root", str(digits.parent)])
-    splits = datasets.load(config)
+    config, splits = teaching(digits)
     whole, half = (
-        teacher.similarities(
-            replace(config, precision=precision), splits.train, splits.classes, tmp_path, torch.device("cpu"), 2
-        )
-        for precision in ("float32", "bf16")
+        similarities(replace(config, precision=precision), splits, tmp_path) for precision in ("float32", "bf16")
     )
-    labels = [
-        pseudo_labels.assign(one, temperature=config.temperature, threshold=config.threshold, negative_fraction=0.0)
-        for one in (whole, half)
-    ]
+    labels = [scores_and_labels(config, one)[1] for one in (whole, half)]
     assert (labels[0] == 1).sum() > 1000  # scores that do cross the threshold
     assert 0 < np.abs(whole - half).max() < 2e-3 and (labels[0] == labels[1]).mean() >= 0.999
 
 
 def test_no_digit_is_in_two_pools():
-    pools = make_digits.pools()
+    pools = datasets.digits.pools()
     assert sum(len(images) for pool in pools.values() for images in pool) == 1797
     for label in range(10):
         seen = [image.tobytes() for pool in pools.values() for image in pool[label]]
@@ -69,14 +73,16 @@ def test_no_digit_is_in_two_pools():
 
 
 def test_each_split_draws_on_its_own_pool(tmp_path, monkeypatch):
-    drawn, real = [], make_digits.scene
-    pools = make_digits.pools()
-    monkeypatch.setattr(make_digits, "pools", lambda: pools)
+    drawn, real = [], datasets.digits.scene
+    pools = datasets.digits.pools()
     owner = {id(pool): name for name, pool in pools.items()}
-    monkeypatch.setattr(make_digits, "scene", lambda pool, random: drawn.append(owner[id(pool)]) or real(pool, random))
-    monkeypatch.setitem(make_digits.DATASETS, "digits", datasets.Known(train=50, val=10, labels=10))
-    make_digits.make(tmp_path / "digits")
-    train, val = datasets.multilabel.split_indices(50)
+    patch = functools.partial(monkeypatch.setattr, datasets.digits)
+    patch("pools", lambda: pools)
+    patch("scene", lambda pool, random: drawn.append(owner[id(pool)]) or real(pool, random))
+    patch("NUM_TRAIN", 50)
+    patch("NUM_TEST", 10)
+    datasets.digits.make(tmp_path / "digits")
+    train, val = split_indices(50)
     assert {drawn[row] for row in train} == {"train"} and {drawn[row] for row in val} == {"validation"}
     assert set(drawn[50:]) == {"test"}
 
@@ -94,7 +100,7 @@ def test_the_teacher_is_as_good_as_promised_and_no_better(digits, tmp_path):
 
 
 def test_the_committed_weights_are_small_and_in_half_precision():
-    file = REPOSITORY / PRESETS["digits", "*", "*"]["teacher_weights"]
+    file = REPOSITORY / datasets.DATASETS["digits"].settings["teacher_weights"]
     assert file.stat().st_size < 4e6
     assert {value.dtype for value in load_file(file).values() if value.is_floating_point()} == {torch.float16}
 
@@ -110,52 +116,31 @@ def test_the_script_rebuilds_a_teacher_of_the_same_quality(digits, tmp_path):
 def test_the_teachers_script_writes_weights_that_load(tmp_path):
     model = train_digits_teacher.train(epochs=1, num_scenes=100)
     save_file({name: value.half() for name, value in model.state_dict().items()}, tmp_path / "w.safetensors")
-    loaded = teacher.create_clip(PRESETS["digits", "*", "*"]["teacher"], tmp_path / "w.safetensors")
+    loaded = clip.create_clip(datasets.DATASETS["digits"].settings["teacher"], tmp_path / "w.safetensors")
     assert sum(value.numel() for value in loaded.parameters()) < 1.5e6
 
 
 def test_the_first_run_makes_what_it_needs(digits, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(make_digits, "make", lambda folder: made(folder, digits))
-    result = main.main(
-        [
-            "-d",
-            "digits",
-            "-g",
-            "cpu",
-            "--epochs",
-            "1",
-            "--data-root",
-            str(tmp_path / "data"),
-            "--results-dir",
-            str(tmp_path),
-        ]
-    )
+    monkeypatch.setattr(datasets.digits, "make", lambda folder: shutil.copytree(digits, folder, dirs_exist_ok=True))
+    where = ("--data-root", str(tmp_path / "data"), "--results-dir", str(tmp_path))
+    result = main.main(["-d", "digits", "-g", "cpu", "--epochs", "1", *where])
     assert "making the digits" in capsys.readouterr().out
     assert (result["train_images"], result["validation_images"], result["test_images"]) == (2400, 600, 1000)
     assert json.loads((tmp_path / "data/digits/classes.json").read_text())["prompt_names"][7] == "seven"
 
 
-def made(folder: Path, ready: Path):
-    """make_digits.make, from files made before."""
-    shutil.copytree(ready, folder, dirs_exist_ok=True, ignore=lambda _, names: [n for n in names if "obs" in n])
-    return {split: (None, np.load(folder / f"formatted_{split}_labels.npy")) for split in ("train", "val")}
+def test_each_image_of_a_scene_has_one_observed_label(digits):
+    for split in ("train", "val"):
+        observed, true = (np.load(digits / f"formatted_{split}_{part}.npy") for part in ("labels_obs", "labels"))
+        assert (observed.sum(axis=1) == 1).all() and (true[observed == 1] == 1).all()
 
 
 @pytest.mark.slow
 def test_EM_PL_beats_AN_and_EM_by_four_points_over_three_seeds(digits, tmp_path):
+    where = ("--data-root", str(digits.parent), "--results-dir", str(tmp_path))
+
     def mean(loss: str) -> float:
-        arguments = [
-            "-d",
-            "digits",
-            "-g",
-            "cpu",
-            "-l",
-            loss,
-            "--data-root",
-            str(digits.parent),
-            "--results-dir",
-            str(tmp_path),
-        ]
+        arguments = ["-d", "digits", "-g", "cpu", "-l", loss, *where]
         return float(np.mean([main.main([*arguments, "-s", seed])["test_mAP"] for seed in ("0", "1", "8")]))
 
     assert mean("EM_PL") >= max(mean("an"), mean("EM")) + 4

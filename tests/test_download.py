@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cli import UserError
+from models import download as download_weights
 from preproc import download
 from preproc.download import Remote
+from util.errors import UserError
 
 
 class Server(http.server.BaseHTTPRequestHandler):
@@ -130,5 +131,10 @@ def test_nuswide_takes_the_arrays_and_says_how_to_get_the_images(server, tmp_pat
 
 
 def test_something_must_be_named(fails):
-    assert "--dataset or --models" in fails(download.main, [])
-    assert "unknown backbone" in fails(download.main, ["--models", "resnet51"])
+    assert "the following arguments are required: --dataset" in fails(download.main, [])
+    assert "the following arguments are required: NAME" in fails(download_weights.main, [])
+
+
+def test_unknown_weights_are_told_before_any_are_fetched(fails, monkeypatch):
+    monkeypatch.setattr(download_weights.models, "build", lambda *given, **options: pytest.fail("fetched"))
+    assert "unknown backbone" in fails(download_weights.main, ["resnet50", "resnet51"])

@@ -1,21 +1,17 @@
-"""The training step: captured and replayed, it is the step taken as usual; on a GPU, and without one on a stand-in."""
+"""Training: a captured and replayed step is the eager one (on a GPU, and without one on a stand-in), and a training
+that is stopped goes on to the same numbers."""
 
 import contextlib
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
+from training import BATCH, SIZE, MemoryStorage, StopAfter, early, fit, tiny_training
 
 import engine
-import losses
-from cli import UserError
-from config import Config
-from datasets.images import Images
-from models import Backbone
+from losses import LOSSES
+from util.errors import Interrupted, UserError
 
 CPU = torch.device("cpu")
-NUM_IMAGES, BATCH, SIZE, LABELS = 36, 8, 16, 3  # four full batches and a half one
 
 
 def needs_gpu(test):
@@ -25,65 +21,37 @@ def needs_gpu(test):
     )
 
 
-def training_step(device: torch.device, *, cuda_graph: bool, loss: str = "EM_PL", precision: str = "float32"):
-    torch.manual_seed(0)
-    random = np.random.RandomState(0)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, LABELS))
-    model = Backbone(network).to(device, memory_format=torch.channels_last)
-    observed, pseudo = (
-        torch.from_numpy(random.randint(low, 2, (NUM_IMAGES, LABELS)).astype(np.int8)).to(device) for low in (0, -1)
-    )
-    pixels = torch.from_numpy(random.randint(0, 256, (NUM_IMAGES, SIZE, SIZE, 3)).astype(np.uint8))
-    images = Images([""] * NUM_IMAGES, SIZE, pixels.to(device), 1)
-    module = losses.build(loss, Config(epochs=3, warmup_epochs=1), observed).to(device)
-    return engine.TrainingStep(
-        model,
-        module,
-        engine.TrainingSet(images, observed, observed, pseudo),
-        lr=1e-2,
-        batch_size=BATCH,
-        precision=precision,
-        cuda_graph=cuda_graph,
-    )
-
-
-def train(step: engine.TrainingStep, epochs: int) -> tuple[list[float], torch.Tensor]:
-    """The losses of each epoch, and what the weights come to say of the images."""
-    per_step = torch.zeros(-(-NUM_IMAGES // BATCH), device=step.device)
-    means = []
-    for epoch in range(1, epochs + 1):
-        means.append(engine.train_one_epoch(step, seed=0, epoch=epoch, flip=0.5, losses=per_step))
-        how = dict(batch_size=5, precision="float32", device=step.device, name="labelling")
-        probs = engine.predict(step.model, step.data.images, LABELS, **how)
-        step.loss_function.end_epoch(epoch, probs)
-    return means, probs.cpu()
-
-
-@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+@pytest.mark.parametrize("loss", LOSSES)
 def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss):
     """Without a GPU: a stand-in that, like a CUDA graph, records without computing, and replays on the same memory."""
-    step = training_step(CPU, cuda_graph=False, loss=loss)
-    replays, read = [], []
+    training = tiny_training(loss)
+    step, replays, read = training.step, [], []
 
-    def places() -> list[int]:
-        """Where all lies that a replay reads and writes."""
+    def held_fast() -> list:
+        """Where all lies that a replay reads and writes, and the loss's plain numbers, which a capture turns into
+        constants."""
         data = (step.data.observed, step.data.true, step.data.pseudo)
         state = (tensor for state in step.optimizer.state.values() for tensor in state.values())
-        modules = (*step.model.parameters(), *step.model.buffers(), *step.loss_function.buffers())
-        return [tensor.data_ptr() for tensor in (*data, *state, *modules, *step.held)]
+        memory = (*step.model.parameters(), *step.model.buffers(), *own_tensors(), *step.held)
+        numbers = {name: value for name, value in vars(step.loss_function).items() if isinstance(value, int | float)}
+        return [numbers, *(tensor.data_ptr() for tensor in (*data, *state, *memory))]
+
+    def own_tensors() -> list[torch.Tensor]:
+        return [*step.loss_function.parameters(), *step.loss_function.buffers()]
 
     class Graph:
         def replay(self) -> None:
-            assert places() == read
+            assert held_fast() == read
             replays.append(len(step.held[1]))
-            step.loss = step._take(*step.held, BATCH)
+            step.loss = step._eager(*step.held, BATCH)
 
     @contextlib.contextmanager
     def recording(graph, stream):
         """Undo what the recorded step computes."""
-        read[:] = places()
+        read[:] = held_fast()
         assert all(group["capturable"] for group in step.optimizer.param_groups)
-        changing = [*step.model.parameters(), *(t for state in step.optimizer.state.values() for t in state.values())]
+        state = [tensor for state in step.optimizer.state.values() for tensor in state.values()]
+        changing = [*step.model.parameters(), *own_tensors(), *state]
         before = [tensor.detach().clone() for tensor in changing]
         yield
         with torch.no_grad():
@@ -99,16 +67,41 @@ def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss):
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
     step.stream = Stream()
-    captured = train(step, epochs=3)
+    captured = fit(training)
     assert not any(group["capturable"] for group in step.optimizer.param_groups)
     assert replays == [BATCH] * (3 * 4 - engine.WARM_UP)
-    usual = train(training_step(CPU, cuda_graph=False, loss=loss), epochs=3)
+    usual = fit(tiny_training(loss))
     assert captured[0] == usual[0] and torch.equal(captured[1], usual[1])
+
+
+@pytest.mark.parametrize("batch", [3, 9, 17, 29])  # of at least 39: five of training and eight of validation an epoch
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(loss, batch):
+    undisturbed, storage = tiny_training(loss), MemoryStorage()
+    expected = fit(undisturbed)
+    with pytest.raises(Interrupted):
+        fit(tiny_training(loss), storage, StopAfter(batch))
+    training = tiny_training(loss)
+    for parameter in training.model.parameters():
+        torch.nn.init.ones_(parameter)  # all comes from the saved state
+    training.load_state_dict(storage.load())
+    means, probs = fit(training)
+    assert means == expected[0] and torch.equal(probs, expected[1])
+    for name, value in undisturbed.loss_function.state_dict().items():
+        assert torch.equal(training.loss_function.state_dict()[name], value), name
+
+
+def test_what_a_method_does_late_it_does_in_these_tests():
+    """EM_APL labels after the first epoch, so that stops and captures meet labels that were made."""
+    assert early("EM_APL") == {"warmup_epochs": 1}
+    training = tiny_training("EM_APL")
+    fit(training)
+    assert (training.loss_function.soft >= 0).any(dim=0).all()
 
 
 def test_a_process_without_images_computes_in_float32(monkeypatch):
     """As the others' batch norm does under bf16: what they gather must be of one type."""
-    step = training_step(CPU, cuda_graph=False, precision="bf16")
+    step = tiny_training("EM_PL", precision="bf16").step
     enabled, none = [], torch.zeros(0, dtype=torch.int64)
     step.model.register_forward_hook(lambda *call: enabled.append(torch.is_autocast_enabled("cpu")))
     before = [parameter.clone() for parameter in step.model.parameters()]
@@ -120,8 +113,8 @@ def test_a_process_without_images_computes_in_float32(monkeypatch):
 
 
 def test_a_step_that_cannot_be_captured_is_one_line(monkeypatch):
-    step = training_step(CPU, cuda_graph=False)
-    step.stream, step.warmed_up = object(), engine.WARM_UP
+    training = tiny_training("EM_PL")
+    training.step.stream, training.step.warmed_up = object(), engine.WARM_UP
 
     def refused(graph, stream):
         raise RuntimeError("operation not permitted when stream is capturing")
@@ -129,17 +122,15 @@ def test_a_step_that_cannot_be_captured_is_one_line(monkeypatch):
     monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
     monkeypatch.setattr(torch.cuda, "graph", refused)
     with pytest.raises(UserError, match=r"not permitted when stream is capturing.*--no-cuda-graph"):
-        train(step, epochs=1)
+        fit(training)
 
 
 @needs_gpu
-@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+@pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bf16", 2e-2)])
 def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, precision, tolerance):
-    device = torch.device("cuda", 0)
     (means, probs), (other_means, other_probs) = (
-        train(training_step(device, cuda_graph=graph, loss=loss, precision=precision), epochs=3)
-        for graph in (True, False)
+        fit(tiny_training(loss, "cuda:0", cuda_graph=graph, precision=precision)) for graph in (True, False)
     )
     assert means == pytest.approx(other_means, abs=tolerance)
     assert torch.allclose(probs, other_probs, atol=tolerance)
@@ -149,6 +140,6 @@ def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, precisi
 def test_a_gpu_learns_what_the_cpu_learns(monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     (means, probs), (other_means, other_probs) = (
-        train(training_step(torch.device(name), cuda_graph=True), epochs=2) for name in ("cuda:0", "cpu")
+        fit(tiny_training("EM_PL", name, epochs=2)) for name in ("cuda:0", "cpu")
     )
     assert means == pytest.approx(other_means, abs=1e-3) and torch.allclose(probs, other_probs, atol=1e-2)

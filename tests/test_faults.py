@@ -16,16 +16,17 @@ import pytest
 from conftest import REPOSITORY, make_toy, only_run, same_numbers, taught_arguments, toy_arguments
 from PIL import Image
 
-import runs
-from storage import read_json
+import run_folder
+from util.files import read_json
 
 # main.py with small blocks, recorded at once, so that a toy's passes have many moments to be killed in
 DRIVER = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
-import cli, datasets.images, main, storage
-storage.SAVE_SECONDS, datasets.images.DECODED = 0.0, 2
-cli.run_script(lambda: main.main(sys.argv[1:]))
+import datasets.images, main
+from util import errors, row_cache
+row_cache.SAVE_SECONDS, datasets.images.DECODED = 0.0, 2
+errors.run_script(lambda: main.main(sys.argv[1:]))
 """
 MOMENTS = {  # what there is to be seen from outside when a stage has begun, and how long it lasts at most
     "the teacher's pass": ("data/toy/cache/.similarity_*.partial", 0.1),
@@ -90,7 +91,7 @@ def all_whole(root: Path) -> bool:
             case ".jsonl":
                 assert all(json.loads(line) for line in path.read_text().splitlines())
             case ".pt":
-                runs.read_tensors(path)
+                run_folder.read_tensors(path)
             case ".png":
                 Image.open(path).verify()
     return True

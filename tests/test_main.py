@@ -12,11 +12,14 @@ import pytest
 import torch
 from conftest import command, make_toy, same_numbers, toy_arguments
 from PIL import Image
+from training import early_arguments
 
+import datasets
 import engine
 import losses
 import main
-import storage
+from util import devices
+from util.files import write_array
 
 FILES = {
     "config.json",
@@ -55,8 +58,7 @@ def test_a_run_leaves_everything_it_promises(toy, capsys):
 
 @pytest.mark.parametrize("name", losses.LOSSES)
 def test_every_loss_trains(toy, name):
-    more = ("--warmup-epochs", "1") if name == "EM_APL" else ("-p", "0.4") if "PL" in name else ()
-    result = main.main(toy_arguments(toy, "-l", name, *more))
+    result = main.main(toy_arguments(toy, *early_arguments(name)))
     assert 0 <= result["test_mAP"] <= 100
     state = torch.load(Path(result["folder"]) / "last.pt", weights_only=True)
     assert ("soft" in state["loss"]) == (name == "EM_APL")
@@ -92,7 +94,7 @@ def test_where_images_are_kept_does_not_change_a_number(toy):
 def test_other_labels_or_another_teacher_make_another_run(toy):
     first = main.main(toy_arguments(toy))
     labels = np.load(toy / "formatted_train_labels.npy")
-    storage.write_array(toy / "formatted_train_labels_obs.npy", labels)  # all positives observed
+    write_array(toy / "formatted_train_labels_obs.npy", labels)  # all positives observed
     second = main.main(toy_arguments(toy))
     with np.load(toy / "similarity.npz") as file:
         arrays = {name: file[name] for name in file.files}
@@ -118,6 +120,24 @@ def test_the_test_set_is_scored_by_the_best_epochs_weights(toy, monkeypatch):
     assert three["best_epoch"] == 1
     probs = [np.load(Path(result["folder"]) / "predictions.npz")["probs"] for result in (one, three)]
     assert np.array_equal(*probs)
+
+
+def test_the_epoch_is_chosen_by_observed_validation_labels_where_asked_for(toy, monkeypatch):
+    chosen_by, real = [], main.metrics.mean_average_precision
+    patch = lambda probs, labels: chosen_by.append(labels) or real(probs, labels)  # noqa: E731
+    monkeypatch.setattr(main.metrics, "mean_average_precision", patch)
+    clean, observed = (
+        main.main(toy_arguments(toy, "-l", "an", "--val-labels", which)) for which in ("clean", "observed")
+    )
+    splits = datasets.load(toy)
+    assert len(chosen_by) == 4
+    assert all((labels == splits.val.true).all() for labels in chosen_by[:2])
+    assert all((labels == (splits.val.observed == 1)).all() for labels in chosen_by[2:])
+    assert clean["folder"] != observed["folder"]
+    assert observed["chosen_by"] == "validation mAP on observed labels"
+    for result in (clean, observed):  # the test is scored on all true labels
+        with np.load(Path(result["folder"]) / "predictions.npz") as file:
+            assert (file["labels"] == splits.test.true).all()
 
 
 def weights_of(result: dict) -> torch.Tensor:
@@ -168,8 +188,8 @@ def test_soft_labels_are_the_models_own_predictions(toy, monkeypatch):
 def test_the_backbone_computes_in_the_precision_asked_for(toy, monkeypatch, precision, dtype):
     seen, build = set(), main.models.build
 
-    def watched(*arguments):
-        model = build(*arguments)
+    def watched(*arguments, **options):
+        model = build(*arguments, **options)
         convolution = next(part for part in model.modules() if isinstance(part, torch.nn.Conv2d))
         convolution.register_forward_hook(lambda module, given, out: seen.add(out.dtype))
         return model
@@ -223,8 +243,10 @@ def test_a_missing_image_is_found_before_training_begins(toy, fails):
 
 def test_gpu_that_is_not_there_is_told_in_one_line(toy, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert engine.pick_device("0").type == "cpu"
-    assert capsys.readouterr().out == "no CUDA device found: running on the CPU (-g cpu says so without this line)\n"
+    assert devices.pick_device("0").type == "cpu"
+    assert (
+        capsys.readouterr().out == "note: no CUDA device found, running on the CPU (-g cpu does so without this note)\n"
+    )
 
 
 def test_an_epochs_randomness_is_a_function_of_seed_and_epoch():
@@ -240,6 +262,32 @@ def test_a_data_set_of_ones_own_needs_no_code(tmp_path):
     assert main.main(toy_arguments(folder))["dataset"] == "my-own-set"
 
 
+def test_a_data_set_is_trained_by_its_path_too(toy, capsys):
+    first = main.main(toy_arguments(toy))
+    arguments = toy_arguments(toy)
+    arguments[arguments.index("toy")] = str(toy)
+    where = arguments.index("--data-root")
+    assert main.main(arguments[:where] + arguments[where + 2 :]) == first
+    assert "finished: test mAP" in capsys.readouterr().out
+
+
+def test_a_head_with_a_rate_of_its_own_makes_another_run(toy):
+    usual, fast = (main.main(toy_arguments(toy, "-l", "an", *more)) for more in ((), ("--head-rate", "10")))
+    assert usual["folder"] != fast["folder"] and not torch.equal(weights_of(usual), weights_of(fast))
+
+
+def test_classes_without_test_positives_are_told_with_the_mean_over_the_others(toy, capsys):
+    labels = np.load(toy / "formatted_val_labels.npy")
+    labels[:, 2] = 0
+    write_array(toy / "formatted_val_labels.npy", labels)
+    write_array(toy / "formatted_val_labels_obs.npy", labels)
+    result = main.main(toy_arguments(toy, "-l", "an"))
+    assert result["test_classes_without_positives"] == 1
+    assert result["test_mAP"] == pytest.approx(2 / 3 * result["test_mAP_present"])
+    told = f"({result['test_mAP_present']:.2f} over the classes with test positives; 1 classes have none and count 0)"
+    assert told in capsys.readouterr().out
+
+
 def test_a_run_is_not_lost_where_curves_cannot_be_drawn(toy, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # not installed
     result = main.main(toy_arguments(toy))
@@ -251,13 +299,13 @@ def test_a_deterministic_run_takes_only_algorithms_that_are(toy):
     arguments = toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--deterministic")
     code = f"""
 import engine, main, torch
-take = engine.TrainingStep._take
+eager = engine.TrainingStep._eager
 
 def checked(*batch):
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
-    return take(*batch)
+    return eager(*batch)
 
-engine.TrainingStep._take = checked
+engine.TrainingStep._eager = checked
 main.main({arguments})
 """
     done = command("-c", code)

@@ -34,7 +34,13 @@ def test_average_precision_by_hand():
     probs, labels = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3]]), np.array([[1, 0], [0, 0], [1, 0]])
     assert metrics.average_precision(probs, labels).tolist() == pytest.approx([5 / 6, 0])
     assert metrics.mean_average_precision(probs, labels) == pytest.approx(100 * 5 / 12)
-    assert metrics.evaluate(probs, labels)["classes_without_positives"] == 1
+    found = metrics.evaluate(probs, labels)
+    assert found["classes_without_positives"] == 1
+    assert (found["mAP"], found["mAP_present"]) == pytest.approx((100 * 5 / 12, 100 * 5 / 6))
+    assert metrics.per_class(probs, labels, ["cat", "dog"]) == [
+        {"class": "cat", "test_positives": 2, "test_AP": pytest.approx(100 * 5 / 6)},
+        {"class": "dog", "test_positives": 0, "test_AP": 0.0},
+    ]
 
 
 def test_at_k_by_hand():

@@ -9,9 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets import files
-from datasets.multilabel import split_indices
+from datasets.protocol import observe, split_indices
 from preproc import check, format_coco, format_cub, format_nuswide, format_pascal, generate_observed_labels
-from preproc.generate_observed_labels import observe
 
 
 def write_voc(root, train=("2008_000002", "2008_000001"), marks=("-1", "1")):
@@ -152,10 +151,10 @@ def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
 @given(
     st.lists(st.tuples(*[st.integers(0, 99999)] * 3, st.sampled_from(["", " 1", " 2.5 -7 x"])), min_size=1, max_size=9)
 )
-def test_first_columns_reads_any_such_file(tmp_path_factory, rows):
+def test_the_first_three_columns_of_any_such_file_are_read(tmp_path_factory, rows):
     path = tmp_path_factory.mktemp("columns") / "t.txt"
     path.write_text("\n".join(f"{a} {b} {c}{rest}" for a, b, c, rest in rows))
-    assert format_cub.first_columns(path, 3).tolist() == [list(row[:3]) for row in rows]
+    assert format_cub.read_marks(path).tolist() == [list(row[:3]) for row in rows]
 
 
 def write_nuswide(root, labels=81):

@@ -7,15 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import same_numbers
+from conftest import TINY_CLIP, same_numbers
 from safetensors.torch import save_file
-from test_models import TINY
 
 import main
-import runs
-from cli import UserError
+import run_folder
 from models import clip
 from preproc import format_coco, format_pascal, generate_observed_labels
+from util.errors import UserError
 
 SMALL = [
     "-g",
@@ -62,7 +61,7 @@ def test_voc_trains_resumes_and_evaluates_over_the_photographs_at_hand(real, voc
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(runs.Run, "finish", stop)
+        patch.setattr(run_folder.Run, "finish", stop)
         with pytest.raises(KeyboardInterrupt):
             main.main(arguments)
     assert same_numbers(Path(main.main([*arguments, "--resume"])["folder"]), Path(undisturbed))
@@ -78,7 +77,7 @@ def test_coco_trains_with_a_teacher_of_random_weights(real, tmp_path):
     root = tmp_path / "data"
     format_coco.main(["--load-path", str(real / "realdata/coco2014-mini"), "--save-path", str(root / "coco")])
     generate_observed_labels.main(["--dataset", "coco", "--data-root", str(root)])
-    (tmp_path / "tiny_clip_coco.json").write_text(json.dumps(TINY))
+    (tmp_path / "tiny_clip_coco.json").write_text(json.dumps(TINY_CLIP))
     torch.manual_seed(0)
     model = clip.create_clip(str(tmp_path / "tiny_clip_coco.json"), None)
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")

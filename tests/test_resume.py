@@ -10,14 +10,15 @@ import pytest
 import torch
 from conftest import only_run, same_numbers, toy_arguments
 from PIL import Image
+from training import STATEFUL, early_arguments
 
 import engine
 import losses
 import main
-import runs
-import storage
-from cli import Interrupted, UserError
+import run_folder
 from config import parse
+from util.errors import Interrupted, UserError
+from util.files import locked
 
 
 class Stopped(Exception):
@@ -40,25 +41,31 @@ def interrupt(monkeypatch, module, name: str, call: int) -> None:
 def die_before_finishing(toy: Path, monkeypatch) -> None:
     """Leave a run of the toy that has trained, and has not been finished."""
     with monkeypatch.context() as patch:
-        interrupt(patch, runs.Run, "finish", 1)
+        interrupt(patch, run_folder.Run, "finish", 1)
         with pytest.raises(Stopped):
             main.main(toy_arguments(toy))
 
 
-@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+DEATHS = [
+    (engine, "check_finite", 2),
+    (engine, "predict", 1),
+    (engine, "predict", 4),
+    (run_folder.Run, "save", 3),
+    (run_folder.Run, "finish", 1),
+    (run_folder, "draw_curves", 1),
+]
+
+
 @pytest.mark.parametrize(
-    "where, name, call",
+    "loss, where, name, call",
     [
-        (engine, "check_finite", 2),
-        (engine, "predict", 1),
-        (engine, "predict", 4),
-        (runs.Run, "save", 3),
-        (runs.Run, "finish", 1),
-        (runs, "draw_curves", 1),
+        (loss, *death)
+        for loss in losses.LOSSES
+        for death in (DEATHS if loss in ("EM_PL", *STATEFUL) else [(run_folder.Run, "save", 3)])
     ],
 )
 def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, loss, where, name, call):
-    arguments = toy_arguments(toy, "-l", loss, "--epochs", "3", *(("--warmup-epochs", "1") if loss == "EM_APL" else ()))
+    arguments = toy_arguments(toy, "--epochs", "3", *early_arguments(loss))
     undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
         interrupt(patch, where, name, call)
@@ -75,8 +82,8 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
 ):
     arguments, build = toy_arguments(toy), main.models.build
 
-    def with_dropout(*given):  # so that the state of the random generators matters
-        model = build(*given)
+    def with_dropout(*given, **options):  # so that the state of the random generators matters
+        model = build(*given, **options)
         model.network = torch.nn.Sequential(torch.nn.Dropout(0.3), model.network)
         return model
 
@@ -98,7 +105,7 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
     state = torch.load(only_run(toy) / "last.pt", weights_only=True)
     assert (state["epoch"], state["step"]) == (2, step)
     result = main.main([*arguments, "--resume"])
-    assert f"resuming in epoch 2 after {step} of 3 batches" in capsys.readouterr().out
+    assert f"resuming in epoch 2 after {step} batches" in capsys.readouterr().out
     assert same_numbers(Path(result["folder"]), Path(undisturbed))
 
 
@@ -155,7 +162,7 @@ def test_a_run_that_dies_between_its_two_checkpoints_keeps_both_right(toy, tmp_p
     undisturbed = shutil.move(main.main(toy_arguments(toy))["folder"], tmp_path / "undisturbed")
     for name in ("save_best", "write_history"):
         with monkeypatch.context() as patch:
-            interrupt(patch, runs.Run, name, 1)
+            interrupt(patch, run_folder.Run, name, 1)
             with pytest.raises(Stopped):
                 main.main(toy_arguments(toy))
         result = main.main(toy_arguments(toy, "--resume"))
@@ -174,6 +181,6 @@ def test_a_damaged_checkpoint_is_one_line(toy, monkeypatch, fails, file):
 
 def test_two_processes_do_not_share_a_run(toy, fails):
     config = parse(toy_arguments(toy))
-    folder = Path(config.results_dir) / runs.run_name(main.replace(config, precision="float32"))
-    with storage.locked(folder):
+    folder = Path(config.results_dir) / run_folder.run_name(main.replace(config, precision="float32"))
+    with locked(folder):
         assert "is being run by another process" in fails(main.main, toy_arguments(toy))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from conftest import REPOSITORY, toy_arguments
 
-import summarize
+import report
 
 
 def write_run(results: Path, dataset: str, loss: str, seed: int, test_map: float | None, **more) -> None:
@@ -24,7 +24,7 @@ def write_run(results: Path, dataset: str, loss: str, seed: int, test_map: float
 
 
 def lines(capsys, *arguments: str) -> list[str]:
-    summarize.main(list(arguments))
+    report.main(list(arguments))
     return capsys.readouterr().out.splitlines()
 
 
@@ -64,8 +64,8 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_and_the_differe
 
 
 def test_a_folder_without_runs_is_told(tmp_path, capsys, fails):
-    assert "no folder" in fails(summarize.main, [str(tmp_path / "none")])
-    summarize.main([str(tmp_path)])
+    assert "no folder" in fails(report.main, [str(tmp_path / "none")])
+    report.main([str(tmp_path)])
     assert "no finished run" in capsys.readouterr().err
 
 
@@ -101,7 +101,7 @@ def test_a_grid_runs_every_value(toy, script, variable, field):
     done = sweep(script, toy, "--prompt", "a photo of a {}", SEEDS="0", **{variable: "0.2 0.3"})
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(path.read_text())["config"] for path in (toy.parent.parent / "results").glob("*/config.json")]
-    assert sorted(config[field] for config in found) == [0.2, 0.3]
+    assert sorted(config["settings"][field] for config in found) == [0.2, 0.3]
     assert {config["prompt"] for config in found} == {"a photo of a {}"}  # words with spaces arrive whole
 
 

@@ -1,27 +1,22 @@
-"""The embedded data set: scenes of 1 to 5 real handwritten digits -> data/digits/, formatted like the big sets.
+"""The embedded data set: scenes of 1 to 5 real handwritten digits, formatted like the big sets on first use.
 
-    python preproc/make_digits.py [--save-path data/digits]
-
-The digits are scikit-learn's own (UCI's Optical Recognition of Handwritten Digits, 1,797 of 8 x 8 pixels): nothing is
-downloaded. Train, validation, test and the teacher's own training each draw on digits of their own.
+The digits are scikit-learn's (UCI's Optical Recognition of Handwritten Digits, 1,797 of 8 x 8 pixels): nothing is
+downloaded. Train, validation, test and the training of the teacher each use digits of their own.
 """
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 from PIL import Image
 
-from cli import OneLineParser, run_script
-from datasets import DATASETS
-from datasets.files import array_path, write_observed
-from datasets.multilabel import split_indices
-from preproc.common import report, write_formatted
-from preproc.generate_observed_labels import observe
-from storage import locked
+from datasets.files import array_path, write_formatted, write_observed
+from datasets.protocol import observe, split_indices
+from util.files import locked
+
+NUM_TRAIN, NUM_TEST = 3_000, 1_000  # scenes
+PROMPT = "a photo of the digit {}"
+TEACHER, TEACHER_WEIGHTS = "models/digits_clip.json", "models/digits_clip.safetensors"
 
 NAMES = [str(digit) for digit in range(10)]
 WORDS = "zero one two three four five six seven eight nine".split()
@@ -31,7 +26,7 @@ SHARES = {"teacher": 0.35, "train": 0.35, "validation": 0.1, "test": 0.2}  # of 
 
 
 def pools() -> dict[str, list[np.ndarray]]:
-    """For each user of digits, ten (n, 8, 8) float arrays in [0, 1], one a class; no digit is in two pools."""
+    """For each user of digits, ten (n, 8, 8) float arrays in [0, 1], one per class; no digit is in two pools."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
@@ -73,14 +68,14 @@ def scenes(pool: list[np.ndarray], seed: int) -> Iterator[tuple[np.ndarray, np.n
         yield scene(pool, random)
 
 
-def make(folder: Path) -> dict[str, tuple[list[str], np.ndarray]]:
-    """Write images and formatted files; {split: (images, (N, 10) labels)}."""
-    pool, known = pools(), DATASETS["digits"]
+def make(folder: Path) -> None:
+    """Write images, formatted files and observed labels."""
+    pool = pools()
     source = {user: scenes(pool[user], seed) for seed, user in enumerate(("train", "validation", "test"))}
-    validation = set(split_indices(known.train)[1].tolist())
+    validation = set(split_indices(NUM_TRAIN)[1].tolist())
     users = {
-        "train": ["validation" if row in validation else "train" for row in range(known.train)],
-        "val": ["test"] * known.val,
+        "train": ["validation" if row in validation else "train" for row in range(NUM_TRAIN)],
+        "val": ["test"] * NUM_TEST,
     }
     splits = {}
     for split, drawn_from in users.items():
@@ -92,28 +87,16 @@ def make(folder: Path) -> dict[str, tuple[list[str], np.ndarray]]:
             Image.fromarray(pixels).save(folder / "images" / images[-1])
         splits[split] = (images, labels)
     write_formatted(folder, splits, NAMES, WORDS, folder / "images")
-    return splits
+    for split, (_, labels) in splits.items():
+        write_observed(folder, split, observe(labels))
 
 
-def ensure(folder: Path) -> None:
-    """Make the data set and its observed labels where they are absent; two processes share the work."""
-    if array_path(folder, "val", "labels_obs").exists():
+def make_once(folder: Path) -> None:
+    """Make the data set where it is absent; of two processes one makes it and the other waits."""
+    last = array_path(folder, "val", "labels_obs")
+    if last.exists():
         return
     with locked(folder):
-        if array_path(folder, "val", "labels_obs").exists():
-            return
-        print(f"making the digits in {folder}")
-        for split, (_, labels) in make(folder).items():
-            write_observed(folder, split, observe(labels))
-
-
-def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(__doc__)
-    parser.add_argument("--save-path", default="data/digits", help="folder to write to (default: %(default)s)")
-    options = parser.parse_args(argv)
-    with locked(Path(options.save_path)):
-        report("digits", options.save_path, make(Path(options.save_path)))
-
-
-if __name__ == "__main__":
-    run_script(main)
+        if not last.exists():
+            print(f"making the digits in {folder}")
+            make(folder)

@@ -1,10 +1,10 @@
-"""results/<run>/: one folder a run, found again by its identity; created, recorded, checkpointed, resumed, finished.
+"""results/<run>/: one folder per run, found by the run's identity; created, recorded, checkpointed, resumed, finished.
 
 config.json      settings, identity, command, git commit, versions, device
-metrics.jsonl    a line an epoch
-last.pt          everything needed to go on; of no use once the run is finished
+metrics.jsonl    one line per epoch
+last.pt          everything needed to resume; not needed once the run is finished
 best.pt          the backbone at the best validation epoch
-test.json        the result: test is scored once, from best.pt. Written last: its presence means finished
+test.json        the result: test is scored once, from best.pt. Written last: where it is, the run is finished
 per_class.csv    class, test positives, test AP
 predictions.npz  test images, probs, labels
 curves.png       loss and validation mAP over the epochs
@@ -14,7 +14,6 @@ import csv
 import json
 import platform
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -23,61 +22,98 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 
 import config as settings
-import processes
-from cli import Interrupted, UserError
 from config import Config
 from datasets import files
-from storage import atomic, digest, file_digest, locked, read_json, why, write_arrays, write_json
+from util import distributed
+from util.errors import UserError, why
+from util.files import atomic, digest, file_digest, local_file, locked, read_json, write_arrays, write_json
+
+
+def identity(config: Config) -> dict:
+    """What makes two runs the same run: the settings that they read, with the content of every file that they name."""
+    result = settings.read_settings(config)
+    for name in ("weights", "text_features", "similarity", "teacher", "teacher_weights"):
+        if result.get(name) and (path := local_file(result[name])):
+            result[name] = file_digest(path)
+    return result | {"data": files.digest(config.folder)}
 
 
 def run_name(config: Config) -> str:
     """Readable parts, then a digest of the whole identity."""
-    parts = (config.dataset, config.loss, config.model.replace(":", "-").replace("/", "-"), f"s{config.seed}")
+    parts = (config.dataset_name, config.loss, config.model.replace(":", "-").replace("/", "-"), f"s{config.seed}")
     return "_".join((*parts, digest(identity(config), length=8)))
 
 
-class Run:
-    """One run's folder, which only the first process writes.
+class State(Protocol):
+    """What a checkpoint saves and restores: engine.Training."""
 
-    history     a dict an epoch
-    checkpoint  the state to go on from, or None
+    epoch: int
+    steps: int
+    best: dict
+
+    def load_state_dict(self, state: dict) -> None: ...
+
+
+class Run:
+    """One run's folder, which only the main process writes.
+
+    checkpoint  the state to resume from, or None
     """
 
     def __init__(self, folder: Path, checkpoint: dict | None) -> None:
         self.folder, self.checkpoint = folder, checkpoint
-        self.history: list[dict] = checkpoint["history"] if checkpoint else []
+
+    def restore(self, training: State) -> None:
+        """Put the training into the state of the checkpoint, if there is one."""
+        if self.checkpoint is None:
+            print(f"run: {self.folder}")
+            return
+        with fitting(self.folder / "last.pt"):
+            training.load_state_dict(self.checkpoint)
+        if not distributed.all_equal(training.epoch, training.steps):
+            raise UserError(f"{self.folder}/last.pt is not yet the same on all nodes; wait a minute and run it again")
+        if training.steps == 0 and training.best["epoch"] == training.epoch - 1:
+            self.save_best(self.checkpoint["model"])  # the process may have died before it was written
+        print(f"resuming in epoch {training.epoch} after {training.steps} batches: {self.folder}")
 
     def save(self, state: dict) -> None:
         """Write last.pt, then metrics.jsonl, which repeats the history that last.pt holds."""
-        if not processes.is_first():
+        if not distributed.is_main():
             return
         with atomic(self.folder / "last.pt") as temporary:
-            write_tensors(temporary, state | {"history": self.history})
-        self.write_history()
+            write_tensors(temporary, state)
+        self.write_history(state["history"])
 
-    def write_history(self) -> None:
+    def write_history(self, history: list[dict]) -> None:
         with atomic(self.folder / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
 
     def save_best(self, model: dict) -> None:
-        if not processes.is_first():
+        if not distributed.is_main():
             return
         with atomic(self.folder / "best.pt") as temporary:
             write_tensors(temporary, model)
 
-    def load_best(self) -> dict:
-        return read_tensors(self.folder / "best.pt")
+    def load_best(self, model: torch.nn.Module) -> None:
+        """Give the model, on all processes, the weights of the best validation epoch."""
+        if distributed.is_main():
+            with fitting(self.folder / "best.pt"):
+                model.load_state_dict(read_tensors(self.folder / "best.pt"))
+        distributed.broadcast(model.state_dict().values())
 
-    def finish(self, result: dict, predictions: dict[str, np.ndarray], per_class: list[dict]) -> None:
+    def finish(
+        self, result: dict, history: list[dict], predictions: dict[str, np.ndarray], per_class: list[dict]
+    ) -> None:
         """Write what a finished run leaves, the result last."""
-        if not processes.is_first():
+        if not distributed.is_main():
             return
-        self.write_history()  # again: the process that wrote last.pt may have died before it came to this
+        self.write_history(history)  # again: the process that wrote last.pt may have died before it was written
         write_arrays(self.folder / "predictions.npz", **predictions)
         with atomic(self.folder / "per_class.csv") as temporary, open(temporary, "w", newline="") as file:
             writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
@@ -85,7 +121,7 @@ class Run:
             writer.writerows(per_class)
         try:
             with atomic(self.folder / "curves.png") as temporary:
-                draw_curves(temporary, self.history, result)
+                draw_curves(temporary, history, result)
         except ImportError as error:  # no reason to lose a run that is done
             print(f"curves.png is not drawn ({error}); install the packages of requirements.txt")
         write_json(self.folder / "test.json", result)
@@ -125,15 +161,6 @@ def fitting(path: Path) -> Iterator[None]:
         raise UserError(f"{path} does not fit this run ({why(error)}); start the run over with --overwrite") from None
 
 
-def identity(config: Config) -> dict:
-    """What makes two runs the same run: their settings, with the content, not the name, of every file they read."""
-    result = settings.identity(config)
-    for name in ("weights", "text_features", "similarity", "teacher", "teacher_weights"):
-        if result.get(name) and (path := settings.local_file(result[name])):
-            result[name] = file_digest(path)
-    return result | {"data": files.digest(Path(config.data_root) / config.dataset)}
-
-
 def finished(config: Config) -> dict | None:
     """The result of the run of this identity, if it is finished and not to be overwritten.
 
@@ -159,67 +186,20 @@ def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Ru
     """
     folder = Path(config.results_dir) / run_name(config)
     busy = f"{folder} is being run by another process"
-    with locked(folder, wait=False, busy=busy) if processes.is_first() else nullcontext():
-        if processes.is_first():
+    with locked(folder, wait=False, busy=busy) if distributed.is_main() else nullcontext():
+        if distributed.is_main():
             if config.overwrite and folder.exists():
                 shutil.rmtree(folder)
             if not folder.exists():
                 _create(folder, config, data_key, device)
-        processes.wait()
-        processes.until_seen(folder / "config.json")
+        distributed.barrier()
+        distributed.wait_for_file(folder / "config.json")
         if read_json(folder / "config.json").get("data_key") != data_key:
             raise UserError(
                 f"images, labels or pseudo-labels are not those that {folder} began with; start over with --overwrite"
             )
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
-        with fitting(folder / "last.pt"):
-            run = Run(folder, checkpoint)
-        yield run
-
-
-class Stop:
-    """SIGINT and SIGTERM, turned into Interrupted: at once, or, inside `deferred`, between two batches, where
-    all processes ask for it together, so that the state can be saved first."""
-
-    def __init__(self) -> None:
-        self.asked: int | None = None
-        self.waiting = False
-
-    def __enter__(self) -> "Stop":
-        self.before = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _handle(self, number: int, frame: object) -> None:
-        self.asked = number
-        if not self.waiting:
-            self.raise_if_asked()
-
-    def asked_anywhere(self, or_else: bool = False) -> bool:
-        """Whether any process of the run was asked to stop, or, on the first of them, `or_else` holds."""
-        wish = processes.largest(self.asked or (or_else and processes.is_first()))
-        if wish > 1:  # a signal's number; SIGHUP, which is 1, is not handled
-            self.asked = wish
-        return bool(wish)
-
-    def raise_if_asked(self) -> None:
-        if self.asked is not None:
-            raise Interrupted(self.asked)
-
-    def raise_if_asked_anywhere(self) -> None:
-        if self.asked_anywhere():
-            self.raise_if_asked()
-
-    @contextmanager
-    def deferred(self) -> Iterator[None]:
-        self.waiting = True
-        try:
-            yield
-        finally:
-            self.waiting = False
+        yield Run(folder, checkpoint)
 
 
 def _create(folder: Path, config: Config, data_key: str, device: torch.device) -> None:

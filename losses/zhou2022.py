@@ -1,14 +1,20 @@
-"""Losses that treat unknown labels as unknown, by maximising their entropy.
+"""Zhou et al., "Acknowledging the Unknown for Multi-Label Learning with Single Positive Labels", ECCV 2022.
 
-EM and EM_APL: Zhou et al., "Acknowledging the Unknown", ECCV 2022. EM_PL: Xing et al. (VLPL), 2024.
+Unknown labels are treated as unknown: their entropy is maximised (EM), and some become soft negatives (APL).
 """
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from losses.base import Loss
-from losses.terms import entropy, nlls
+from losses.base import Loss, Method
+from losses.terms import EPS, entropy, nlls
+from util.errors import UserError
+from util.settings import Setting, flag
 
+PAPER = "Zhou et al. 2022, arXiv 2203.16219"
+ALPHA = Setting(0.2, "weight of the entropy of unknown labels", "[0, inf)", coco=0.1, nuswide=0.1, cub=0.01)
 CHUNK = 1 << 24  # entries sorted at a time: a sort takes four times the memory of what it sorts
 
 
@@ -22,56 +28,6 @@ def em(logits: Tensor, observed: Tensor, *, alpha: float, eps: float) -> Tensor:
     nll_pos, nll_neg = nlls(logits, eps)
     unknown = -alpha * entropy(logits, nll_pos, nll_neg)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, unknown))  # differs: -1 is refused
-
-
-def em_pl(
-    logits: Tensor,
-    observed: Tensor,
-    pseudo: Tensor,
-    *,
-    alpha: float,
-    beta_pos: float,
-    beta_neg: float,
-    smoothing: float,
-    eps: float,
-) -> Tensor:
-    """VLPL's objective (Xing et al. 2024, section 3): EM, with smoothed terms where the teacher has an opinion.
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    pseudo    (B, L) in {-1, 0, +1}; 0 = the teacher abstains; read only where observed is 0
-    returns   (B, L), not reduced
-    """
-    nll_pos, nll_neg = nlls(logits, eps)
-    pseudo_pos = beta_pos * ((1 - smoothing) * nll_pos + smoothing * nll_neg)
-    pseudo_neg = beta_neg * (smoothing * nll_pos + (1 - smoothing) * nll_neg)  # differs: absent
-    unknown = -alpha * entropy(logits, nll_pos, nll_neg)
-    guessed = torch.where(pseudo == 1, pseudo_pos, torch.where(pseudo == -1, pseudo_neg, unknown))
-    return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, guessed))
-
-
-def em_pl_asl(
-    logits: Tensor,
-    observed: Tensor,
-    pseudo: Tensor,
-    *,
-    gamma_pos: float,
-    gamma_unknown: float,
-    gamma_neg: float,
-    eps: float,
-) -> Tensor:
-    """EM_PL with asymmetric focus instead of weights; in VLPL's published code, not in the paper.
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    pseudo    (B, L) in {-1, 0, +1}; 0 = the teacher abstains; read only where observed is 0
-    returns   (B, L), not reduced
-    """
-    p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
-    nll_pos, nll_neg = nlls(logits, eps)
-    label = torch.where(observed == 0, pseudo, observed)
-    unknown = -(q**gamma_unknown) * entropy(logits, nll_pos, nll_neg)
-    return torch.where(label == 1, q**gamma_pos * nll_pos, torch.where(label == -1, p**gamma_neg * nll_neg, unknown))
 
 
 def em_apl(logits: Tensor, observed: Tensor, soft: Tensor, *, alpha: float, beta: float, eps: float) -> Tensor:
@@ -105,13 +61,11 @@ def lowest_become_soft(probs: Tensor, unlabelled: Tensor, counts: Tensor) -> Ten
 
 
 class AsymmetricPseudoLabels(Loss):
-    """EM_APL: after epoch w and each later one, the least probable unlabelled images of each class turn into soft
-    negatives, the same number each time, so that by the last epoch a fixed share is labelled.
+    """After epoch `warmup_epochs` and each later one, the least probable unlabelled images of each class become soft
+    negatives: the same number each time, such that after the last epoch the share `neg_proportion` is labelled.
 
     State: `soft` (N, L) float in {-1} or [0, 1], as in `em_apl`.
     """
-
-    inputs = ("observed", "index")
 
     def __init__(
         self,
@@ -121,8 +75,8 @@ class AsymmetricPseudoLabels(Loss):
         beta: float,
         eps: float,
         warmup_epochs: int,
-        epochs: int,
         neg_proportion: float,
+        epochs: int,
     ) -> None:
         super().__init__()
         self.alpha, self.beta, self.eps, self.warmup_epochs = alpha, beta, eps, warmup_epochs
@@ -136,11 +90,43 @@ class AsymmetricPseudoLabels(Loss):
         soft = self.soft[index].to(logits.dtype)
         return em_apl(logits, observed, soft, alpha=self.alpha, beta=self.beta, eps=self.eps)
 
-    def wants_predictions(self, epoch: int) -> bool:
-        return epoch >= self.warmup_epochs
-
-    def end_epoch(self, epoch: int, probs: Tensor | None = None) -> None:
-        if not self.wants_predictions(epoch):
+    def end_epoch(self, epoch: int, predict: Callable[[], Tensor]) -> None:
+        if epoch < self.warmup_epochs:
             return
+        probs = predict()  # differs: published from randomly flipped images
         chosen = lowest_become_soft(probs, self.unknown & (self.soft < 0), self.counts)
         torch.where(chosen, probs.to(self.soft.dtype), self.soft, out=self.soft)
+
+
+def check_warmup(*, warmup_epochs: int, epochs: int) -> None:
+    if not warmup_epochs < epochs:
+        raise UserError(
+            f"{flag('warmup_epochs')} {warmup_epochs} must be below --epochs {epochs}, or no image is ever labelled"
+        )
+
+
+EM = Method(
+    summary="entropy maximisation: unknown labels are pushed towards p = 1/2",
+    loss=em,
+    equation="observed: nll(p) or nll(1-p); unknown: -alpha H(p)",
+    paper=PAPER,
+    settings=dict(alpha=ALPHA, eps=EPS),
+    published=dict(pascal=89.09, coco=70.70, nuswide=47.15, cub=20.85),
+)
+
+EM_APL = Method(
+    summary="EM, and the least probable unknown labels become soft negatives, more after each epoch",
+    loss=AsymmetricPseudoLabels,
+    equation="as EM; soft negative of target t: beta (t nll(p) + (1-t) nll(1-p))",
+    paper=PAPER,
+    settings=dict(
+        alpha=ALPHA,
+        beta=Setting(0.02, "weight of soft negatives", "[0, inf)", coco=0.9, nuswide=0.2, cub=0.4),
+        warmup_epochs=Setting(5, "first epoch (from 1) after which labels are made", "[1, inf)", nuswide=4, cub=3),
+        neg_proportion=Setting(0.9, "share of a class's unlabelled images that are labelled in all", "[0, 1]"),
+        eps=EPS,
+    ),
+    recipe=dict(batch_size=dict(coco=16, nuswide=16)),
+    check=check_warmup,
+    published=dict(pascal=89.19, coco=70.87, nuswide=47.59, cub=21.84),
+)

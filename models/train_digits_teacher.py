@@ -1,15 +1,15 @@
 """Train the digits' teacher, a small open_clip model, as CLIP is trained: images against captions.
 
-    python preproc/train_digits_teacher.py [--save-path models/digits_clip.safetensors] [--epochs 6]
+    python models/train_digits_teacher.py [--save-path models/digits_clip.safetensors] [--epochs 6]
 
 Its scenes are made of digits of its own. A scene has a caption for each of its digits, and they share the target, so
-that the teacher, like CLIP, spreads its belief over what is there. About a minute on two cores.
+that the teacher, like CLIP, gives probability to each digit that is there. About a minute on two cores.
 """
 
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder, whose names are other modules
 
 import numpy as np
 import torch
@@ -18,15 +18,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from cli import OneLineParser, run_script
-from config import PRESETS
+from datasets.digits import PROMPT, TEACHER, TEACHER_WEIGHTS, WORDS, pools, scenes
 from datasets.images import to_input
 from models.clip import config_name, create_clip, normalisation
-from preproc.make_digits import WORDS, pools, scenes
-from storage import atomic
+from util.errors import OneLineParser, run_script
+from util.files import atomic
 
-PRESET = PRESETS["digits", "*", "*"]
-CAPTIONS = [PRESET["prompt"].replace("{}", word) for word in WORDS]
+CAPTIONS = [PROMPT.replace("{}", word) for word in WORDS]
 NUM_SCENES, BATCH, RATE, SEED = 6_000, 50, 2e-3, 7
 TEMPERATURE = 0.02  # of the softmax that it is trained with
 
@@ -44,9 +42,9 @@ def train(epochs: int, num_scenes: int = NUM_SCENES) -> nn.Module:
 
     torch.manual_seed(SEED)
     random = np.random.RandomState(SEED)
-    model = create_clip(PRESET["teacher"], None)
-    mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalisation(PRESET["teacher"], "none"))
-    tokens = get_tokenizer(config_name(PRESET["teacher"]))(CAPTIONS)
+    model = create_clip(TEACHER, None)
+    mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalisation(TEACHER, "none"))
+    tokens = get_tokenizer(config_name(TEACHER))(CAPTIONS)
     images, labels = training_set(num_scenes)
     targets = torch.from_numpy(labels / labels.sum(axis=1, keepdims=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=1e-2)
@@ -70,7 +68,7 @@ def train(epochs: int, num_scenes: int = NUM_SCENES) -> nn.Module:
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
-    parser.add_argument("--save-path", default=PRESET["teacher_weights"], help="(default: %(default)s)")
+    parser.add_argument("--save-path", default=TEACHER_WEIGHTS, help="(default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     options = parser.parse_args(argv)
     model = train(options.epochs)

@@ -1,6 +1,6 @@
 """Gather finished runs into the paper's table: methods down, data sets across, mean and deviation over seeds.
 
-    python summarize.py [results/] [--csv results/summary.csv]
+    python report.py [results/] [--csv results/summary.csv]
 
 Runs are averaged only if they differ in nothing but the seed. Where one cell of the table would hold runs that differ
 in more, each setting has a row of its own that names what differs.
@@ -13,20 +13,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import OneLineParser, UserError, run_script
-from storage import atomic, read_json
-
-ORACLES = ("bce", "iun")  # they read labels that nobody has in this setting
-METHODS = ("an", "EM", "EM_APL", "EM_PL", "EM_PL_ASL")
-DATASETS = ("pascal", "coco", "nuswide", "cub", "digits")
-# published test mAP, ResNet-50: Cole et al. 2021 (bce, an), Zhou et al. 2022 (EM, EM_APL), Xing et al. 2024 (EM_PL)
-PUBLISHED = {
-    "bce": dict(pascal=89.42, coco=76.78, nuswide=52.08, cub=30.90),
-    "an": dict(pascal=85.89, coco=64.92, nuswide=42.27, cub=18.31),
-    "EM": dict(pascal=89.09, coco=70.70, nuswide=47.15, cub=20.85),
-    "EM_APL": dict(pascal=89.19, coco=70.87, nuswide=47.59, cub=21.84),
-    "EM_PL": dict(pascal=89.10, coco=71.45, nuswide=49.55, cub=24.02),
-}
+from datasets import DATASETS
+from losses import LOSSES
+from util.errors import OneLineParser, UserError, run_script
+from util.files import atomic, read_json
 
 
 def read_runs(results: Path) -> tuple[list[tuple[dict, dict]], list[str]]:
@@ -84,11 +74,12 @@ def table(rows: list[dict]) -> str:
     present = {row["setting"]["dataset"] for row in rows}
     datasets = [name for name in DATASETS if name in present] + sorted(present - set(DATASETS))
     cells = {(row["line"], row["setting"]["dataset"]): row for row in rows}
-    order = {name: place for place, name in enumerate((*ORACLES, *METHODS))}
+    order = {name: place for place, name in enumerate(LOSSES)}
     names = sorted({row["line"] for row in rows}, key=lambda line: (order.get(line.split(" (")[0], 99), line))
+    oracles = [name for name, method in LOSSES.items() if method.oracle]
     lines = [f"| test mAP, % | {' | '.join(datasets)} |", "|---|" + "---|" * len(datasets)]
     for heading, oracle in (("oracles", True), ("single positives", False)):
-        members = [name for name in names if (name.split(" (")[0] in ORACLES) == oracle]
+        members = [name for name in names if (name.split(" (")[0] in oracles) == oracle]
         if members:
             lines.append(f"| *{heading}* |" + " |" * len(datasets))
         for name in members:
@@ -102,7 +93,8 @@ def _cell(row: dict | None) -> str:
         return ""
     deviation = "" if row["n"] == 1 else f" ± {row['deviation']:.2f}"
     setting = row["setting"]
-    known = PUBLISHED.get(setting["loss"], {}).get(setting["dataset"]) if setting["model"] == "resnet50" else None
+    method = LOSSES.get(setting["loss"]) if setting["model"] == "resnet50" else None
+    known = method.published.get(setting["dataset"]) if method else None
     beside = "" if known is None else f"; published {known:.2f}, {row['mean'] - known:+.2f}"
     return f"{row['mean']:.2f}{deviation} (n {row['n']}{beside})"
 

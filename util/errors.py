@@ -1,7 +1,4 @@
-"""What every command of the project shares: mistakes told in one line, interruptions, exit statuses.
-
-Imports nothing of ours.
-"""
+"""What every command shares: errors in one line, interruptions, exit statuses."""
 
 import argparse
 import os
@@ -12,9 +9,9 @@ import typing
 from collections.abc import Callable
 from pathlib import Path
 
-LEAD_SECONDS = 4.0  # more than torchrun takes to notice that a process has failed, and to end the others
+LEAD_SECONDS = 4.0  # longer than torchrun needs to notice that a process has failed and to end the others
 PEER_IS_GONE = ("closed by peer", "closed by remote peer", "reset by peer", "Broken pipe", "remote process exited")
-KNOWN = {  # what PyTorch says: what a user is told
+KNOWN = {  # part of an error text of PyTorch: the line shown to the user
     "deterministic implementation": "{}; run without --deterministic",
     "Expected to have finished reduction": "a part of this backbone gets no gradient: train it in a single process",
 }
@@ -25,17 +22,28 @@ class UserError(Exception):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM, by number: the run stops in good order and can be resumed."""
+    """SIGINT or SIGTERM, by number: the run has stopped with its state saved, and can be resumed."""
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse that tells a mistake in one line, without repeating the usage; described by a docstring's first line."""
+    """argparse whose errors are one line, without the usage; the description is the first line of a docstring."""
 
     def __init__(self, docstring: str, **options) -> None:
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
 
     def error(self, message: str) -> typing.NoReturn:
         _fail(f"{message} (see --help)")
+
+
+def why(error: Exception) -> str:
+    """An error of a library in a few words, without advice to load pickled objects."""
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]}"
+    lines = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error).strip().splitlines()
+    text = lines[0] if lines else "it is empty or cut short" if isinstance(error, EOFError) else type(error).__name__
+    if "pickle" in text.lower() or "weights_only" in text:
+        return "it is something else, or holds pickled objects, which are never read"
+    return text
 
 
 def run_script(main: Callable[[], object]) -> typing.NoReturn:
@@ -56,7 +64,7 @@ def run_script(main: Callable[[], object]) -> typing.NoReturn:
             if sign in text:
                 _fail(line.format(text.splitlines()[0].split(", but")[0]))
         if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
-            time.sleep(2 * LEAD_SECONDS)  # that process speaks first
+            time.sleep(2 * LEAD_SECONDS)  # that process prints first
             _fail("another process of this run has ended; its own line says why")
         raise
     except KeyboardInterrupt:
@@ -69,8 +77,8 @@ def run_script(main: Callable[[], object]) -> typing.NoReturn:
 
 
 def _fail(line: str, status: int = 2) -> typing.NoReturn:
-    """Say it on stderr and exit. Of several processes that torchrun started, which are ended once one has failed, the
-    first has a lead, so that a mistake they all see is told once."""
+    """Print the line on stderr and exit. torchrun ends all processes once one has failed; the others wait before they
+    print, so that an error that all of them meet is printed once."""
     program = Path(sys.argv[0]).name
     if torchrun_rank():
         program += f", process {torchrun_rank()}"

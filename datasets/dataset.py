@@ -5,19 +5,16 @@ from pathlib import Path
 
 import numpy as np
 
-from cli import UserError
-from config import Config
 from datasets import files
 from datasets.files import Classes
-from storage import digest, writable_folder
-
-SPLIT_SEED = 1200  # of the 80/20 split; fixed by Cole et al. 2021
-VAL_FRACTION = 0.2
+from datasets.protocol import split_indices
+from util.errors import UserError
+from util.files import digest
 
 
 @dataclass(frozen=True)
 class MultiLabelDataset:
-    """One split: which images, what is known of them, and what is true.
+    """One split: its images, their true labels, and those of them that are observed.
 
     root      folder that `names` are relative to
     names     (N,) str
@@ -63,55 +60,41 @@ class Splits:
         return {"train": self.train, "validation": self.val, "test": self.test}
 
 
-def split_indices(num_images: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of the official training set that train and that validate, both sorted (Cole et al. 2021)."""
-    order = np.random.RandomState(SPLIT_SEED).permutation(num_images)
-    num_val = round(VAL_FRACTION * num_images)
-    return np.sort(order[: num_images - num_val]), np.sort(order[num_images - num_val :])
-
-
-def cache_folder(config: Config) -> Path:
-    """Where caches of a data set lie. Raises UserError where it cannot be written."""
-    folder = Path(config.cache_root or config.data_root) / config.dataset / "cache"
-    return writable_folder(folder, "--cache-root")
-
-
-def load(config: Config) -> Splits:
+def load(folder: Path, *, image_root: str | None = None, skip_missing: bool = False) -> Splits:
     """The three splits of a formatted data set.
 
-    Raises UserError for files that are absent or do not fit together, and for missing images unless
-    config.skip_missing, which drops them after the split is drawn.
+    image_root    where the images lie, if not where the formatted files say
+    skip_missing  drop images that are not on the disk, after the split is drawn
+    Raises UserError for files that are absent or contradict each other, and for missing images.
     """
-    folder = Path(config.data_root) / config.dataset
     splits = {name: files.read_split(folder, name) for name in files.SPLITS}
     num_labels, others = (labels.shape[1] for _, labels in splits.values())
     if others != num_labels:
         raise UserError(
-            f"{files.array_path(folder, 'val', 'labels')} has {others} labels an image, but the training set has "
+            f"{files.array_path(folder, 'val', 'labels')} has {others} labels per image, but the training set has "
             f"{num_labels}; {files.format_command(folder)}"
         )
     classes = files.read_classes(folder, num_labels)
-    root = files.image_root(folder, config.image_root)
-    whole = {
+    root = files.image_root(folder, image_root)
+    official = {
         name: MultiLabelDataset(
             root, images, files.image_stats(root, images), true, files.read_observed(folder, name, true)
         )
         for name, (images, true) in splits.items()
     }
-    train_rows, val_rows = split_indices(len(whole["train"]))
-    train, val, test = whole["train"].rows(train_rows), whole["train"].rows(val_rows), whole["val"]
-    train, val, test = (
-        _present(split, name, config) for split, name in ((train, "train"), (val, "val"), (test, "test"))
+    train_rows, val_rows = split_indices(len(official["train"]))
+    return Splits(
+        _present(official["train"].rows(train_rows), "train", skip_missing),
+        _present(official["train"].rows(val_rows), "validation", skip_missing),
+        _present(official["val"], "test", skip_missing),
+        classes,
     )
-    if config.val_labels == "observed":
-        val = MultiLabelDataset(val.root, val.names, val.stats, (val.observed == 1).astype(np.int8), val.observed)
-    return Splits(train, val, test, classes)
 
 
-def _present(split: MultiLabelDataset, name: str, config: Config) -> MultiLabelDataset:
-    """The split without its missing images, or UserError where they may not be missing."""
+def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:
+    """The split without its missing images; raises UserError where images may not be missing."""
     there = split.stats[:, 0] >= 0
-    if not there.all() and not config.skip_missing:
+    if not there.all() and not skip_missing:
         raise UserError(
             f"{split.paths()[int(np.argmin(there))]} not found ({np.count_nonzero(~there):,} of {len(split):,} {name} "
             f"images are missing); name their folder with --image-root DIR, or drop them with --skip-missing"

@@ -137,7 +137,7 @@ def test_a_batch_that_cannot_be_shared_out_is_one_line(uneven):
     process = start(2, *toy_arguments(uneven, *NO_BATCH_NORM, "-l", "an", "--batch-size", "5"))
     _, err = process.communicate(timeout=120)
     assert lines(err) == [
-        "main.py: error: --batch-size 5 cannot be shared out evenly over 2 processes; start a number of them that "
+        "main.py: error: --batch-size 5 cannot be divided evenly among 2 processes; start a number of them that "
         "divides it (torchrun --nproc-per-node), or change it"
     ]
     assert not (uneven.parent.parent / "results").exists()

@@ -1,10 +1,11 @@
-"""The frozen teacher: CLIP scores every training image against every class, once, before training.
+"""CLIP as the teacher: it scores every training image against every class name, once, before training.
 
-Its similarities are cached beside the data set; what follows from them (temperature, threshold, fraction) is not, so
-that a sweep never runs the teacher again.
+Its similarities are cached beside the data set. What follows from them (temperature, threshold, fraction) is not, so a
+sweep over these never runs the teacher again.
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,23 +13,59 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import processes
-from cli import UserError
-from config import Config, local_file
+from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
 from datasets.images import decode_batches, to_input
-from datasets.multilabel import MultiLabelDataset
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.clip import clip_file, create_clip, normalisation
-from storage import digest, file_digest, grow_rows, why, write_json
+from models.vit_clip import NAME, TAG
+from util.errors import UserError, why
+from util.files import digest, file_digest, local_file
+from util.row_cache import cached_rows
 
+DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
 RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
 
-class Teacher(nn.Module):
+@dataclass(frozen=True)
+class ClipTeacher:
+    """Which teacher: all that its similarities depend on, apart from images and class names.
+
+    name           open_clip's name of the model, or FILE.json with an open_clip model config
+    weights        open_clip's tag, or a local file
+    prompt         caption of a class; {} stands for its prompt name
+    preprocess     own, or reference: what the published code fed to its teacher
+    text_features  FILE.npy of (L, D) class text features, instead of the text tower
+    precision      float32, or any other: half precision
+    """
+
+    name: str
+    weights: str
+    prompt: str = "{}"
+    preprocess: str = "own"
+    text_features: str | None = None
+    precision: str = "float32"
+
+    def captions(self, classes: Classes) -> list[str]:
+        return [self.prompt.replace("{}", name) for name in classes.prompt_names]
+
+    def key(self, classes: Classes, split: MultiLabelDataset) -> dict[str, object]:
+        """The key of the cached similarities, known without building the teacher."""
+        weights, model = local_file(self.weights), local_file(self.name)
+        return {
+            "images": split.image_key(),
+            "teacher": file_digest(model) if model else self.name,
+            "weights": file_digest(weights) if weights else self.weights,
+            "text": file_digest(self.text_features) if self.text_features else self.captions(classes),
+            "preprocess": self.preprocess,
+            "precision": "float32" if self.precision == "float32" else str(HALF),
+        }
+
+
+class Scorer(nn.Module):
     """Pixels to cosine similarities.
 
     clip           an open_clip model
@@ -58,10 +95,6 @@ class Teacher(nn.Module):
             return F.normalize(features.float(), dim=1) @ self.text_features.T
 
 
-def captions(config: Config, classes: Classes) -> list[str]:
-    return [config.prompt.replace("{}", name) for name in classes.prompt_names]
-
-
 def read_text_features(path: str, num_labels: int) -> np.ndarray:
     """(L, D) float32 from an .npy file; raises UserError for any other."""
     try:
@@ -76,7 +109,7 @@ def read_text_features(path: str, num_labels: int) -> np.ndarray:
     ):
         raise UserError(
             f"--text-features {path} is {features.dtype} of shape {features.shape}, expected finite floats of shape "
-            f"({num_labels}, D), one row a label"
+            f"({num_labels}, D), one row per label"
         )
     return features.astype(np.float32)
 
@@ -89,53 +122,41 @@ def encode_captions(clip: nn.Module, name: str, texts: list[str]) -> Tensor:
     return clip.encode_text(get_tokenizer(name)(texts))
 
 
-def build(config: Config, classes: Classes) -> Teacher:
-    """The teacher on the CPU. Raises UserError where its weights are not to be had or do not fit."""
-    given = read_text_features(config.text_features, len(classes.names)) if config.text_features else None
-    file = clip_file(config.teacher, config.teacher_weights, "teacher", OFFLINE)
-    clip = create_clip(config.teacher, file).eval().requires_grad_(False)
+def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
+    """The teacher's network on the CPU. Raises UserError where its weights cannot be had or do not fit."""
+    given = read_text_features(teacher.text_features, len(classes.names)) if teacher.text_features else None
+    file = clip_file(teacher.name, teacher.weights, "teacher", OFFLINE)
+    clip = create_clip(teacher.name, file).eval().requires_grad_(False)
     if given is not None:
         features = torch.from_numpy(given)
         width = clip.visual.output_dim if hasattr(clip.visual, "output_dim") else features.shape[1]
         if features.shape[1] != width:
-            raise UserError(f"--text-features have {features.shape[1]} numbers a label, {config.teacher} has {width}")
+            raise UserError(f"--text-features have {features.shape[1]} numbers per label, {teacher.name} has {width}")
     else:
-        features = encode_captions(
-            clip,
-            Path(config.teacher).stem if config.teacher.endswith(".json") else config.teacher,
-            captions(config, classes),
-        )
-    return Teacher(clip, features, *normalisation(config.teacher, config.teacher_weights), config.teacher_preprocess)
-
-
-def describe(config: Config, classes: Classes, split: MultiLabelDataset) -> dict[str, object]:
-    """All that the similarities depend on: the cache's key, known without building the teacher."""
-    weights, model = local_file(config.teacher_weights), local_file(config.teacher)
-    return {
-        "images": split.image_key(),
-        "teacher": file_digest(model) if model else config.teacher,
-        "weights": file_digest(weights) if weights else config.teacher_weights,
-        "text": file_digest(config.text_features) if config.text_features else captions(config, classes),
-        "preprocess": config.teacher_preprocess,
-        "precision": config.precision if config.precision == "float32" else str(HALF),
-    }
+        name = Path(teacher.name).stem if teacher.name.endswith(".json") else teacher.name
+        features = encode_captions(clip, name, teacher.captions(classes))
+    return Scorer(clip, features, *normalisation(teacher.name, teacher.weights), teacher.preprocess)
 
 
 def similarities(
-    config: Config, split: MultiLabelDataset, classes: Classes, folder: Path, device: torch.device, workers: int
+    teacher: ClipTeacher,
+    split: MultiLabelDataset,
+    classes: Classes,
+    folder: Path,
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
 ) -> np.ndarray:
     """(N, L) float32 cosine similarities of a split's images, from the cache in `folder`, which is filled first."""
-    about = describe(config, classes, split)
-    file = folder / f"similarity_{digest(about)}.npy"
+    key = teacher.key(classes, split)
 
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-        teacher = build(config, classes).to(device)
-        if processes.is_first():
-            write_json(file.with_suffix(".json"), about)  # for people: what the key in the file's name stands for
-        return score(teacher, split.paths(), rows, config.eval_batch_size, device, config.precision, workers)
+        scorer = build(teacher, classes).to(device)
+        return score(scorer, split.paths(), rows, batch_size, device, teacher.precision, workers)
 
-    shape = (len(split), len(classes.names))
-    return np.array(grow_rows(file, shape, np.float32, rows_from, "teacher scores the training images"))
+    path, shape = folder / f"similarity_{digest(key)}.npy", (len(split), len(classes.names))
+    return np.array(cached_rows(path, shape, np.float32, rows_from, "teacher scores the training images", about=key))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -144,7 +165,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 @torch.inference_mode()
 def score(
-    teacher: Teacher,
+    scorer: Scorer,
     paths: list[str],
     rows: np.ndarray,
     batch_size: int,
@@ -153,15 +174,15 @@ def score(
     workers: int,
 ) -> Iterator[np.ndarray]:
     """(B, L) float32 blocks of the similarities of `rows` of the paths, in order."""
-    reference = teacher.preprocess == "reference"
-    size, resample = (REFERENCE_SIZE, "bilinear") if reference else (teacher.size, RESAMPLE)
-    flips = torch.rand(len(paths), generator=torch.Generator().manual_seed(0)) < 0.5  # known by row: no hidden state
+    reference = scorer.preprocess == "reference"
+    size, resample = (REFERENCE_SIZE, "bilinear") if reference else (scorer.size, RESAMPLE)
+    flips = torch.rand(len(paths), generator=torch.Generator().manual_seed(0)) < 0.5  # a function of the row
     batches = torch.from_numpy(rows).split(batch_size)
     for batch, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
         images = torch.from_numpy(block).to(device, non_blocking=True).permute(0, 3, 1, 2)
         flip = flips[batch].to(device) if reference else None
         with autocast(device, precision):
-            block = teacher(images, flip).cpu().numpy()
+            block = scorer(images, flip).cpu().numpy()
         if not np.isfinite(block).all():
             raise UserError(f"the teacher's similarities are not finite at --precision {precision}; take float32")
         yield block

@@ -5,22 +5,23 @@ import threading
 import numpy as np
 import pytest
 
-import storage
-from cli import UserError
+from util import files, row_cache
+from util.errors import UserError
+from util.row_cache import cached_rows
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     path = tmp_path / "a.json"
-    storage.write_json(path, {"old": 1})
-    with pytest.raises(RuntimeError), storage.atomic(path) as temporary:
+    files.write_json(path, {"old": 1})
+    with pytest.raises(RuntimeError), files.atomic(path) as temporary:
         temporary.write_text("half")
         raise RuntimeError
-    assert storage.read_json(path) == {"old": 1}
+    assert files.read_json(path) == {"old": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
 def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
     truth, asked = np.arange(60, dtype=np.float32).reshape(20, 3), []
 
     def rows_from(rows, stop_at=99):
@@ -32,11 +33,11 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch):
 
     path = tmp_path / "rows.npy"
     with pytest.raises(KeyboardInterrupt):
-        storage.grow_rows(path, truth.shape, np.float32, lambda rows: rows_from(rows, 8), "test")
+        cached_rows(path, truth.shape, np.float32, lambda rows: rows_from(rows, 8), "test")
     assert not path.exists()
-    assert (storage.grow_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
+    assert (cached_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
     assert asked == [[*range(20)], [*range(8, 20)]]
-    assert (storage.grow_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
+    assert (cached_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
     assert len(asked) == 2
     assert {file.name for file in tmp_path.iterdir()} <= {"rows.npy", ".rows.npy.lock"}
 
@@ -46,8 +47,13 @@ def test_a_pass_that_fails_before_its_first_rows_leaves_nothing(tmp_path):
         raise UserError("no teacher")
 
     with pytest.raises(UserError):
-        storage.grow_rows(tmp_path / "rows.npy", (4, 3), np.float32, failing, "test")
+        cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, failing, "test")
     assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
+
+
+def test_what_a_files_name_stands_for_is_written_beside_it(tmp_path):
+    cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test", about={"of": "what"})
+    assert files.read_json(tmp_path / "rows.json") == {"of": "what"}
 
 
 def two_rows(rows):
@@ -61,26 +67,26 @@ def all_twos(rows):
 
 def test_rows_written_after_the_last_record_are_written_again(tmp_path, monkeypatch):
     """As after a power cut: what was not recorded is worth nothing."""
-    monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
     path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
     with pytest.raises(KeyboardInterrupt):
-        storage.grow_rows(path, (4, 3), np.float32, two_rows, "test")
+        cached_rows(path, (4, 3), np.float32, two_rows, "test")
     content = bytearray(partial.read_bytes())
     content[-24:] = b"never recorded, so worth"
     partial.write_bytes(content)
-    assert storage.grow_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [1, 1, 2, 2]
+    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [1, 1, 2, 2]
 
 
 def test_a_partial_file_of_another_size_is_begun_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(storage, "SAVE_SECONDS", 0.0)
+    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
     path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
     with pytest.raises(KeyboardInterrupt):
-        storage.grow_rows(path, (4, 3), np.float32, two_rows, "test")
+        cached_rows(path, (4, 3), np.float32, two_rows, "test")
     partial.write_bytes(partial.read_bytes()[:-1])
-    assert storage.grow_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [2, 2, 2, 2]
+    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [2, 2, 2, 2]
 
 
-def test_two_that_want_the_same_rows_share_the_work(tmp_path):
+def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path):
     calls = []
 
     def rows_from(rows):
@@ -90,7 +96,7 @@ def test_two_that_want_the_same_rows_share_the_work(tmp_path):
     results = []
     threads = [
         threading.Thread(
-            target=lambda: results.append(storage.grow_rows(tmp_path / "r.npy", (5, 1), np.float32, rows_from, "test"))
+            target=lambda: results.append(cached_rows(tmp_path / "r.npy", (5, 1), np.float32, rows_from, "test"))
         )
         for _ in range(2)
     ]
@@ -102,14 +108,14 @@ def test_two_that_want_the_same_rows_share_the_work(tmp_path):
 
 
 def test_a_lock_that_may_not_wait_says_who_holds_it(tmp_path):
-    with storage.locked(tmp_path / "run"), pytest.raises(UserError, match="busy"):
-        with storage.locked(tmp_path / "run", wait=False, busy="busy"):
+    with files.locked(tmp_path / "run"), pytest.raises(UserError, match="busy"):
+        with files.locked(tmp_path / "run", wait=False, busy="busy"):
             pass
 
 
 def test_digests_tell_arrays_apart_by_content_shape_and_order():
     a, b = np.array(["x", "yz"]), np.array(["xy", "z"])
-    assert storage.digest(a) != storage.digest(b)
-    assert storage.digest(np.zeros((2, 3))) != storage.digest(np.zeros((3, 2)))
-    assert storage.digest(a, b) != storage.digest(b, a)
-    assert storage.digest(a) == storage.digest(a.astype("<U9"))
+    assert files.digest(a) != files.digest(b)
+    assert files.digest(np.zeros((2, 3))) != files.digest(np.zeros((3, 2)))
+    assert files.digest(a, b) != files.digest(b, a)
+    assert files.digest(a) == files.digest(a.astype("<U9"))

@@ -1,0 +1,80 @@
+"""The device that a run computes on, its precision, its random state."""
+
+import os
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from util import distributed
+from util.errors import UserError, started_by_torchrun, torchrun_rank
+
+
+def pick_device(gpu: str) -> torch.device:
+    """The device of --gpu, or under torchrun the GPU of this process; without CUDA the CPU, with a note."""
+    if gpu == "cpu":
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        if torchrun_rank() == 0:
+            print("note: no CUDA device found, running on the CPU (-g cpu does so without this note)")
+        return torch.device("cpu")
+    index = int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else int(gpu)
+    if index >= (gpus := torch.cuda.device_count()):
+        if started_by_torchrun():
+            raise UserError(f"torchrun started more processes than the {gpus} GPUs here; use --nproc-per-node {gpus}")
+        raise UserError(f"--gpu {gpu}: this machine has CUDA devices 0 to {gpus - 1}")
+    torch.cuda.set_device(index)
+    return torch.device("cuda", index)
+
+
+def make_deterministic() -> None:
+    """Allow only algorithms that give the same numbers every time; PyTorch refuses an operation that has none."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
+
+
+def pick_precision(precision: str, device: torch.device) -> str:
+    return precision if precision != "auto" else "bf16" if device.type == "cuda" else "float32"  # differs: float32
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def default_workers() -> int:
+    """Threads that decode images: this process's part of the cores that it may use, 8 at most."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """The state of the generators that training draws from (for dropout and the like; order and flips need none).
+
+    Of the main process; the others' are made anew by `seed_other_processes`, for their number may change.
+    """
+    return {"cpu": torch.get_rng_state()} | (
+        {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else {}
+    )
+
+
+def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"], device)
+
+
+def seed_other_processes(entropy: Iterable[int]) -> None:
+    """Give every process but the main one a generator of its own."""
+    if not distributed.is_main():
+        torch.manual_seed(_seed([*entropy, distributed.rank()]))
+
+
+def generator(*entropy: int) -> torch.Generator:
+    """A generator that is a function of whole numbers such as (seed, epoch), so that resuming needs no hidden state."""
+    return torch.Generator().manual_seed(_seed(entropy))
+
+
+def _seed(entropy: Iterable[int]) -> int:
+    return int(np.random.SeedSequence(list(entropy)).generate_state(1, np.uint64)[0])

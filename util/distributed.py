@@ -1,0 +1,116 @@
+"""One process or several: a run is a single process, or as many as torchrun started, which divide batches, images and
+caches among themselves.
+
+All processes of a run call these functions in the same order. With a single process each does nothing, at no cost.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Iterable
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+from util.errors import started_by_torchrun
+
+LONG_TIMEOUT = timedelta(days=2)  # processes wait this long for each other, or for another run that fills a cache
+_long_group: dist.ProcessGroup | None = None  # the same processes; the default process group times out after minutes
+FILE_SECONDS = 120.0  # a network file system may take this long to show a file that another machine made
+
+
+def initialize(device: torch.device) -> None:
+    """Form the process group, if torchrun started this process. From then on only the main process prints."""
+    global _long_group
+    if started_by_torchrun() and not dist.is_initialized():
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        _long_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+        if not is_main():
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115
+
+
+def shut_down() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def is_main() -> bool:
+    """Whether this is the process that prints, and that writes the files of the run."""
+    return rank() == 0
+
+
+def maximum(value: int) -> int:
+    """The largest of the processes' values."""
+    if world_size() == 1:
+        return int(value)
+    values = torch.tensor([int(value)])
+    dist.all_reduce(values, dist.ReduceOp.MAX, group=_long_group)
+    return int(values)
+
+
+def all_equal(*values: int) -> bool:
+    """Whether all processes hold the same values."""
+    return all([maximum(value) == -maximum(-value) for value in values])
+
+
+def barrier() -> None:
+    """Wait until all processes have come here."""
+    maximum(0)
+
+
+def all_sum(values: Tensor) -> Tensor:
+    """The sum of the processes' tensors, in place."""
+    if world_size() > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Give every process the values of the main one, in place."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)
+
+
+def shard(num_rows: int) -> range:
+    """This process's rows of `num_rows`: contiguous, and as many as any other process's, or one less."""
+    return range(num_rows * rank() // world_size(), num_rows * (rank() + 1) // world_size())
+
+
+def wrap(model: nn.Module, device: torch.device) -> nn.Module:
+    """The model as training calls it. With several processes gradients are averaged, and on GPUs batch norm computes
+    its statistics over all of them."""
+    if world_size() == 1:
+        return model
+    if device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm  # PyTorch's would drop the activation of timm's layers
+
+        model = convert_sync_batchnorm(model)
+    elif any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        print("note: on CPUs batch norm uses the statistics of each process's part of the batch; numbers will differ")
+    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
+
+
+def wait_for_file(path: Path) -> None:
+    """Wait until a file that another process has made can be seen from this machine."""
+    until = time.monotonic() + FILE_SECONDS
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+
+
+def progress_bar(**options) -> tqdm:
+    """A progress bar on the terminal of the main process."""
+    return tqdm(**options, disable=None if is_main() else True)

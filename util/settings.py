@@ -1,0 +1,59 @@
+"""A setting: its default with the values of single data sets, its range, its place on the command line."""
+
+from dataclasses import dataclass, field
+
+from util.errors import UserError
+
+
+@dataclass(frozen=True, init=False)
+class Setting:
+    """One setting, written on one line: `Setting(0.2, "weight of the entropy", "[0, inf)", coco=0.1)`.
+
+    within      an interval such as "(0, 1]"; "" = any value
+    flags       further names on the command line, beside --the-setting's-name
+    needs       another setting of the same method, without which (where it is 0) this one is not read
+    by_dataset  values for single data sets, by name
+    """
+
+    default: object
+    help: str
+    within: str = ""
+    flags: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    metavar: str = ""
+    needs: str = ""
+    by_dataset: dict[str, object] = field(hash=False)
+
+    def __init__(
+        self,
+        default: object,
+        help: str,
+        within: str = "",
+        *,
+        flags: tuple[str, ...] = (),
+        choices: tuple[str, ...] = (),
+        metavar: str = "",
+        needs: str = "",
+        **by_dataset: object,
+    ) -> None:
+        for name, value in dict(locals()).items():
+            if name != "self":
+                object.__setattr__(self, name, value)
+
+    def check(self, name: str, value: object) -> None:
+        """Raises UserError where the value lies outside the interval."""
+        if self.within and value is not None and not inside(value, self.within):
+            raise UserError(f"{flag(name)} must lie in {self.within}, not {value}")
+
+
+def inside(value: float, interval: str) -> bool:
+    """Whether value lies in an interval written as in mathematics: "(0, 1]", "[1, inf)". NaN lies in none."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    above = low <= value if interval[0] == "[" else low < value
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
