@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint clean
+.PHONY: demo test test-all lint docs clean
 
 demo: .venv/installed  ## train VLPL on the embedded digits, on any machine, in about a minute
 	$(BIN)/python main.py -d digits -l EM_PL
@@ -12,9 +12,13 @@ test: .venv/installed  ## the suite, offline, on a CPU
 test-all: .venv/installed  ## with what takes minutes
 	$(BIN)/python -m pytest -n auto -m ''
 
-lint: .venv/installed
+lint: .venv/installed  ## style, and whether docs/methods.md is what the records say
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python docs/make_methods.py --check
+
+docs: .venv/installed  ## write the part of docs/methods.md that comes from the methods' records
+	$(BIN)/python docs/make_methods.py
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11, 4) else 0'

@@ -136,3 +136,11 @@ def file_digest(path: str | Path) -> str:
 def _file_digest(path: str, size: int, changed: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def replace_block(text: str, name: str, content: str) -> str:
+    """The text of a page with the lines between `<!-- NAME -->` and the next `<!-- end -->` replaced."""
+    begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
+    before, found, rest = text.partition(begin)
+    assert found and end in rest, f"no block {name!r}"
+    return before + begin + content + rest[rest.index(end) :]

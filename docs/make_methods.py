@@ -1,0 +1,94 @@
+"""Write the part of docs/methods.md that comes from the methods' records.
+
+    python docs/make_methods.py [--check]
+
+`--check` writes nothing, and fails where the page is not what the records say.
+"""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+
+from datasets import DATASETS
+from losses import LOSSES, Method
+from util.errors import OneLineParser, UserError, run_script
+from util.files import replace_block
+from util.settings import Setting, flag
+
+PAGE = Path(__file__).resolve().parent / "methods.md"
+
+
+def values(setting: Setting) -> str:
+    """A setting's default and its values for single data sets."""
+    return ", ".join([str(setting.default), *(f"{dataset} {value}" for dataset, value in setting.by_dataset.items())])
+
+
+def recipe(method: Method) -> list[str]:
+    """The common settings that the method sets otherwise, as `--lr 0.001` or `--lr 0.001 (pascal)`."""
+    return [
+        f"`{flag(name)} {value}`" + ("" if dataset == "*" else f" ({dataset})")
+        for name, by_dataset in method.recipe.items()
+        for dataset, value in by_dataset.items()
+    ]
+
+
+def inputs(method: Method) -> str:
+    """What the loss reads, in words."""
+    words = {
+        "observed": "observed labels",
+        "true": "all true labels",
+        "pseudo": "pseudo-labels",
+        "index": "its own state per training image",
+    }
+    return ", ".join(words[name] for name in method.reads())
+
+
+def section(name: str, method: Method) -> str:
+    lines = [f"### {name}", "", f"{method.summary[0].upper()}{method.summary[1:]}. {method.paper}.", ""]
+    lines += [f"- Loss per label: {method.equation}"] if method.equation else []
+    lines += [f"- Reads: {inputs(method)}"] if method.functions() else []
+    if rows := [f"`{flag(key)}` {values(setting)}" for key, setting in method.settings.items()]:
+        lines.append(f"- Settings: {'; '.join(rows)}")
+    if method.pseudo_labels and method.pseudo_labels.settings:
+        own = ", ".join(f"`{flag(key)}` {values(setting)}" for key, setting in method.pseudo_labels.settings.items())
+        lines.append(f"- Pseudo-labels: {own}")
+    lines += [f"- Sets: {', '.join(rows)}"] if (rows := recipe(method)) else []
+    if method.published:
+        figures = ", ".join(f"{dataset} {value:.2f}" for dataset, value in method.published.items())
+        lines.append(f"- Published test mAP: {figures}" + (f" ({method.source})" if method.source else ""))
+    lines.append(f"- Run: `python main.py -d pascal -l {name}`")
+    return "\n".join(lines)
+
+
+def table() -> str:
+    """One row per method: what it reads, and the published test mAP per data set."""
+    datasets = [dataset for dataset in DATASETS if any(dataset in method.published for method in LOSSES.values())]
+    lines = [f"| `-l` | | teacher | {' | '.join(datasets)} |", "|---|---|---|" + "---|" * len(datasets)]
+    for name, method in LOSSES.items():
+        figures = [f"{method.published[dataset]:.2f}" if dataset in method.published else "" for dataset in datasets]
+        summary = method.summary + (" (oracle)" if method.oracle else "")
+        lines.append(f"| {name} | {summary} | {'yes' if method.pseudo_labels else ''} | {' | '.join(figures)} |")
+    return "\n".join(lines)
+
+
+def page() -> str:
+    return "\n\n".join([table(), *(section(name, method) for name, method in LOSSES.items())])
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = OneLineParser(__doc__)
+    parser.add_argument("--check", action="store_true", help="fail where the page is not current; write nothing")
+    options = parser.parse_args(argv)
+    before = PAGE.read_text()
+    after = replace_block(before, "methods", page())
+    if options.check and after != before:
+        raise UserError(
+            f"{PAGE} is not what the methods' records say; write it anew with `python docs/make_methods.py`"
+        )
+    if not options.check:
+        PAGE.write_text(after)
+
+
+if __name__ == "__main__":
+    run_script(main)
