@@ -60,6 +60,7 @@ class Config:
     prompt: str = option(TEACHER, "{}", "caption of a class; {} stands for its prompt name")
     teacher_preprocess: str = option(TEACHER, "own", "own: the teacher's size, mean and std; reference: what the published code fed it", choices=("own", "reference"))
     text_features: str | None = option(TEACHER, None, "FILE.npy of (L, D) class text features, instead of the text tower", metavar="FILE")
+    calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=("none", "bias", "matrix"))
     similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: another program's teacher", metavar="FILE")
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))
@@ -95,6 +96,10 @@ class Config:
     @property
     def method(self) -> Method:
         return losses.find(self.loss)
+
+    def asked_teacher(self) -> teachers.ClipTeacher | teachers.FileTeacher:
+        """Who scores the images."""
+        return teachers.FileTeacher(self.similarity) if self.similarity else self.clip_teacher()
 
     def clip_teacher(self) -> teachers.ClipTeacher:
         return teachers.ClipTeacher(

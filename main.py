@@ -66,7 +66,9 @@ def main(argv: list[str] | None = None) -> dict:
         writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
 
         # Pseudo-labels, once per image, before training
-        pseudo = make_pseudo_labels(config, splits, cache, device, workers) if config.method.pseudo_labels else None
+        pseudo, quality = None, None
+        if config.method.pseudo_labels:
+            pseudo, quality = make_pseudo_labels(config, splits, cache, device, workers)
 
         # Images
         where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
@@ -125,6 +127,7 @@ def main(argv: list[str] | None = None) -> dict:
                 "val_mAP": training.best["val_mAP"],
                 **{f"test_{name}": value for name, value in metrics.evaluate(probs, splits.test.true).items()},
                 **{f"{name}_images": len(split) for name, split in splits.named().items()},
+                "pseudo_labels": quality,
                 "folder": str(run.folder),
             }
             predictions = {"images": splits.test.names, "probs": probs, "labels": splits.test.true}
@@ -138,20 +141,18 @@ def main(argv: list[str] | None = None) -> dict:
 
 def make_pseudo_labels(
     config: Config, splits: datasets.Splits, cache: Path, device: torch.device, workers: int
-) -> np.ndarray:
-    """(N, L) pseudo-labels of the training images, by the method's rule from the teacher's (cached) similarities."""
-    train, rule = splits.train, config.method.pseudo_labels
-    if config.similarity:
-        similarity = teachers.load_similarity(config.similarity, train.names, splits.classes.names)
-    else:
-        how = dict(batch_size=config.eval_batch_size, device=device, workers=workers)
-        similarity = teachers.similarities(config.clip_teacher(), train, splits.classes, cache, **how)
-    scores = losses.with_settings(rule.score, config.settings)(similarity)
-    pseudo = losses.with_settings(rule.label, config.settings)(scores)
-    print(pseudo_labels.table(pseudo_labels.describe(pseudo, scores, train.observed, train.true)))
-    if warning := pseudo_labels.warning(pseudo, similarity):
-        print(warning)
-    return pseudo
+) -> tuple[np.ndarray, dict]:
+    """(N, L) pseudo-labels of the training images, by the method's rule from the teacher's (cached) similarities; and
+    how good they are."""
+    train = splits.train
+    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers)
+    views = teachers.views(config.asked_teacher(), train, splits.classes, cache, **how)
+    pseudo, scores, notes = pseudo_labels.make(
+        config.method.pseudo_labels, config.settings, views, train.observed, config.calibrate
+    )
+    quality = pseudo_labels.describe(pseudo, scores, train.observed, train.true)
+    print("\n".join([pseudo_labels.table(quality), *notes, *pseudo_labels.warnings(pseudo, views)]))
+    return pseudo, quality
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The paper's idea: a frozen teacher's similarities become labels.
 
-A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. `describe` says how good the labels are.
+A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. Between them the known labels may
+calibrate the scores (`calibrate`). `describe` says how good the labels are.
 """
 
 from collections.abc import Callable
@@ -8,11 +9,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 import metrics
-from util.settings import Setting
+from util.settings import Setting, with_settings
 
 ROWS = 4096  # images labelled at a time: bounds the memory beside the (N, L) result
+CALIBRATIONS = ("none", "bias", "matrix")
+FOLDS = 5  # an image's scores come from a fit to the other four fifths of the images
+RIDGE = 0.01  # on the sum of the squares of the matrix, beside the mean cross-entropy
+MATRIX_LABELS = 400  # above it the L x L matrix has more numbers than the known labels can fit, and takes minutes
+FIT_ENTRIES = 1 << 24  # entries of the scores that a fit reads: bounds its memory (2 GB) and its time (a minute)
 
 
 @dataclass(frozen=True)
@@ -57,11 +64,18 @@ def threshold_labels(scores: np.ndarray, *, threshold: float, negative_fraction:
     return labels
 
 
+def soft_labels(scores: np.ndarray) -> np.ndarray:
+    """Labels: the scores themselves, (N, L) float in [0, 1]."""
+    return scores
+
+
+TEMPERATURE = Setting(0.01, "of the softmax over the teacher's similarities", "(0, inf)", flags=("-t", "--temp"))
+
 THRESHOLD_RULE = Rule(
     softmax,
     threshold_labels,
     dict(
-        temperature=Setting(0.01, "of the softmax over the teacher's similarities", "(0, inf)", flags=("-t", "--temp")),
+        temperature=TEMPERATURE,
         threshold=Setting(0.3, "score above which a label becomes a positive pseudo-label", "(0, 1)", flags=("-th",)),
         negative_fraction=Setting(
             0.0,
@@ -72,17 +86,122 @@ THRESHOLD_RULE = Rule(
     ),
 )
 
+SOFT_RULE = Rule(softmax, soft_labels, dict(temperature=TEMPERATURE))
 
-def describe(pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray) -> dict[str, float]:
+
+def make(
+    rule: Rule, settings: dict[str, object], views: list[np.ndarray], observed: np.ndarray, calibration: str
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Pseudo-labels (N, L) and the scores (N, L) that they are made of, by a rule; and lines to be told about them.
+
+    settings     of the rule, by name
+    views        the teacher's similarities, each (N, L) float; without calibration their mean is scored
+    observed     (N, L) in {-1, 0, +1}; read by the calibration alone
+    calibration  one of CALIBRATIONS: whether the rule's scores, or calibrated ones, are labelled
+    """
+    if calibration == "none":
+        similarity = views[0] if len(views) == 1 else np.mean(views, axis=0)
+        scores, notes = with_settings(rule.score, settings)(similarity), []
+    else:
+        scores, notes = calibrate(views, observed, form=calibration, temperature=settings["temperature"])
+    return with_settings(rule.label, settings)(scores), scores, notes
+
+
+def calibrate(
+    views: list[np.ndarray], observed: np.ndarray, *, form: str, temperature: float
+) -> tuple[np.ndarray, list[str]]:
+    """Scores calibrated by the known positives: P(l is the known label | x) = softmax(sum_v a_v z_v + b + W_v z_v).
+
+    The one known label of an image is a draw from its labels, so this is a multinomial logistic regression of the known
+    label on z = similarity / temperature, less its mean over the labels (which a softmax does not read). Several known
+    positives of an image share its mass, and its known negatives leave the softmax of the fit. The images are divided
+    into FOLDS parts at random, and the scores of a part come from a fit to the others: the known label of an image does
+    not reach its own scores.
+
+    views     the teacher's similarities, each (N, L) float
+    observed  (N, L) in {-1, 0, +1}; an image without a known positive gets scores, and fits nothing
+    form      bias: a (one number for each view) and b (L,) are fitted; matrix: also W (L, L) of each view
+    returns   (N, L) float32 in [0, 1], each row adds up to 1; and lines that say what could not be fitted as asked
+    """
+    num_images, num_labels = observed.shape
+    notes = []
+    if form == "matrix" and num_labels > MATRIX_LABELS:
+        notes.append(f"calibrated by bias: a matrix is fitted to {MATRIX_LABELS} labels at most, not {num_labels:,}")
+        form = "bias"
+    known = (observed == 1).any(axis=1)
+    if unseen := int(num_labels - (observed == 1).any(axis=0).sum()):
+        notes.append(f"{unseen} of {num_labels:,} labels are never observed: calibrated with the mean bias of the rest")
+    order = np.random.Generator(np.random.Philox(key=0)).permutation(num_images)  # the same whatever the run's seed
+    folds = np.array_split(order, FOLDS)
+    most = max(1, FIT_ENTRIES // (num_labels * len(views)))
+    scores = np.empty((num_images, num_labels), dtype=np.float32)
+    for number, held_out in enumerate(folds):
+        others = np.concatenate(folds[:number] + folds[number + 1 :])
+        rows = others[known[others]][:most]
+        fitted = _fit(_logits_of(views, rows, temperature), torch.from_numpy(observed[rows]), form == "matrix")
+        for part in np.split(held_out, range(ROWS, len(held_out), ROWS)):
+            scores[part] = torch.softmax(_calibrated(_logits_of(views, part, temperature), *fitted), dim=1).numpy()
+    return scores, notes
+
+
+def _logits_of(views: list[np.ndarray], rows: np.ndarray, temperature: float) -> Tensor:
+    """(V, M, L) float64: similarity / temperature of some images, less its mean over the labels."""
+    chosen = torch.from_numpy(np.stack([view[rows] for view in views])).double() / temperature
+    return chosen - chosen.mean(dim=2, keepdim=True)
+
+
+def _calibrated(views: Tensor, scale: Tensor, bias: Tensor, matrix: Tensor | None) -> Tensor:
+    """(V, M, L), (V,), (L,), (V, L, L) -> (M, L): sum_v scale_v z_v + matrix_v z_v + bias."""
+    logits = torch.einsum("v,vml->ml", scale, views) + bias
+    return logits if matrix is None else logits + torch.einsum("vml,vkl->mk", views, matrix)
+
+
+def _fit(views: Tensor, observed: Tensor, with_matrix: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Scale (V,), bias (L,) and matrix (V, L, L) or None, of the least mean cross-entropy, in float64.
+
+    views     (V, M, L) float64
+    observed  (M, L) in {-1, 0, +1}, at least one +1 in each row
+    """
+    positive, (num_views, _, num_labels) = observed == 1, views.shape
+    seen = positive.any(dim=0)
+    target = positive / positive.sum(dim=1, keepdim=True)
+    outside = (observed == -1) | ~seen
+    scale = torch.full((num_views,), 1 / num_views, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(num_labels, dtype=torch.float64, requires_grad=True)
+    matrix = torch.zeros(num_views, num_labels, num_labels, dtype=torch.float64) if with_matrix else None
+    fitted = [scale, bias, *([matrix.requires_grad_()] if with_matrix else [])]
+    steps = torch.optim.LBFGS(fitted, max_iter=300, history_size=20, line_search_fn="strong_wolfe")
+
+    def cross_entropy() -> Tensor:
+        steps.zero_grad()
+        logits = _calibrated(views, scale, bias, matrix).masked_fill(outside, -torch.inf)
+        likelihood = torch.log_softmax(logits, dim=1).masked_fill(outside, 0.0)
+        loss = -(target * likelihood).sum(dim=1).mean()
+        loss = loss if matrix is None else loss + RIDGE * matrix.square().sum()
+        loss.backward()
+        return loss
+
+    if len(observed):
+        steps.step(cross_entropy)
+    with torch.no_grad():
+        bias[~seen] = bias[seen].mean() if seen.any() else 0.0
+    return scale.detach(), bias.detach(), None if matrix is None else matrix.detach()
+
+
+def describe(pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray) -> dict[str, float | None]:
     """How good the pseudo-labels of the training images are.
 
-    pseudo, observed  (N, L) in {-1, 0, +1};  scores  (N, L) float;  true  (N, L) in {0, 1}
-    returns           rows of the table printed before training; a share of nothing is NaN
+    pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1], which count as positive above 1/2
+    scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}
+    returns   rows of the table printed before training; a share of nothing is None. Where an entry is observed a method
+              does not read its pseudo-label, so the unobserved entries, which it does read, are counted apart
     """
     counts = dict.fromkeys(("positive", "negative", "known", "found", "right", "true", "absent"), 0)
+    unobserved = dict.fromkeys(("positive", "right", "true"), 0)
     for start in range(0, len(pseudo), ROWS):
         part = slice(start, start + ROWS)
-        positive, negative, known = pseudo[part] == 1, pseudo[part] == -1, observed[part] == 1
+        positive = pseudo[part] == 1 if pseudo.dtype.kind == "i" else pseudo[part] > 0.5
+        negative, known, unknown = pseudo[part] == -1, observed[part] == 1, observed[part] == 0
         present = true[part] == 1
         for name, entries in {
             "positive": positive,
@@ -94,31 +213,35 @@ def describe(pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true:
             "absent": negative & ~present,
         }.items():
             counts[name] += np.count_nonzero(entries)
+            if name in unobserved:
+                unobserved[name] += np.count_nonzero(entries & unknown)
 
-    def share(part: str, whole: str) -> float:
-        return counts[part] / counts[whole] if counts[whole] else float("nan")
+    def share(part: str, whole: str, of: dict[str, int] = counts) -> float | None:
+        return of[part] / of[whole] if of[whole] else None
 
     return {
         "positives per image": counts["positive"] / len(pseudo),
         "observed labels found": share("found", "known"),
         "precision of positives": share("right", "positive"),
         "recall of positives": share("right", "true"),
+        "precision of positives, unobserved entries": share("right", "positive", unobserved),
+        "recall of positives, unobserved entries": share("right", "true", unobserved),
         "negatives per image": counts["negative"] / len(pseudo),
         "precision of negatives": share("absent", "negative"),
         "mAP of the teacher, %": metrics.mean_average_precision(scores, true),
     }
 
 
-def table(quality: dict[str, float]) -> str:
+def table(quality: dict[str, float | None]) -> str:
     """The rows of `describe` as text; a share of nothing is a dash."""
-    lines = [f"  {name:<24} {'-' if value != value else f'{value:8.4f}'.strip():>8}" for name, value in quality.items()]
+    lines = [f"  {name:<42} {'-' if value is None else f'{value:.4f}':>8}" for name, value in quality.items()]
     return "\n".join(["pseudo-labels of the training images:", *lines])
 
 
-def warning(pseudo: np.ndarray, similarity: np.ndarray) -> str:
-    """One line where the teacher has nothing to say; "" where it has."""
-    if not similarity.any():
-        return "warning: every similarity is 0; is this the file or the teacher that was meant?"
+def warnings(pseudo: np.ndarray, views: list[np.ndarray]) -> list[str]:
+    """A line where the teacher has nothing to say; none where it has."""
+    if not any(view.any() for view in views):
+        return ["warning: every similarity is 0; is this the file or the teacher that was meant?"]
     if not (pseudo > 0).any():
-        return "warning: no label became a positive pseudo-label; lower --threshold or --temperature"
-    return ""
+        return ["warning: no label became a positive pseudo-label; lower --threshold or --temperature"]
+    return []

@@ -2,7 +2,7 @@
 
 import torch
 
-from losses import cole2021, vlpl, zhou2022
+from losses import cole2021, ctl, vlpl, zhou2022
 from losses.base import FACTS, Formula, Loss, Method, Targets, with_settings
 from util.errors import UserError
 
@@ -14,6 +14,7 @@ LOSSES: dict[str, Method] = {  # in the order of the tables
     "EM_APL": zhou2022.EM_APL,
     "EM_PL": vlpl.EM_PL,
     "EM_PL_ASL": vlpl.EM_PL_ASL,
+    "CTL": ctl.CTL,
 }
 
 __all__ = ["FACTS", "LOSSES", "Loss", "Method", "Targets", "build", "find", "with_settings"]

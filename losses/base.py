@@ -3,14 +3,13 @@
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from pseudo_labels import Rule
 from util.errors import UserError
-from util.settings import Setting
+from util.settings import Setting, keywords, with_settings
 
 TARGETS = ("observed", "true", "pseudo", "index")  # what a loss may read, beside the logits
 FACTS = ("epochs",)  # what a stateful loss may ask about the run, beside its settings
@@ -138,19 +137,8 @@ class Method:
                                 f"does not declare (it declares {', '.join(known)})")  # fmt: skip
 
 
-def keywords(function: Callable) -> tuple[str, ...]:
-    """The keyword-only arguments of a function, or of a class's constructor."""
-    parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-
-
 def target_names(function: Callable) -> tuple[str, ...]:
     """The positional arguments of a loss function after the logits: fields of Targets."""
     parameters = inspect.signature(function).parameters.values()
     names = [p.name for p in parameters if p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD and p.name != "self"]
     return tuple(names[1:])
-
-
-def with_settings(function: Callable, settings: dict[str, object]) -> Callable:
-    """The function with the settings that it names filled in."""
-    return partial(function, **{name: settings[name] for name in keywords(function)})

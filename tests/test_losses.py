@@ -158,6 +158,7 @@ BY_HAND = {
     "EM_APL": [NLL, -0.2 * NLL, -0.2 * NLL, -0.2 * NLL, NLL],  # before the first soft negative
     "EM_PL": [NLL, -0.2 * NLL, 0.7 * NLL, 0.3 * NLL, NLL],
     "EM_PL_ASL": [NLL / 4, -NLL / 16, NLL / 4, NLL / 16, NLL / 16],
+    "CTL": [NLL, NLL / 4, NLL, NLL / 4, NLL / 4],  # its pseudo-labels are 0 or 1 here; w = 1 / (5 - 1)
 }
 
 
@@ -167,7 +168,8 @@ def test_each_kind_of_label_costs_what_the_formula_says_at_one_half(name):
     pseudo = torch.tensor([[-1, 0, 1, -1, 1]], dtype=torch.int8)  # contradicts both observed labels, and must lose
     true = torch.tensor([[1, 1, 1, 0, 0]], dtype=torch.int8)
     module = build(name, observed, **({"beta_neg": 0.3} if name == "EM_PL" else {}))
-    found = per_label(module, torch.zeros(1, 5, dtype=torch.float64), Targets(observed, true, pseudo, torch.arange(1)))
+    targets = readable(name, Targets(observed, true, pseudo, torch.arange(1)))
+    found = per_label(module, torch.zeros(1, 5, dtype=torch.float64), targets)
     assert found[0].tolist() == pytest.approx(BY_HAND[name], abs=1e-12)
 
 
@@ -178,6 +180,16 @@ def test_smoothing_gives_a_share_to_the_opposite_label():
     nll_pos, nll_neg = -log(p + 1e-5), -log(1 - p + 1e-5)
     got = build("EM_PL", observed, beta_neg=0.2).per_label(logit, observed, pseudo)[0].tolist()
     assert got == pytest.approx([0.7 * (0.9 * nll_pos + 0.1 * nll_neg), 0.2 * (0.1 * nll_pos + 0.9 * nll_neg)])
+
+
+def test_a_calibrated_score_is_the_target_of_an_unknown_label():
+    logit, observed = torch.tensor([[2.0, 2.0, 2.0]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.int8)
+    pseudo = torch.tensor([[0.49, 0.5, 0.01]])
+    p = torch.sigmoid(logit[0, 0]).item()
+    nll_pos, nll_neg = -log(p + 1e-5), -log(1 - p + 1e-5)
+    got = build("CTL", observed, gamma=0.5).per_label(logit, observed, pseudo)[0]
+    assert got[0].item() == pytest.approx(0.7 * nll_pos + 0.3 * nll_neg / 2, abs=1e-6)
+    assert got[2].item() == pytest.approx(0.1 * nll_pos + 0.9 * nll_neg / 2, abs=1e-6)
 
 
 # Against the published code

@@ -1,6 +1,9 @@
 """A setting: its default with the values of single data sets, its range, its place on the command line."""
 
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from util.errors import UserError
 
@@ -57,3 +60,14 @@ def inside(value: float, interval: str) -> bool:
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")
+
+
+def keywords(function: Callable) -> tuple[str, ...]:
+    """The keyword-only arguments of a function, or of a class's constructor."""
+    parameters = inspect.signature(function).parameters.values()
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+
+
+def with_settings(function: Callable, settings: dict[str, object]) -> Callable:
+    """The function with the settings that it names filled in."""
+    return partial(function, **{name: settings[name] for name in keywords(function)})

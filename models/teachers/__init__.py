@@ -1,6 +1,30 @@
-"""Teachers: who scores the training images against the class names, once, before training."""
+"""Teachers: who scores images against the class names, once, before training."""
 
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from datasets.dataset import MultiLabelDataset
+from datasets.files import Classes
 from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, ClipTeacher, similarities
-from models.teachers.file import load_similarity
+from models.teachers.file import FileTeacher, load_similarity
 
-__all__ = ["DEFAULT", "DEFAULT_WEIGHTS", "ClipTeacher", "load_similarity", "similarities"]
+__all__ = ["DEFAULT", "DEFAULT_WEIGHTS", "ClipTeacher", "FileTeacher", "load_similarity", "similarities", "views"]
+
+
+def views(
+    teacher: ClipTeacher | FileTeacher,
+    split: MultiLabelDataset,
+    classes: Classes,
+    folder: Path,
+    *,
+    batch_size: int,
+    device: torch.device,
+    workers: int,
+) -> list[np.ndarray]:
+    """The teacher's similarities of a split's images, (N, L) float for each of its views, from the cache in `folder`,
+    which is filled first."""
+    if isinstance(teacher, FileTeacher):
+        return [load_similarity(teacher.path, split.names, classes.names)]
+    return [similarities(teacher, split, classes, folder, batch_size=batch_size, device=device, workers=workers)]

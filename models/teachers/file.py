@@ -1,10 +1,18 @@
 """A file of similarities: another program's teacher."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from util.errors import UserError, why
+
+
+@dataclass(frozen=True)
+class FileTeacher:
+    """path: npz file of `images`, `classes` and `similarity`, as `load_similarity` reads it."""
+
+    path: str
 
 
 def load_similarity(path: str | Path, images: np.ndarray, classes: list[str]) -> np.ndarray:

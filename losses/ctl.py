@@ -1,0 +1,45 @@
+"""CTL, calibrated teacher labels: this project's own method.
+
+The known labels calibrate the teacher (pseudo_labels.calibrate), and its calibrated score is the soft target of an
+unknown label. What was tried, and what it was worth, is in docs/ctl.md.
+"""
+
+import torch
+from torch import Tensor
+
+from losses.base import Method
+from losses.terms import EPS, nlls
+from pseudo_labels import SOFT_RULE
+from util.settings import Setting
+
+
+def ctl(
+    logits: Tensor, observed: Tensor, pseudo: Tensor, *, gamma: float, negative_weight: float, eps: float
+) -> Tensor:
+    """Cross-entropy with soft targets whose negative side weighs w = negative_weight / (L - 1), as in WAN.
+
+    logits    (B, L) float
+    observed  (B, L) in {-1, 0, +1}; 0 = unknown
+    pseudo    (B, L) float in [0, 1], the calibrated score q; read only where observed is 0
+    returns   (B, L), not reduced
+    """
+    nll_pos, nll_neg = nlls(logits, eps)
+    target = torch.where(observed == 0, pseudo.to(logits.dtype) ** gamma, (observed == 1).to(logits.dtype))
+    weight = negative_weight / max(1, logits.shape[1] - 1)
+    return target * nll_pos + weight * (1 - target) * nll_neg
+
+
+CTL = Method(
+    summary="this project's own: soft targets from a teacher that the known labels calibrate",
+    loss=ctl,
+    equation="t nll(p) + w (1-t) nll(1-p); t = 1 or 0 where observed, else q^gamma, q the calibrated score; "
+    "w = negative_weight / (L-1)",
+    paper="this project, docs/ctl.md",
+    pseudo_labels=SOFT_RULE,
+    settings=dict(
+        gamma=Setting(1.0, "power of the calibrated score", "(0, inf)"),
+        negative_weight=Setting(1.0, "weight of the negative side, in units of 1 / (L - 1)", "[0, inf)"),
+        eps=EPS,
+    ),
+    recipe=dict(calibrate={"*": "matrix"}),
+)
