@@ -52,7 +52,8 @@ class Config:
     precision: str = option(TRAINING, "auto", "arithmetic of backbone and teacher (whose half precision is float16); auto: bf16 on CUDA, else float32", choices=("auto", "float32", "bf16"))
     pretrained: bool = option(TRAINING, True, "start from the backbone's published weights")
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
-    val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones, or the observed ones only", choices=("clean", "observed"))
+    val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (where the data set has them), or the observed ones only", choices=("clean", "observed"))
+    select: str = option(TRAINING, "best", "epoch whose weights are kept: the best by validation mAP, or the last", choices=("best", "last"))
     skip_missing: bool = option(TRAINING, False, "drop images that are not on the disk (after single positives and split are drawn)")
 
     teacher: str = option(TEACHER, teachers.DEFAULT, "open_clip model name, or FILE.json with an open_clip model config")

@@ -37,13 +37,13 @@ class TrainingSet:
     """What a training step reads, on the device.
 
     images    the training images
-    observed  (N, L) int8 in {-1, 0, +1};  true  (N, L) int8 in {0, 1}
+    observed  (N, L) int8 in {-1, 0, +1};  true  (N, L) int8 in {0, 1}, or None: not known
     pseudo    (N, L) int8 in {-1, 0, +1}, or float in [0, 1]; None without a teacher
     """
 
     images: Images
     observed: Tensor
-    true: Tensor
+    true: Tensor | None
     pseudo: Tensor | None
 
     @classmethod
@@ -51,12 +51,12 @@ class TrainingSet:
         cls, device: torch.device, images: Images, split: MultiLabelDataset, pseudo: np.ndarray | None
     ) -> "TrainingSet":
         """The only place where labels become tensors."""
-        pseudo = None if pseudo is None else torch.from_numpy(pseudo).to(device)
-        return cls(images, *(torch.from_numpy(part).to(device) for part in (split.observed, split.true)), pseudo)
+        labels = (split.observed, split.true, pseudo)
+        return cls(images, *(None if part is None else torch.from_numpy(part).to(device) for part in labels))
 
     def targets(self, index: Tensor) -> Targets:
-        pseudo = None if self.pseudo is None else self.pseudo[index]
-        return Targets(self.observed[index], self.true[index], pseudo, index)
+        labels = (self.observed, self.true, self.pseudo)
+        return Targets(*(None if part is None else part[index] for part in labels), index)
 
 
 def parameter_groups(model: Backbone, loss_function: Loss, lr: float, head_rate: float) -> list[dict]:
@@ -177,7 +177,7 @@ class Training:
 
     epoch, steps  the epoch that is trained, from 1, and the steps of it that are done
     history       one dict per finished epoch
-    best          the epoch with the highest validation mAP, in percent
+    best          the epoch whose weights are kept: of the highest validation mAP, in percent, or the last
     """
 
     def __init__(
@@ -235,15 +235,18 @@ class Training:
 
     def fit(
         self,
-        validation: Images,
+        validation: Images | None,
         score: Callable[[np.ndarray], float],
         storage: Storage,
         stop: Stop,
         checkpoint_minutes: float,
+        select: str = "best",
     ) -> None:
         """Train until the last epoch; after each one, validate and save.
 
-        score  (N, L) float probabilities of the validation images -> mAP in percent
+        validation  images; None: there are none, and the last epoch is kept
+        score       (N, L) float probabilities of the validation images -> mAP in percent
+        select      best: keep the epoch with the highest validation mAP; last: keep the last
         Raises Interrupted, with the state saved, where the run was asked to stop.
         """
         seed_other_processes([self.seed, self.epoch, self.steps])
@@ -259,9 +262,12 @@ class Training:
         while self.epoch <= self.epochs:
             began, epoch = time.monotonic(), self.epoch
             train_loss = self.train_epoch(between_batches)
-            val_map = score(self.predict(validation, "validation", between_batches).cpu().numpy())
+            val_map = None
+            if validation is not None:
+                val_map = score(self.predict(validation, "validation", between_batches).cpu().numpy())
             self.loss_function.end_epoch(epoch, lambda: self.predict(self.data.images, "labelling", between_batches))
-            if val_map > self.best["val_mAP"]:
+            by_score = select == "best" and val_map is not None
+            if val_map > self.best["val_mAP"] if by_score else epoch == self.epochs:
                 self.best = {"epoch": epoch, "val_mAP": val_map}
             seconds = time.monotonic() - began
             self.history.append({"epoch": epoch, "train_loss": train_loss, "val_mAP": val_map, "seconds": seconds})
@@ -270,9 +276,9 @@ class Training:
             saved = time.monotonic()
             if self.best["epoch"] == epoch:
                 storage.save_best(self.model.state_dict())
-            mark = " (best)" if self.best["epoch"] == epoch else ""
-            line = f"epoch {epoch}/{self.epochs}  loss {train_loss:.4f}  val mAP {val_map:.2f}{mark}"
-            print(f"{line}  {seconds:.1f} s")
+            mark = " (best)" if by_score and self.best["epoch"] == epoch else ""
+            validated = "" if val_map is None else f"  val mAP {val_map:.2f}{mark}"
+            print(f"epoch {epoch}/{self.epochs}  loss {train_loss:.4f}{validated}  {seconds:.1f} s")
             stop.raise_if_asked_anywhere()
 
     def train_epoch(self, after_step: Callable[[], None] = lambda: None) -> float:

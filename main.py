@@ -27,11 +27,14 @@ from util.errors import UserError, run_script
 from util.files import digest, writable_folder
 from util.signals import Stop
 
+LAST = "the last epoch"
+
 
 def main(argv: list[str] | None = None) -> dict:
     """Run one training from the command line `argv` (None: the process's own).
 
-    returns  the result, as in test.json: best_epoch, val_mAP and test_mAP in percent, folder, ...
+    returns  the result, as in test.json: best_epoch, val_mAP and test_mAP in percent, folder, ...; without images to
+             validate or test on, or without their labels, it lacks the score
     Raises UserError for a user's mistake, Interrupted for SIGINT and SIGTERM.
     """
     # Settings
@@ -51,7 +54,8 @@ def main(argv: list[str] | None = None) -> dict:
     if known and known.make:
         known.make(config.folder)
     if result := run_folder.finished(config):
-        print(f"finished: test mAP {result['test_mAP']:.2f} in {result['folder']} (--overwrite runs it again)")
+        score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
+        print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
         distributed.shut_down()
         return result
     print(settings.show(config))
@@ -62,6 +66,7 @@ def main(argv: list[str] | None = None) -> dict:
         names = splits.classes.names
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
         print(f"{config.dataset_name}: {counts} images, {len(names)} labels")
+        check_labels(config, splits)
         cache = writable_folder(config.cache_folder, "--cache-root")
         writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
 
@@ -72,9 +77,11 @@ def main(argv: list[str] | None = None) -> dict:
 
         # Images
         where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
-        train, val, test = (
-            open_images(split, config.image_size, where, cache, device, workers) for split in splits.named().values()
-        )
+        images = {
+            name: open_images(split, config.image_size, where, cache, device, workers)
+            for name, split in splits.named().items()
+        }
+        train, val = images["train"], images.get("validation")
 
         # Backbone and loss
         torch.manual_seed(config.seed)
@@ -106,37 +113,64 @@ def main(argv: list[str] | None = None) -> dict:
         )
 
         # Train and validate
-        chosen_by = splits.val.true if config.val_labels == "clean" else splits.val.observed == 1
+        chosen_by, val_labels = selection(config, splits.val)
         data_key = digest([split.key() for split in splits.named().values()], np.zeros(0) if pseudo is None else pseudo)
         with run_folder.open_run(config, data_key, device) as run, stop.deferred():
             run.restore(training)
 
             def score(probs: np.ndarray) -> float:
-                return metrics.mean_average_precision(probs, chosen_by)
+                return metrics.mean_average_precision(probs, val_labels)
 
-            training.fit(val, score, run, stop, config.checkpoint_minutes)
+            training.fit(val, score, run, stop, config.checkpoint_minutes, config.select)
 
-            # Test, once, from the best validation epoch (differs: published after every epoch)
+            # Test, once, from the chosen epoch (differs: published after every epoch)
             run.load_best(model)
-            probs = training.predict(test, "test", stop.raise_if_asked_anywhere).cpu().numpy()
+            test, scores, predictions, per_class = splits.scored(), {}, None, None
+            if test is not None:
+                probs = training.predict(images["test"], "test", stop.raise_if_asked_anywhere).cpu().numpy()
+                scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true).items()}
+                predictions = {"images": test.names, "probs": probs, "labels": test.true}
+                per_class = metrics.per_class(probs, test.true, names)
             result = {
                 **{name: getattr(config, name) for name in ("loss", "model", "seed")},
                 "dataset": config.dataset_name,
                 "best_epoch": training.best["epoch"],
-                "chosen_by": f"validation mAP on {config.val_labels} labels",
-                "val_mAP": training.best["val_mAP"],
-                **{f"test_{name}": value for name, value in metrics.evaluate(probs, splits.test.true).items()},
+                "chosen_by": chosen_by,
+                **({} if training.best["val_mAP"] is None else {"val_mAP": training.best["val_mAP"]}),
+                **scores,
                 **{f"{name}_images": len(split) for name, split in splits.named().items()},
                 "pseudo_labels": quality,
                 "folder": str(run.folder),
             }
-            predictions = {"images": splits.test.names, "probs": probs, "labels": splits.test.true}
-            run.finish(result, training.history, predictions, metrics.per_class(probs, splits.test.true, names))
+            run.finish(result, training.history, predictions, per_class)
 
-    print(f"best epoch {result['best_epoch']} (val mAP {result['val_mAP']:.2f}): {metrics.summary(result)}")
+    validated = f" (val mAP {result['val_mAP']:.2f})" if "val_mAP" in result else ""
+    kept = "last" if chosen_by == LAST else "best"
+    print(f"{kept} epoch {result['best_epoch']}{validated}: {metrics.summary(result)}")
     print(f"results: {run.folder}")
     distributed.shut_down()
     return result
+
+
+def check_labels(config: Config, splits: datasets.Splits) -> None:
+    """Raises UserError where the method reads labels that the data set does not have, before anything is computed."""
+    if config.method.oracle and splits.train.true is None:
+        raise UserError(
+            f"{config.loss} reads the full labels of the training images, and {config.dataset_name} has observed ones "
+            f"only; take a method that needs no more, such as -l {Config.loss} or -l an"
+        )
+
+
+def selection(config: Config, val: datasets.MultiLabelDataset | None) -> tuple[str, np.ndarray | None]:
+    """What chooses the epoch, in words, and the validation labels (N, L) in {0, 1} that its mAP is computed from: all
+    true ones, or the observed positives with everything else as negative (Cole et al. 2021, appendix)."""
+    if val is None:
+        return LAST, None
+    clean = config.val_labels == "clean" and val.true is not None
+    if config.val_labels == "clean" and not clean:
+        print("validation labels: the observed ones, for the full ones are not known")
+    chosen_by = f"validation mAP on {'clean' if clean else 'observed'} labels" if config.select == "best" else LAST
+    return chosen_by, val.true if clean else val.observed == 1
 
 
 def make_pseudo_labels(
@@ -151,6 +185,8 @@ def make_pseudo_labels(
         config.method.pseudo_labels, config.settings, views, train.observed, config.calibrate
     )
     quality = pseudo_labels.describe(pseudo, scores, train.observed, train.true)
+    if train.true is None:
+        notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
     print("\n".join([pseudo_labels.table(quality), *notes, *pseudo_labels.warnings(pseudo, views)]))
     return pseudo, quality
 

@@ -86,6 +86,8 @@ def per_class(probs: np.ndarray, labels: np.ndarray, names: list[str]) -> list[d
 
 def summary(result: dict) -> str:
     """The test mAP of test.json in words."""
+    if "test_mAP" not in result:
+        return "no test score: the data set has no test images with full labels"
     text = f"test mAP {result['test_mAP']:.2f}"
     if empty := result["test_classes_without_positives"]:
         present = f"{result['test_mAP_present']:.2f} over the classes with test positives"

@@ -188,13 +188,16 @@ def _fit(views: Tensor, observed: Tensor, with_matrix: bool) -> tuple[Tensor, Te
     return scale.detach(), bias.detach(), None if matrix is None else matrix.detach()
 
 
-def describe(pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray) -> dict[str, float | None]:
+def describe(
+    pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray | None
+) -> dict[str, float | None]:
     """How good the pseudo-labels of the training images are.
 
     pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1], which count as positive above 1/2
-    scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}
-    returns   rows of the table printed before training; a share of nothing is None. Where an entry is observed a method
-              does not read its pseudo-label, so the unobserved entries, which it does read, are counted apart
+    scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}, or None where it is not known
+    returns   rows of the table printed before training; a share of nothing, or of what is not known, is None. Where an
+              entry is observed a method does not read its pseudo-label, so the unobserved entries, which it does read,
+              are counted apart
     """
     counts = dict.fromkeys(("positive", "negative", "known", "found", "right", "true", "absent"), 0)
     unobserved = dict.fromkeys(("positive", "right", "true"), 0)
@@ -202,22 +205,17 @@ def describe(pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true:
         part = slice(start, start + ROWS)
         positive = pseudo[part] == 1 if pseudo.dtype.kind == "i" else pseudo[part] > 0.5
         negative, known, unknown = pseudo[part] == -1, observed[part] == 1, observed[part] == 0
-        present = true[part] == 1
-        for name, entries in {
-            "positive": positive,
-            "negative": negative,
-            "known": known,
-            "found": positive & known,
-            "right": positive & present,
-            "true": present,
-            "absent": negative & ~present,
-        }.items():
+        entries_of = {"positive": positive, "negative": negative, "known": known, "found": positive & known}
+        if true is not None:
+            present = true[part] == 1
+            entries_of |= {"right": positive & present, "true": present, "absent": negative & ~present}
+        for name, entries in entries_of.items():
             counts[name] += np.count_nonzero(entries)
             if name in unobserved:
                 unobserved[name] += np.count_nonzero(entries & unknown)
 
     def share(part: str, whole: str, of: dict[str, int] = counts) -> float | None:
-        return of[part] / of[whole] if of[whole] else None
+        return of[part] / of[whole] if of[whole] and (true is not None or part == "found") else None
 
     return {
         "positives per image": counts["positive"] / len(pseudo),
@@ -228,7 +226,7 @@ def describe(pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true:
         "recall of positives, unobserved entries": share("right", "true", unobserved),
         "negatives per image": counts["negative"] / len(pseudo),
         "precision of negatives": share("absent", "negative"),
-        "mAP of the teacher, %": metrics.mean_average_precision(scores, true),
+        "mAP of the teacher, %": None if true is None else metrics.mean_average_precision(scores, true),
     }
 
 

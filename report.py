@@ -27,7 +27,11 @@ def read_runs(results: Path) -> tuple[list[tuple[dict, dict]], list[str]]:
             others.append(f"{path.parent.name} (unfinished: --resume goes on)")
             continue
         try:
-            finished.append((read_json(path)["identity"], read_json(path.parent / "test.json")))
+            identity, result = read_json(path)["identity"], read_json(path.parent / "test.json")
+            if "test_mAP" in result:
+                finished.append((identity, result))
+            else:
+                others.append(f"{path.parent.name} (no test score)")
         except (UserError, KeyError, TypeError):
             others.append(f"{path.parent.name} (damaged: --overwrite runs it again)")
     return finished, others

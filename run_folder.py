@@ -3,7 +3,7 @@
 config.json      settings, identity, command, git commit, versions, device
 metrics.jsonl    one line per epoch
 last.pt          everything needed to resume; not needed once the run is finished
-best.pt          the backbone at the best validation epoch
+best.pt          the backbone at the best validation epoch (or the last, see test.json)
 test.json        the result: test is scored once, from best.pt. Written last: where it is, the run is finished
 per_class.csv    class, test positives, test AP
 predictions.npz  test images, probs, labels
@@ -108,17 +108,21 @@ class Run:
         distributed.broadcast(model.state_dict().values())
 
     def finish(
-        self, result: dict, history: list[dict], predictions: dict[str, np.ndarray], per_class: list[dict]
+        self, result: dict, history: list[dict], predictions: dict[str, np.ndarray] | None, per_class: list[dict] | None
     ) -> None:
-        """Write what a finished run leaves, the result last."""
+        """Write what a finished run leaves, the result last.
+
+        predictions, per_class  of the test images; None where nothing was tested
+        """
         if not distributed.is_main():
             return
         self.write_history(history)  # again: the process that wrote last.pt may have died before it was written
-        write_arrays(self.folder / "predictions.npz", **predictions)
-        with atomic(self.folder / "per_class.csv") as temporary, open(temporary, "w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
-            writer.writeheader()
-            writer.writerows(per_class)
+        if predictions is not None:
+            write_arrays(self.folder / "predictions.npz", **predictions)
+            with atomic(self.folder / "per_class.csv") as temporary, open(temporary, "w", newline="") as file:
+                writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
+                writer.writeheader()
+                writer.writerows(per_class)
         try:
             with atomic(self.folder / "curves.png") as temporary:
                 draw_curves(temporary, history, result)
@@ -240,9 +244,11 @@ def draw_curves(path: Path, history: list[dict], result: dict) -> None:
     left, right = figure.subplots(1, 2)
     left.plot(epochs, [row["train_loss"] for row in history], marker="o", markersize=3)
     left.set(xlabel="epoch", ylabel="training loss")
-    right.plot(epochs, [row["val_mAP"] for row in history], marker="o", markersize=3, label="validation")
-    right.axvline(result["best_epoch"], color="0.7", linestyle=":", label=f"best epoch {result['best_epoch']}")
-    right.axhline(result["test_mAP"], color="C1", label=f"test {result['test_mAP']:.2f}")
+    if "val_mAP" in result:
+        right.plot(epochs, [row["val_mAP"] for row in history], marker="o", markersize=3, label="validation")
+    right.axvline(result["best_epoch"], color="0.7", linestyle=":", label=f"chosen epoch {result['best_epoch']}")
+    if "test_mAP" in result:
+        right.axhline(result["test_mAP"], color="C1", label=f"test {result['test_mAP']:.2f}")
     right.set(xlabel="epoch", ylabel="mAP, %")
     right.legend(fontsize=8)
     for axes in (left, right):

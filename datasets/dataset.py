@@ -19,23 +19,22 @@ class MultiLabelDataset:
     root      folder that `names` are relative to
     names     (N,) str
     stats     (N, 2) int64: bytes and time of change of each file; -1 where it is missing
-    true      (N, L) int8 in {0, 1}
+    true      (N, L) int8 in {0, 1}; None where the full labels are not known
     observed  (N, L) int8 in {-1, 0, +1}; 0 = unknown
     """
 
     root: Path
     names: np.ndarray
     stats: np.ndarray
-    true: np.ndarray
+    true: np.ndarray | None
     observed: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
 
     def rows(self, index: np.ndarray) -> "MultiLabelDataset":
-        return MultiLabelDataset(
-            self.root, self.names[index], self.stats[index], self.true[index], self.observed[index]
-        )
+        true = None if self.true is None else self.true[index]
+        return MultiLabelDataset(self.root, self.names[index], self.stats[index], true, self.observed[index])
 
     def paths(self) -> list[str]:
         return [str(self.root / name) for name in self.names.tolist()]
@@ -51,44 +50,54 @@ class MultiLabelDataset:
 
 @dataclass(frozen=True)
 class Splits:
+    """val, test: None where the data set has no such images."""
+
     train: MultiLabelDataset
-    val: MultiLabelDataset
-    test: MultiLabelDataset
+    val: MultiLabelDataset | None
+    test: MultiLabelDataset | None
     classes: Classes
 
     def named(self) -> dict[str, MultiLabelDataset]:
-        return {"train": self.train, "validation": self.val, "test": self.test}
+        """The splits that there are."""
+        every = {"train": self.train, "validation": self.val, "test": self.test}
+        return {name: split for name, split in every.items() if split is not None}
+
+    def scored(self) -> MultiLabelDataset | None:
+        """The test set, if its full labels are known: scores are computed from nothing less."""
+        return self.test if self.test is not None and self.test.true is not None else None
 
 
 def load(folder: Path, *, image_root: str | None = None, skip_missing: bool = False) -> Splits:
-    """The three splits of a formatted data set.
+    """The splits of a formatted data set. One without validation images of its own sets a fifth of train aside.
 
     image_root    where the images lie, if not where the formatted files say
     skip_missing  drop images that are not on the disk, after the split is drawn
     Raises UserError for files that are absent or contradict each other, and for missing images.
     """
-    splits = {name: files.read_split(folder, name) for name in files.SPLITS}
-    num_labels, others = (labels.shape[1] for _, labels in splits.values())
-    if others != num_labels:
-        raise UserError(
-            f"{files.array_path(folder, 'val', 'labels')} has {others} labels per image, but the training set has "
-            f"{num_labels}; {files.format_command(folder)}"
-        )
+    there = [name for name in ("train", files.VALIDATION, "val") if name == "train" or files.has_split(folder, name)]
+    arrays = {name: files.read_all(folder, name) for name in there}
+    num_labels = arrays["train"][2].shape[1]
+    for name, (_, _, observed) in arrays.items():
+        if observed.shape[1] != num_labels:
+            part = "labels" if files.array_path(folder, name, "labels").exists() else "labels_obs"
+            raise UserError(
+                f"{files.array_path(folder, name, part)} has {observed.shape[1]} labels per image, but the training "
+                f"set has {num_labels}; {files.format_command(folder)}"
+            )
     classes = files.read_classes(folder, num_labels)
     root = files.image_root(folder, image_root)
-    official = {
-        name: MultiLabelDataset(
-            root, images, files.image_stats(root, images), true, files.read_observed(folder, name, true)
-        )
-        for name, (images, true) in splits.items()
+    found = {
+        name: MultiLabelDataset(root, images, files.image_stats(root, images), true, observed)
+        for name, (images, true, observed) in arrays.items()
     }
-    train_rows, val_rows = split_indices(len(official["train"]))
-    return Splits(
-        _present(official["train"].rows(train_rows), "train", skip_missing),
-        _present(official["train"].rows(val_rows), "validation", skip_missing),
-        _present(official["val"], "test", skip_missing),
-        classes,
-    )
+    train, val, test = (found.get(name) for name in ("train", files.VALIDATION, "val"))
+    if val is None:
+        train, val = (train.rows(rows) for rows in split_indices(len(train)))
+
+    def present(split: MultiLabelDataset | None, name: str) -> MultiLabelDataset | None:
+        return _present(split, name, skip_missing) if split is not None and len(split) else None
+
+    return Splits(_present(train, "train", skip_missing), present(val, "validation"), present(test, "test"), classes)
 
 
 def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.files import array_path, write_formatted, write_observed
+from datasets.files import array_path, write_drawn, write_formatted
 from datasets.protocol import observe, split_indices
 from util.files import locked
 
@@ -87,8 +87,7 @@ def make(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "images" / images[-1])
         splits[split] = (images, labels)
     write_formatted(folder, splits, NAMES, WORDS, folder / "images")
-    for split, (_, labels) in splits.items():
-        write_observed(folder, split, observe(labels))
+    write_drawn(folder, {split: observe(labels) for split, (_, labels) in splits.items()})
 
 
 def make_once(folder: Path) -> None:

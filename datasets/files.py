@@ -1,13 +1,16 @@
 """The files of a formatted data set: only this module knows their names.
 
 data/<name>/
-    formatted_{train,val}_images.npy      (N,) str, paths below the image root
-    formatted_{train,val}_labels.npy      (N, L) int8 in {0, 1}
-    formatted_{train,val}_labels_obs.npy  (N, L) int8 in {-1, 0, +1}; 0 = unknown
-    classes.json                          {"names": L names, "prompt_names": L names for the teacher's captions}
-    source.json                           {"image_root": where the images lie, relative to the folder or absolute}
+    formatted_{train,validation,val}_images.npy      (N,) str, paths below the image root
+    formatted_{train,validation,val}_labels.npy      (N, L) int8 in {0, 1}
+    formatted_{train,validation,val}_labels_obs.npy  (N, L) int8 in {-1, 0, +1}; 0 = unknown
+    classes.json   {"names": L names, "prompt_names": L names for the teacher's captions}
+    source.json    {"image_root": where the images lie, relative to the folder or absolute}
+    observed.json  {split: digest of the observed labels that were drawn from its full labels}
 
-'val' is the official validation or test part, which serves as the test set (Cole et al. 2021).
+'val' is the official validation or test part, which serves as the test set (Cole et al. 2021). A published data set has
+train and val. A data set of one's own needs train only, and no split of it needs full labels; where it has a validation
+split, even one without images, that is taken instead of a fifth of train.
 """
 
 import os
@@ -22,6 +25,7 @@ from util.errors import UserError, why
 from util.files import REPOSITORY, file_digest, read_json, write_array, write_json
 
 SPLITS = ("train", "val")
+VALIDATION = "validation"  # a validation split of a data set's own
 ROWS = 4096  # checked at a time: a check of the whole matrix would take several times its memory
 
 
@@ -42,12 +46,22 @@ def is_formatted(folder: Path) -> bool:
     return array_path(folder, "train", "labels").exists()
 
 
+def has_split(folder: Path, split: str) -> bool:
+    """Whether a data set has a split; one of the published data sets has both of SPLITS."""
+    return array_path(folder, split, "images").exists() or (split in SPLITS and _script(folder) is not None)
+
+
+def _script(folder: Path) -> str | None:
+    """The script that formats a published data set; None for a data set of one's own."""
+    script = f"format_{Path(folder).name}.py"
+    return script if script != "format_own.py" and (REPOSITORY / "preproc" / script).exists() else None
+
+
 def format_command(folder: Path) -> str:
     """The command that makes a data set's formatted files."""
-    script = f"format_{Path(folder).name}.py"
-    if (REPOSITORY / "preproc" / script).exists():
+    if script := _script(folder):
         return f"make it with `python preproc/{script} --save-path {folder}`"
-    return "docs/data.md says what a data set of your own needs"
+    return "make it with `python preproc/format_own.py` (docs/own_data.md)"
 
 
 def observe_command(folder: Path) -> str:
@@ -61,6 +75,8 @@ def digest(folder: Path) -> str:
     """Digest of the content of a data set's formatted files, those that are there."""
     paths = [array_path(folder, split, part) for split in SPLITS for part in ("images", "labels", "labels_obs")]
     paths.append(Path(folder) / "classes.json")
+    own = [array_path(folder, VALIDATION, part) for part in ("images", "labels", "labels_obs")]
+    paths += [path for path in own if path.exists()]
     return util.files.digest([file_digest(path) if path.exists() else None for path in paths])
 
 
@@ -106,16 +122,20 @@ def read_images(folder: Path, split: str) -> np.ndarray:
     return images
 
 
-def read_labels(folder: Path, split: str) -> np.ndarray:
-    """(N, L) int8 in {0, 1}."""
+def read_labels(folder: Path, split: str) -> np.ndarray | None:
+    """(N, L) int8 in {0, 1}; None where a data set of one's own has observed labels only."""
     path, how = array_path(folder, split, "labels"), format_command(folder)
+    if not path.exists() and _script(folder) is None and array_path(folder, split, "labels_obs").exists():
+        return None
     return _alphabet(path, _read_array(path, how), (0, 1), how)
 
 
-def read_observed(folder: Path, split: str, true: np.ndarray) -> np.ndarray:
+def read_observed(folder: Path, split: str, true: np.ndarray | None) -> np.ndarray:
     """(N, L) int8 in {-1, 0, +1}; raises UserError where it contradicts `true`, as after formatting anew."""
     path, how = array_path(folder, split, "labels_obs"), observe_command(folder)
     observed = _alphabet(path, _read_array(path, how), (-1, 0, 1), how)
+    if true is None:
+        return observed
     if observed.shape != true.shape:
         raise UserError(f"{path} is {observed.shape}, but the labels are {true.shape}; {how}")
 
@@ -127,17 +147,31 @@ def read_observed(folder: Path, split: str, true: np.ndarray) -> np.ndarray:
     return observed
 
 
-def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """images (N,) str and true labels (N, L) int8 in {0, 1}; raises UserError where they differ in length."""
+def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """images (N,) str and true labels (N, L) int8 in {0, 1}, or None where they are not known; raises UserError where
+    they differ in length."""
     images, true = read_images(folder, split), read_labels(folder, split)
-    if len(images) != len(true):
-        raise UserError(
-            f"{array_path(folder, split, 'images')} has {len(images)} rows, but "
-            f"{array_path(folder, split, 'labels')} has {len(true)}; {format_command(folder)}"
-        )
-    if not len(images):
+    if true is not None:
+        _same_length(folder, split, images, "labels", true)
+    if not len(images) and split != VALIDATION:
         raise UserError(f"{array_path(folder, split, 'images')} names no images; {format_command(folder)}")
     return images, true
+
+
+def read_all(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
+    """images (N,) str, true labels (N, L) int8 in {0, 1} or None, observed labels (N, L) int8 in {-1, 0, +1}."""
+    images, true = read_split(folder, split)
+    observed = read_observed(folder, split, true)
+    _same_length(folder, split, images, "labels_obs", observed)
+    return images, true, observed
+
+
+def _same_length(folder: Path, split: str, images: np.ndarray, part: str, labels: np.ndarray) -> None:
+    if len(images) != len(labels):
+        raise UserError(
+            f"{array_path(folder, split, 'images')} has {len(images)} rows, but "
+            f"{array_path(folder, split, part)} has {len(labels)}; {format_command(folder)}"
+        )
 
 
 def write_formatted(
@@ -160,6 +194,25 @@ def write_split(folder: Path, split: str, images: list[str] | np.ndarray, labels
 
 def write_observed(folder: Path, split: str, observed: np.ndarray) -> None:
     write_array(array_path(folder, split, "labels_obs"), observed.astype(np.int8))
+
+
+def write_drawn(folder: Path, drawn: dict[str, np.ndarray]) -> None:
+    """Write {split: observed labels that were drawn from its full labels}, and remember that they were drawn."""
+    path = Path(folder) / "observed.json"
+    for split, observed in drawn.items():
+        write_observed(folder, split, observed)
+    known = read_json(path) if path.exists() else {}
+    write_json(path, known | {split: util.files.digest(observed) for split, observed in drawn.items()})
+
+
+def check_drawn(folder: Path, split: str, new: np.ndarray) -> None:
+    """Raises UserError where a split has observed labels, other than the new ones, that `write_drawn` did not write."""
+    path, record = array_path(folder, split, "labels_obs"), Path(folder) / "observed.json"
+    if path.exists():
+        old = _alphabet(path, _read_array(path, "--overwrite replaces it"), (-1, 0, 1), "--overwrite replaces it")
+        known = read_json(record) if record.exists() else {}
+        if not np.array_equal(old, new) and known.get(split) != util.files.digest(old):
+            raise UserError(f"{path} holds labels that this command did not draw; --overwrite replaces them")
 
 
 def write_description(folder: Path, names: list[str], prompt_names: list[str], image_root: Path) -> None:

@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from tqdm import tqdm
 
-from datasets.files import SPLITS, image_root, read_images
+from datasets.files import SPLITS, VALIDATION, has_split, image_root, read_images
 from datasets.images import ahead, decode
 from util.errors import OneLineParser, UserError, run_script
 
@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     folder = Path(options.data_root) / options.dataset
     root, bad, workers = image_root(folder, options.image_root), 0, os.cpu_count() or 1
-    for split in SPLITS:
+    for split in filter(lambda split: has_split(folder, split), (*SPLITS, VALIDATION)):
         paths = [str(root / name) for name in read_images(folder, split).tolist()]
         found = list(filter(None, tqdm(ahead(problem, paths, workers, 64), total=len(paths), desc=split, disable=None)))
         print("\n".join([*found, f"{split}: {len(found):,} of {len(paths):,} images are bad"]))

@@ -2,7 +2,8 @@
 
     python preproc/generate_observed_labels.py --dataset coco [--num-pos 1 --num-neg 0 --seed 1200 --data-root data]
 
-Writes formatted_{train,val}_labels_obs.npy, (N, L) int8 in {-1, 0, +1}; 0 = unknown.
+Writes formatted_{train,validation,val}_labels_obs.npy, (N, L) int8 in {-1, 0, +1}; 0 = unknown. Observed labels that it
+did not draw itself are replaced only with --overwrite.
 """
 
 import sys
@@ -10,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.files import SPLITS, read_split, write_observed
+from datasets import files
 from datasets.protocol import SEED, observe
 from util.errors import OneLineParser, UserError, run_script
 
@@ -22,14 +23,22 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--num-neg", type=int, default=0, help="negatives kept per image (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=SEED, help="(default: %(default)s, the published one)")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
+    parser.add_argument("--overwrite", action="store_true", help="replace observed labels that were not drawn here")
     options = parser.parse_args(argv)
     if options.num_pos < 0 or options.num_neg < 0 or not 0 <= options.seed < 2**32:
         raise UserError("--num-pos and --num-neg must be at least 0, --seed in [0, 4294967296)")
     folder = Path(options.data_root) / options.dataset
     how = dict(num_pos=options.num_pos, num_neg=options.num_neg, seed=options.seed)
-    drawn = {split: observe(read_split(folder, split)[1], **how) for split in SPLITS}
+    splits = [name for name in ("train", files.VALIDATION, "val") if name == "train" or files.has_split(folder, name)]
+    true = {split: files.read_split(folder, split)[1] for split in splits}
+    if all(labels is None for labels in true.values()):
+        raise UserError(f"{folder} has no full labels to draw from; its observed labels are all that is known")
+    drawn = {split: observe(labels, **how) for split, labels in true.items() if labels is not None}
+    if not options.overwrite:
+        for split, observed in drawn.items():
+            files.check_drawn(folder, split, observed)
+    files.write_drawn(folder, drawn)
     for split, observed in drawn.items():
-        write_observed(folder, split, observed)
         unknown = int((observed == 0).all(axis=1).sum())
         print(
             f"{split}: {len(observed):,} images, {(observed == 1).sum():,} positives and {(observed == -1).sum():,} "

@@ -54,7 +54,7 @@ def set_entry(value):
         ("train_labels", lambda a: a[:-1], "29"),
         ("train_images", lambda a: a[:-1], "has 29 rows"),
         ("train_labels", set_entry(2), "holds 2 at row 2, label 1"),
-        ("val_labels", lambda a: a[:, :2], "has 2 labels per image, but the training set has 3"),
+        ("val_labels", lambda a: a[:, :2], "labels_obs.npy is (10, 3), but the labels are (10, 2)"),
         ("val_labels_obs", lambda a: a[:, :2], "labels_obs.npy is (10, 2)"),
         ("val_images", lambda a: a[:0], "has 0 rows"),
         ("train_labels_obs", set_entry(3), "one of (-1, 0, 1)"),
