@@ -49,7 +49,7 @@ class Config:
     head_rate: float = option(TRAINING, 1.0, "learning rate of the classifier head, as a multiple of --lr", "(0, inf)", metavar="MULTIPLE")
     image_size: int = option(TRAINING, 448, "side of the square that images are squashed to, in pixels", "[1, 4096]", metavar="PIXELS")
     flip: float = option(TRAINING, 0.5, "probability that a training image is mirrored", "[0, 1]")
-    precision: str = option(TRAINING, "auto", "arithmetic of backbone and teacher (whose half precision is float16); auto: bf16 on CUDA, else float32", choices=("auto", "float32", "bf16"))
+    precision: str = option(TRAINING, "auto", "arithmetic of backbone and teacher (of the teacher float16, unless it is float32); auto: bf16 on CUDA, else float32", choices=("auto", "float32", "tf32", "bf16"))
     pretrained: bool = option(TRAINING, True, "start from the backbone's published weights")
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
     val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (where the data set has them), or the observed ones only", choices=("clean", "observed"))
@@ -66,7 +66,7 @@ class Config:
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))
     workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, inf)")
-    cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in memory, in a file beside the data set, or nowhere", choices=("auto", "gpu", "ram", "disk", "none"))
+    cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a memory-mapped file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
     cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
     deterministic: bool = option(RUN, False, "only algorithms that give the same numbers every time, on a GPU too; slower there")
     eval_batch_size: int = option(RUN, 64, "evaluation batch size", "[1, inf)", metavar="IMAGES")

@@ -8,7 +8,6 @@ set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
-mkdir -p "$(dirname "$out")" && : >"$out"
 
 run() { # seconds it may take, then the command; what fails is said in the file, and the rest goes on
     local limit=$1 left=$((530 - SECONDS + began)) status
@@ -23,10 +22,11 @@ run() { # seconds it may take, then the command; what fails is said in the file,
     [ "$status" = 0 ] || printf '\n`%s`: not measured, exit status %s\n' "$*" "$status" | tee -a "$out"
 }
 
-if ! "$python" -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
-    echo "$python sees no GPU; name an interpreter whose PyTorch does with PYTHON=..." >&2
+if ! reason=$("$python" -c 'import torch; torch.cuda.init()' 2>&1); then
+    echo "$python finds no GPU (${reason##*$'\n'}); PYTHON=... names another interpreter" >&2
     exit 2
 fi
+mkdir -p "$(dirname "$out")" && : >"$out"
 "$python" -c 'import pytest' 2>/dev/null && run 60 -m pytest -q -p no:cacheprovider tests/test_engine.py
 run 150 benchmarks/train.py --official 640 --test 640 --repeats 3
 run 170 benchmarks/train.py --cell --repeats 1

@@ -3,7 +3,6 @@
 Pixels stay uint8 RGB until they enter a network. The backbone or the teacher sets size, mean and std.
 """
 
-import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,7 +23,8 @@ from util.row_cache import cached_rows
 
 DECODED = 32  # images per block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
-PLACES = ("gpu", "ram", "disk", "none")  # from the fastest to the slowest
+PLACES = ("gpu", "disk", "none")  # from the fastest to the slowest
+RESERVE = 16e9  # bytes of a GPU's free memory that images leave to the training: ViT-L at batch 6 needs as much
 AHEAD = 3  # batches prepared before they are asked for
 
 
@@ -72,8 +72,8 @@ class Images:
     """The images of one split at one size, wherever they are kept.
 
     paths  N files
-    kept   (N, S, S, 3) uint8: a tensor on the device (gpu), an array in memory (ram), a memory-mapped file (disk),
-           or None: decoded each time they are asked for (none)
+    kept   (N, S, S, 3) uint8: a tensor on the device (gpu), a memory-mapped file (disk), or None: decoded each time
+           they are asked for (none)
     """
 
     paths: list[str]
@@ -130,30 +130,30 @@ def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
 
 
 def where_kept(mode: str, splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
-    """gpu, ram, disk or none: what --cache means for the images of `splits` at `size` pixels.
+    """gpu, disk or none: what --cache means for the images of `splits` at `size` pixels.
 
-    auto takes the GPU if they fill at most half of its free memory, else memory if at most half of the machine's,
-    else a memory-mapped file if the disk has room, else images are decoded in every epoch. Several processes map the
-    file instead of copying it into memory: the system's page cache holds one copy for all.
+    auto takes the GPU if they leave RESERVE, or half if that is less, of its free memory; else a memory-mapped file if
+    the disk has room; else images are decoded in every epoch. The system keeps in memory what it can of a mapped file,
+    one copy for all processes, and gives it up when memory is asked for: it is read as fast as an array of our own, and
+    no limit on memory (cgroup, SLURM) is ever exceeded by it.
     """
     if mode == "gpu" and device.type != "cuda":
-        raise UserError("--cache gpu needs a GPU; take ram, disk or auto")
+        raise UserError("--cache gpu needs a GPU; take disk or auto")
     where = PLACES.index(_roomiest(splits, size, folder, device) if mode == "auto" else mode)
-    where = PLACES[distributed.maximum(where)]
-    return "disk" if where == "ram" and distributed.world_size() > 1 else where
+    return PLACES[distributed.maximum(where)]
 
 
 def _roomiest(splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
     image_bytes = 3 * size**2
-    num_bytes = image_bytes * sum(map(len, splits))
     to_write = image_bytes * sum(len(split) for split in splits if not cache_file(split, size, folder).exists())
     if shutil.disk_usage(folder).free < 1.1 * to_write:
         print(f"no room for {to_write / 1e9:.1f} GB of decoded images in {folder}: decoding in every epoch")
         return "none"
-    if device.type == "cuda" and num_bytes < torch.cuda.mem_get_info(device)[0] / 2:
-        return "gpu"
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return "ram" if num_bytes < memory / 2 else "disk"
+    if device.type != "cuda":
+        return "disk"
+    torch.cuda.empty_cache()  # of what the teacher used
+    free = torch.cuda.mem_get_info(device)[0]
+    return "gpu" if image_bytes * sum(map(len, splits)) < free - min(RESERVE, free / 2) else "disk"
 
 
 def open_images(
@@ -173,8 +173,6 @@ def open_images(
     kept = cached_rows(
         cache_file(split, size, folder), (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px"
     )
-    if where == "ram":
-        kept = np.array(kept)
     if where == "gpu":
         resident = torch.empty(kept.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(kept), MOVED):

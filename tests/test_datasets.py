@@ -153,7 +153,7 @@ def test_a_bad_image_is_named(tmp_path, content):
         decode(str(path), 8)
 
 
-@pytest.mark.parametrize("where", ["ram", "disk", "none"])
+@pytest.mark.parametrize("where", ["disk", "none"])
 def test_a_stream_gives_the_images_asked_for_wherever_they_are_kept(toy, where, tmp_path):
     split = load(toy).train
     store = open_images(split, 16, where, tmp_path / "cache", CPU, 2)
@@ -195,7 +195,7 @@ def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_pa
 def test_where_images_are_kept_follows_what_there_is_room_for(toy, tmp_path, monkeypatch, capsys):
     splits, huge = list(load(toy).named().values()), 10**7  # pixels
     assert where_kept("none", splits, huge, tmp_path, CPU) == "none"
-    assert where_kept("auto", splits, 16, tmp_path, CPU) == "ram"
+    assert where_kept("auto", splits, 16, tmp_path, CPU) == "disk"
     assert where_kept("auto", splits, huge, tmp_path, CPU) == "none"
     assert "no room" in capsys.readouterr().out
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
@@ -203,9 +203,21 @@ def test_where_images_are_kept_follows_what_there_is_room_for(toy, tmp_path, mon
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
     for split in splits:
         images.cache_file(split, 16, tmp_path).touch()  # what is there already needs no room
-    assert where_kept("auto", splits, 16, tmp_path, CPU) == "ram"
+    assert where_kept("auto", splits, 16, tmp_path, CPU) == "disk"
     with pytest.raises(UserError, match="needs a GPU"):
         where_kept("gpu", splits, 16, tmp_path, CPU)
+
+
+@pytest.mark.parametrize("free, room", [(80e9, 64e9), (24e9, 12e9)])  # 16 GB are left, or half of the free memory
+def test_the_gpu_keeps_the_images_that_leave_room_for_the_training(toy, tmp_path, monkeypatch, free, room):
+    calls, split = [], load(toy).train
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("freed"))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: calls.append("asked") or (free, 2 * free))
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
+    size, gpu = int((room / 3 / len(split)) ** 0.5), torch.device("cuda")
+    assert where_kept("auto", [split], size - 1, tmp_path, gpu) == "gpu"
+    assert where_kept("auto", [split], size + 1, tmp_path, gpu) == "disk"
+    assert calls == ["freed", "asked"] * 2  # what the teacher left in PyTorch's own cache is given back first
 
 
 def test_network_input_is_flipped_and_normalised():

@@ -85,10 +85,10 @@ def test_the_same_command_twice_says_where_the_finished_run_is(toy, capsys):
 def test_where_images_are_kept_does_not_change_a_number(toy):
     results = toy.parent.parent / "results"
     folders = []
-    for cache in ("ram", "disk", "none"):
+    for cache in ("disk", "none"):
         result = main.main(toy_arguments(toy, "--cache", cache))
         folders.append(shutil.move(result["folder"], results.with_name(cache)))
-    assert same_numbers(Path(folders[0]), Path(folders[1])) and same_numbers(Path(folders[0]), Path(folders[2]))
+    assert same_numbers(Path(folders[0]), Path(folders[1]))
 
 
 def test_other_labels_or_another_teacher_make_another_run(toy):

@@ -1,21 +1,31 @@
 """The device that a run computes on, its precision, its random state."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from util import distributed
-from util.errors import UserError, started_by_torchrun, torchrun_rank
+from util.errors import UserError, started_by_torchrun, torchrun_rank, why
+
+DRIVER = Path("/proc/driver/nvidia/version")
 
 
 def pick_device(gpu: str) -> torch.device:
-    """The device of --gpu, or under torchrun the GPU of this process; without CUDA the CPU, with a note."""
+    """The device of --gpu, or under torchrun the GPU of this process; on a machine without an NVIDIA driver the CPU,
+    with a note. Raises UserError where there is a driver and CUDA does not start, rather than run for days on the CPU.
+    """
     if gpu == "cpu":
         return torch.device("cpu")
     if not torch.cuda.is_available():
+        if has_driver():
+            raise UserError(f"this machine has an NVIDIA driver, but CUDA does not start: {why_no_cuda()} (-g cpu runs "
+                            "on the CPU)")  # fmt: skip
         if torchrun_rank() == 0:
             print("note: no CUDA device found, running on the CPU (-g cpu does so without this note)")
         return torch.device("cpu")
@@ -28,6 +38,23 @@ def pick_device(gpu: str) -> torch.device:
     return torch.device("cuda", index)
 
 
+def has_driver() -> bool:
+    """Whether this machine has an NVIDIA driver, whatever PyTorch makes of it."""
+    if DRIVER.exists():
+        return True
+    program = shutil.which("nvidia-smi")  # which is all that containers and WSL may show of it
+    return program is not None and subprocess.run([program, "-L"], capture_output=True).returncode == 0
+
+
+def why_no_cuda() -> str:
+    """PyTorch's own reason why it finds no CUDA device."""
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
+        return why(error)
+    return "it finds no device"
+
+
 def make_deterministic() -> None:
     """Allow only algorithms that give the same numbers every time; PyTorch refuses an operation that has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
@@ -36,7 +63,15 @@ def make_deterministic() -> None:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    return precision if precision != "auto" else "bf16" if device.type == "cuda" else "float32"  # differs: float32
+    """The precision that --precision stands for on a device. From here on a GPU rounds what enters a float32 product or
+    convolution to TF32's 10 bits where it is tf32, and nowhere else; PyTorch by itself does so in convolutions.
+    """
+    if precision == "auto":
+        precision = "bf16" if device.type == "cuda" else "float32"  # differs: float32
+    if precision == "tf32" and device.type != "cuda":
+        raise UserError("--precision tf32 is arithmetic of GPUs; take float32")
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
+    return precision
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:

@@ -59,7 +59,7 @@ def run_script(main: Callable[[], object]) -> typing.NoReturn:
     except RuntimeError as error:
         text = str(error)
         if type(error).__name__ == "OutOfMemoryError":
-            _fail("the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache ram")
+            _fail("the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache disk")
         for sign, line in KNOWN.items():
             if sign in text:
                 _fail(line.format(text.splitlines()[0].split(", but")[0]))

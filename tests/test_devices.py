@@ -1,0 +1,79 @@
+"""The device of a run and its precision, on machines that this one is not: PyTorch's answers are made up."""
+
+import os
+import subprocess
+
+import pytest
+import torch
+from conftest import REPOSITORY
+
+from util import devices
+from util.errors import UserError
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+TOO_OLD = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver"
+
+
+@pytest.fixture
+def broken(monkeypatch, tmp_path):
+    """A machine whose driver is too old for this PyTorch."""
+
+    def refuse():
+        raise RuntimeError(TOO_OLD)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    monkeypatch.setattr(devices, "DRIVER", tmp_path)  # which exists
+
+
+def test_a_driver_without_cuda_stops_the_run_with_pytorchs_reason(broken):
+    with pytest.raises(UserError) as error:
+        devices.pick_device("0")
+    assert TOO_OLD in str(error.value) and "-g cpu" in str(error.value)
+    assert devices.pick_device("cpu") == CPU
+
+
+def test_a_pytorch_built_without_cuda_is_named_too(broken, monkeypatch):
+    def refuse():
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "init", refuse)
+    with pytest.raises(UserError, match="not compiled with CUDA"):
+        devices.pick_device("0")
+
+
+@pytest.mark.parametrize("status, found", [(0, True), (9, False)])
+def test_where_proc_shows_no_driver_nvidia_smi_is_asked(monkeypatch, tmp_path, status, found):
+    (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nexit {status}\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setattr(devices, "DRIVER", tmp_path / "none")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert devices.has_driver() == found
+
+
+@pytest.mark.parametrize(
+    "asked, device, taken, tf32",
+    [
+        ("auto", CPU, "float32", False),
+        ("auto", GPU, "bf16", False),
+        ("float32", GPU, "float32", False),
+        ("tf32", GPU, "tf32", True),
+    ],
+)
+def test_float32_is_float32_in_convolutions_too(asked, device, taken, tf32):
+    assert devices.pick_precision(asked, device) == taken
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
+    devices.pick_precision("float32", CPU)
+
+
+def test_tf32_on_a_cpu_is_told():
+    with pytest.raises(UserError, match="take float32"):
+        devices.pick_precision("tf32", CPU)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
+def test_the_gpu_benchmarks_say_why_pytorch_finds_no_gpu(tmp_path):
+    done = subprocess.run([REPOSITORY / "benchmarks/gpu_all.sh", tmp_path / "gpu.md"], capture_output=True, text=True)
+    reason = devices.why_no_cuda()
+    assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "gpu.md").exists()
+    assert os.listdir(tmp_path) == []
