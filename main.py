@@ -5,6 +5,9 @@
 Data set -> pseudo-labels -> images -> backbone and loss -> train and validate -> test once; `--help` lists all options.
 """
 
+from util.errors import UserError, run_script  # before PyTorch: from here on Ctrl-C is one line
+
+# isort: split
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +26,6 @@ from config import Config
 from datasets.images import open_images, where_kept
 from models import teachers
 from util import devices, distributed
-from util.errors import UserError, run_script
 from util.files import digest, writable_folder
 from util.signals import Stop
 

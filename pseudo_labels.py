@@ -69,7 +69,7 @@ def soft_labels(scores: np.ndarray) -> np.ndarray:
     return scores
 
 
-TEMPERATURE = Setting(0.01, "of the softmax over the teacher's similarities", "(0, inf)", flags=("-t", "--temp"))
+TEMPERATURE = Setting(0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)", flags=("-t", "--temp"))
 
 THRESHOLD_RULE = Rule(
     softmax,

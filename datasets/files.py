@@ -14,15 +14,16 @@ split, even one without images, that is taken instead of a fifth of train.
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 import util.files
-from util.errors import UserError, why
-from util.files import REPOSITORY, file_digest, read_json, write_array, write_json
+from util.errors import UserError
+from util.files import REPOSITORY, file_digest, read_array, read_json, write_array, write_json
 
 SPLITS = ("train", "val")
 VALIDATION = "validation"  # a validation split of a data set's own
@@ -80,18 +81,6 @@ def digest(folder: Path) -> str:
     return util.files.digest([file_digest(path) if path.exists() else None for path in paths])
 
 
-def _read_array(path: Path, how: str) -> np.ndarray:
-    try:
-        array = np.load(path, allow_pickle=False)
-        if not isinstance(array, np.ndarray):
-            raise ValueError("it is an archive of arrays")
-        return array
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; {how}") from None
-    except Exception as error:  # NumPy, zip and zlib each raise their own
-        raise UserError(f"{path} is not a plain NumPy array ({why(error)}); {how}") from None
-
-
 def _alphabet(path: Path, labels: np.ndarray, allowed: tuple[int, ...], how: str) -> np.ndarray:
     """labels as int8, each one of `allowed`."""
     if labels.ndim != 2 or labels.dtype.kind not in "biuf":
@@ -116,10 +105,23 @@ def _first(wrong: Callable[[slice], np.ndarray], num_rows: int) -> tuple[int, in
 def read_images(folder: Path, split: str) -> np.ndarray:
     """(N,) str. Raises UserError where the file is absent or holds no names."""
     path, how = array_path(folder, split, "images"), format_command(folder)
-    images = _read_array(path, how)
+    images = read_array(path, how)
     if images.ndim != 1 or images.dtype.kind != "U":
         raise UserError(f"{path} holds {images.dtype} of shape {images.shape}, expected strings of shape (N,); {how}")
+    for row, name in enumerate(images.tolist()):
+        if not is_file_name(name):
+            raise UserError(f"{path}: {name!r} at row {row} is no name of a file; {how}")
+    if twice := duplicate(images.tolist()):
+        raise UserError(f"{path} names {twice!r} twice; {how}")
     return images
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a file can have this name: surrogates that stand for bytes are in it, others and NUL are not."""
+    try:
+        return bool(name) and b"\0" not in os.fsencode(name)
+    except UnicodeEncodeError:
+        return False
 
 
 def read_labels(folder: Path, split: str) -> np.ndarray | None:
@@ -127,13 +129,13 @@ def read_labels(folder: Path, split: str) -> np.ndarray | None:
     path, how = array_path(folder, split, "labels"), format_command(folder)
     if not path.exists() and _script(folder) is None and array_path(folder, split, "labels_obs").exists():
         return None
-    return _alphabet(path, _read_array(path, how), (0, 1), how)
+    return _alphabet(path, read_array(path, how), (0, 1), how)
 
 
 def read_observed(folder: Path, split: str, true: np.ndarray | None) -> np.ndarray:
     """(N, L) int8 in {-1, 0, +1}; raises UserError where it contradicts `true`, as after formatting anew."""
     path, how = array_path(folder, split, "labels_obs"), observe_command(folder)
-    observed = _alphabet(path, _read_array(path, how), (-1, 0, 1), how)
+    observed = _alphabet(path, read_array(path, how), (-1, 0, 1), how)
     if true is None:
         return observed
     if observed.shape != true.shape:
@@ -209,7 +211,7 @@ def check_drawn(folder: Path, split: str, new: np.ndarray) -> None:
     """Raises UserError where a split has observed labels, other than the new ones, that `write_drawn` did not write."""
     path, record = array_path(folder, split, "labels_obs"), Path(folder) / "observed.json"
     if path.exists():
-        old = _alphabet(path, _read_array(path, "--overwrite replaces it"), (-1, 0, 1), "--overwrite replaces it")
+        old = _alphabet(path, read_array(path, "--overwrite replaces it"), (-1, 0, 1), "--overwrite replaces it")
         known = read_json(record) if record.exists() else {}
         if not np.array_equal(old, new) and known.get(split) != util.files.digest(old):
             raise UserError(f"{path} holds labels that this command did not draw; --overwrite replaces them")
@@ -223,18 +225,29 @@ def write_description(folder: Path, names: list[str], prompt_names: list[str], i
     write_json(folder / "source.json", {"image_root": str(image_root.relative_to(folder) if inside else image_root)})
 
 
+class ClassNames(msgspec.Struct):
+    """classes.json; a bare list of names is read too."""
+
+    names: list[str]
+    prompt_names: list[str] | None = None
+
+
+class Source(msgspec.Struct):
+    """source.json."""
+
+    image_root: str
+
+
 def read_classes(folder: Path, num_labels: int) -> Classes:
-    path = Path(folder) / "classes.json"
-    if not path.exists():
-        raise UserError(f"{path} not found; {format_command(folder)}")
-    value = read_json(path)
-    names = value.get("names") if isinstance(value, dict) else value
-    prompt_names = value.get("prompt_names", names) if isinstance(value, dict) else names
+    path, how = Path(folder) / "classes.json", format_command(folder)
+    found = read_json(path, ClassNames | list[str], how)
+    found = ClassNames(found) if isinstance(found, list) else found
+    names, prompt_names = found.names, found.names if found.prompt_names is None else found.prompt_names
     for what, these in (("names", names), ("prompt_names", prompt_names)):
-        if not (isinstance(these, list) and len(these) == num_labels and all(isinstance(name, str) for name in these)):
-            raise UserError(f"{path}: {what} must be {num_labels} strings, one per label; {format_command(folder)}")
-    if len(set(names)) != len(names):
-        raise UserError(f"{path}: names must differ from each other")
+        if len(these) != num_labels or not all(name.strip() and "\0" not in name for name in these):
+            raise UserError(f"{path}: {what} must be {num_labels} strings, one per label, none of them empty; {how}")
+    if twice := duplicate(names):
+        raise UserError(f"{path}: names must differ from each other, but {twice!r} is there twice; {how}")
     return Classes(names, prompt_names)
 
 
@@ -242,13 +255,14 @@ def image_root(folder: Path, override: str | None) -> Path:
     """Where a data set's images lie."""
     if override:
         return Path(override)
-    path = Path(folder) / "source.json"
-    if not path.exists():
-        raise UserError(f"{path} not found; give --image-root DIR, or {format_command(folder)}")
-    value = read_json(path)
-    if not isinstance(value, dict) or not isinstance(value.get("image_root"), str):
-        raise UserError(f'{path} must hold {{"image_root": DIR}}; give --image-root DIR, or {format_command(folder)}')
-    return Path(folder) / value["image_root"]
+    source = read_json(Path(folder) / "source.json", Source, f"give --image-root DIR, or {format_command(folder)}")
+    return Path(folder) / source.image_root
+
+
+def duplicate(names: Iterable[str]) -> str | None:
+    """The first name that is there twice."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
 
 
 def image_stats(root: Path, images: np.ndarray) -> np.ndarray:

@@ -71,7 +71,7 @@ def test_flag_beats_method_beats_data_set_beats_backbone_beats_default(line, exp
         ("-m resnet51", "convnext_xlarge_22k"),
         ("-m timm:test_resnetx", "test_resnet"),
         ("-d imagenet", "nuswide"),
-        ("-t 0", "(0, inf)"),
+        ("-t 0", "[1e-6, inf)"),
         ("-th 1", "(0, 1)"),
         ("-th nan", "(0, 1)"),
         ("-p 1.0", "[0, 1)"),

@@ -136,7 +136,7 @@ def test_cub_reads_attributes_even_where_lines_carry_more_columns(extra, tmp_pat
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("1 1\n", "at least 3"),
+        ("1 1\n", "three whole numbers"),
         ("1 x 1\n", "whole numbers"),
         ("9 1 1\n", "unknown image"),
         ("1 1 1\n", "says nothing of"),

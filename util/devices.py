@@ -81,7 +81,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 def default_workers() -> int:
     """Threads that decode images: this process's part of the cores that it may use, 8 at most."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+    return max(1, min(8, cores // (int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1)))
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

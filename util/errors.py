@@ -1,11 +1,18 @@
-"""What every command shares: errors in one line, interruptions, exit statuses."""
+"""What every command shares: errors in one line, interruptions, exit statuses.
+
+Importing this module makes Ctrl-C one line even while the libraries are still being imported.
+"""
 
 import argparse
 import os
 import signal
 import sys
+import tempfile
+import textwrap
 import time
+import traceback
 import typing
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,7 +21,9 @@ PEER_IS_GONE = ("closed by peer", "closed by remote peer", "reset by peer", "Bro
 KNOWN = {  # part of an error text of PyTorch: the line shown to the user
     "deterministic implementation": "{}; run without --deterministic",
     "Expected to have finished reduction": "a part of this backbone gets no gradient: train it in a single process",
+    "can't allocate memory": "this machine is out of memory; lower --batch-size, --eval-batch-size or --image-size",
 }
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # whole numbers that it sets
 
 
 class UserError(Exception):
@@ -25,11 +34,24 @@ class Interrupted(BaseException):
     """SIGINT or SIGTERM, by number: the run has stopped with its state saved, and can be resumed."""
 
 
+class ShowTraceback(argparse.Action):
+    """--traceback, which is no setting: the parsed arguments do not hold it."""
+
+    asked = False
+
+    def __init__(self, *names: object, **options: object) -> None:
+        super().__init__(*names, **options | {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0})
+
+    def __call__(self, *given: object) -> None:
+        type(self).asked = True
+
+
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line, without the usage; the description is the first line of a docstring."""
 
     def __init__(self, docstring: str, **options) -> None:
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
+        self.add_argument("--traceback", action=ShowTraceback, help="show where in the code an error arose")
 
     def error(self, message: str) -> typing.NoReturn:
         _fail(f"{message} (see --help)")
@@ -39,20 +61,34 @@ def why(error: Exception) -> str:
     """An error of a library in a few words, without advice to load pickled objects."""
     if isinstance(error, KeyError):
         return f"it lacks {error.args[0]}"
-    lines = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error).strip().splitlines()
-    text = lines[0] if lines else "it is empty or cut short" if isinstance(error, EOFError) else type(error).__name__
+    text = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
+    text = textwrap.shorten(text, 300) or (
+        "it is empty or cut short" if isinstance(error, EOFError) else type(error).__name__
+    )
     if "pickle" in text.lower() or "weights_only" in text:
         return "it is something else, or holds pickled objects, which are never read"
     return text
 
 
-def run_script(main: Callable[[], object]) -> typing.NoReturn:
-    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, no traceback."""
-    sys.stdout.reconfigure(line_buffering=True)  # a log file shows a line when it is printed
+def run_script(main: Callable[[], object]) -> None:
+    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, no traceback.
+
+    So does an error that nobody foresaw, with status 1 and the traceback in a file.
+    """
+    sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
+    # a log file shows a line when it is printed; a terminal of few characters shows the others' numbers
+    sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+    warnings.formatwarning = lambda message, category, *_: f"{_program()}: warning: {_flat(str(message))}\n"
     try:
+        check_torchrun()
         main()
     except UserError as error:
         _fail(str(error))
+    except BrokenPipeError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail once more as it ends
+        _fail(f"what reads this output has ended ({error.strerror})")
+    except MemoryError as error:
+        _fail(f"this machine is out of memory ({why(error)})")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")
@@ -66,7 +102,7 @@ def run_script(main: Callable[[], object]) -> typing.NoReturn:
         if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
             time.sleep(2 * LEAD_SECONDS)  # that process prints first
             _fail("another process of this run has ended; its own line says why")
-        raise
+        _fail_unforeseen(error)
     except KeyboardInterrupt:
         _fail("interrupted", 128 + signal.SIGINT)
     except Interrupted as interrupted:
@@ -74,17 +110,48 @@ def run_script(main: Callable[[], object]) -> typing.NoReturn:
             sys.exit(128 + interrupted.args[0])
         name = signal.Signals(interrupted.args[0]).name
         _fail(f"stopped by {name}; the same command with --resume goes on", 128 + interrupted.args[0])
+    except Exception as error:
+        _fail_unforeseen(error)
+
+
+def _fail_unforeseen(error: Exception) -> typing.NoReturn:
+    """An error that is this code's own mistake: one line, the traceback in a file, exit status 1."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    with tempfile.NamedTemporaryFile("w", prefix="traceback_", suffix=".txt", delete=False, errors="replace") as file:
+        file.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
+    what = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+    where = f"{Path(last.filename).name}, line {last.lineno}"
+    _fail(f"a mistake in this program: {what} ({where}); {file.name} has the traceback, please report it", 1)
+
+
+def _program() -> str:
+    return Path(sys.argv[0]).name + (f", process {torchrun_rank()}" if torchrun_rank() else "")
+
+
+def _flat(text: str) -> str:
+    """A text of any number of lines as one, without characters that move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+
+
+def _interrupted_early(kind: type[BaseException], error: BaseException, trace: object) -> None:
+    if kind is not KeyboardInterrupt:
+        return sys.__excepthook__(kind, error, trace)
+    print(f"{_program()}: interrupted", file=sys.stderr, flush=True)
+    os._exit(128 + signal.SIGINT)
+
+
+sys.excepthook = _interrupted_early
 
 
 def _fail(line: str, status: int = 2) -> typing.NoReturn:
     """Print the line on stderr and exit. torchrun ends all processes once one has failed; the others wait before they
     print, so that an error that all of them meet is printed once."""
-    program = Path(sys.argv[0]).name
     if torchrun_rank():
-        program += f", process {torchrun_rank()}"
         time.sleep(LEAD_SECONDS)
+    if ShowTraceback.asked:
+        traceback.print_exc()
     kind = "" if status > 128 else "error: "
-    print(f"{program}: {kind}{line}", file=sys.stderr)
+    print(f"{_program()}: {kind}{_flat(line)}", file=sys.stderr)
     sys.exit(status)
 
 
@@ -94,4 +161,15 @@ def started_by_torchrun() -> bool:
 
 def torchrun_rank() -> int:
     """The number of this process among those that torchrun started; 0 without it."""
-    return int(os.environ["RANK"]) if started_by_torchrun() else 0
+    rank = os.environ.get("RANK", "")
+    return int(rank) if started_by_torchrun() and rank.isdecimal() else 0
+
+
+def check_torchrun() -> None:
+    """Raises UserError where only a part of what torchrun tells its processes is there."""
+    if started_by_torchrun():
+        wrong = [name for name in TORCHRUN if not os.environ.get(name, "").isdecimal()]
+        if wrong:
+            raise UserError(
+                f"TORCHELASTIC_RUN_ID is set, as by torchrun, but {wrong[0]} is no number; unset it, or use torchrun"
+            )

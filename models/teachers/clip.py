@@ -19,8 +19,8 @@ from datasets.images import decode_batches, to_input
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.clip import clip_file, create_clip, normalisation
 from models.vit_clip import NAME, TAG
-from util.errors import UserError, why
-from util.files import digest, file_digest, local_file
+from util.errors import UserError
+from util.files import digest, file_digest, local_file, read_array
 from util.row_cache import cached_rows
 
 DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
@@ -97,10 +97,7 @@ class Scorer(nn.Module):
 
 def read_text_features(path: str, num_labels: int) -> np.ndarray:
     """(L, D) float32 from an .npy file; raises UserError for any other."""
-    try:
-        features = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UserError(f"--text-features {path} is not a plain NumPy array ({why(error)})") from None
+    features = read_array(path)
     if (
         features.ndim != 2
         or len(features) != num_labels

@@ -1,0 +1,306 @@
+"""Files and environments that are not what they should be: one line that names them and says what to do."""
+
+import io
+import os
+import subprocess
+import sys
+import zipfile
+
+import numpy as np
+import pytest
+from conftest import REPOSITORY, toy_arguments
+
+import main
+from datasets import load
+from models.teachers import load_similarity
+from util import devices, errors
+from util.errors import UserError, run_script
+from util.files import read_array, read_arrays, read_json, read_text, write_array, write_json
+
+
+def header(text: str, content: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    """An .npy file of a header and a content that need not fit each other."""
+    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text.encode() + content
+
+
+def npy(array: np.ndarray, **options) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array, **options)
+    return buffer.getvalue()
+
+
+HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}"
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "empty or cut short|magic string"),
+        (b"hello", "magic string"),
+        (npy(np.arange(9))[:-1], "71 bytes follow"),
+        (npy(np.arange(9)) + b"x", "73 bytes follow"),
+        (header(HUGE), "0 bytes follow"),
+        (header(HUGE.replace("1000000000000", "-1"), bytes(8)), "8 bytes follow"),
+        (header("{'descr': '<f8', 'shape': (1,)}"), "Header"),
+        (header("__import__('os')"), "not a plain NumPy array"),
+        (header("(" * 5000), "not a plain NumPy array"),
+        (header(HUGE, version=b"\x09\x00"), "its format is"),
+        (npy(np.array([None, {}], dtype=object), allow_pickle=True), "pickled objects, which are never read"),
+        (npy(np.zeros(3, dtype=np.longdouble)), "it holds float128"),
+        (npy(np.zeros(3, dtype=complex)), "it holds complex128"),
+        (npy(np.zeros(3, dtype="M8[s]")), "it holds datetime64"),
+        (npy(np.zeros(3, dtype=[("a", "i4")])), "it holds"),
+        (npy(np.zeros(3, dtype=bool))[:-1] + b"\x07", "neither 0 nor 1"),
+        (npy(np.array(["a"]))[:-4] + b"\xff" * 4, "maximum character|not in range"),
+        (b"PK\x03\x04", "magic string"),
+    ],
+)
+def test_an_array_that_is_anything_else_is_one_line(tmp_path, content, says):
+    (tmp_path / "a.npy").write_bytes(content)
+    with pytest.raises(UserError, match=says) as error:
+        read_array(tmp_path / "a.npy", "make it again")
+    assert str(error.value).endswith("; make it again") and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("dtype", [">i2", ">f8", "?", "<u1", ">U3", "<U3"])
+@pytest.mark.parametrize("shape", [(), (0,), (2, 3), (3, 0)])
+def test_arrays_are_read_in_this_machines_byte_order(tmp_path, dtype, shape):
+    array = np.asarray(np.arange(np.prod(shape, dtype=int)).reshape(shape) % 2).astype(dtype)
+    for order in "CF":
+        np.save(tmp_path / "a.npy", np.asarray(array, order=order))
+        read = read_array(tmp_path / "a.npy")
+        assert read.dtype.isnative and read.shape == array.shape and (read == array).all()
+
+
+def unreadable_zip(tmp_path, **changes: int) -> None:
+    """a.npz with a field of its member's headers changed: flags or method."""
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
+        file.writestr("x.npy", npy(np.arange(3)))
+        file.writestr("y.npy", npy(np.arange(3)))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    for start, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        where = content.find(start)
+        for field, value in changes.items():
+            content[where + offset + 2 * (field == "method")] = value
+    (tmp_path / "a.npz").write_bytes(content)
+
+
+@pytest.mark.parametrize("changes, says", [(dict(flags=1), "encrypted"), (dict(method=99), "compression")])
+def test_encrypted_and_exotic_zip_files_are_one_line(tmp_path, changes, says):
+    unreadable_zip(tmp_path, **changes)
+    with pytest.raises(UserError, match=f"not an npz file with x and y.*{says}"):
+        read_arrays(tmp_path / "a.npz", ("x", "y"))
+
+
+def test_an_npz_file_whose_checksum_is_wrong_is_one_line(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(1000), y=np.arange(3))
+    content = bytearray((tmp_path / "a.npz").read_bytes())
+    content[4000] ^= 1
+    (tmp_path / "a.npz").write_bytes(content)
+    with pytest.raises(UserError, match="CRC"):
+        read_arrays(tmp_path / "a.npz", ("x", "y"))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe", b"[" * 100_000, b"1" * 5_000_000, b'{"a": 1} x', b'"\\ud800"', b"NaN"],
+    ids=["empty", "cut", "not UTF-8", "nested", "a long number", "two values", "half a character", "no number"],
+)
+def test_what_is_not_json_is_one_line(tmp_path, content):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(UserError, match="mend it") as error:
+        read_json(tmp_path / "a.json")
+    assert len(str(error.value)) < 600
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "folder", "name", "large"])
+@pytest.mark.parametrize("read", [read_array, read_json, read_text, lambda path: read_arrays(path, ("x", "y"))])
+def test_a_file_that_is_no_regular_file_is_told_at_once(tmp_path, what, read):
+    path = tmp_path / "file"
+    match what:
+        case "pipe":
+            os.mkfifo(path)
+        case "device":
+            path = "/dev/zero"
+        case "folder":
+            path.mkdir()
+        case "name":
+            path = f"{path}\0"
+        case "large":  # nothing but a hole
+            with open(path, "wb") as file:
+                file.truncate(2**42)
+    with pytest.raises(UserError, match=r"no regular file|cannot be opened|more than|directory"):
+        read(path)
+
+
+def test_a_write_that_the_disk_refuses_leaves_the_old_array(tmp_path):
+    """NumPy's own way to write does not notice that the last flush failed."""
+    write_array(tmp_path / "a.npy", np.arange(10))
+    code = f"""
+import resource, sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+import numpy as np
+from util.files import write_array
+resource.setrlimit(resource.RLIMIT_FSIZE, (3072, 3072))
+write_array({str(tmp_path / "a.npy")!r}, np.arange(440))  # 3,648 bytes: fewer than a buffer
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert "File too large" in done.stderr
+    assert (read_array(tmp_path / "a.npy") == np.arange(10)).all()
+
+
+def test_a_device_is_not_replaced_by_a_file():
+    with pytest.raises(UserError, match="/dev/null is no regular file"):
+        write_json("/dev/null", {})
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+@pytest.mark.parametrize(
+    "name, says",
+    [
+        ("{0}/001.png", "names '{0}/001.png' twice"),
+        ("", "'' at row 0 is no name of a file"),
+        ("a\0b", "no name of a file"),
+        ("\ud800", "no name of a file"),
+    ],
+)
+def test_image_names_that_no_image_can_have_are_told(toy, split, name, says):
+    path = toy / f"formatted_{split}_images.npy"
+    names = np.load(path)
+    names[0] = name.format(split)
+    write_array(path, names)
+    with pytest.raises(UserError) as error:
+        load(toy)
+    assert says.format(split) in str(error.value) and path.name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ({"names": ["a", "", "c"]}, "none of them empty"),
+        ({"names": ["a", "b\0", "c"]}, "strings"),
+        ({"names": ["a", 2, "c"]}, "Expected `str`, got `int`"),
+        ({"names": ["a", "b", "c"], "prompt_names": ["a"]}, "prompt_names must be 3"),
+        ({"name": []}, "missing required field `names`"),
+        (7, "Expected"),
+    ],
+)
+def test_class_names_of_another_kind_are_told(toy, content, says):
+    write_json(toy / "classes.json", content)
+    with pytest.raises(UserError, match=says):
+        load(toy)
+
+
+def test_similarities_that_contradict_each_other_are_told(tmp_path):
+    def save(similarity) -> None:
+        np.savez(
+            tmp_path / "s.npz",
+            images=np.array(["a", "b", "a"]),
+            classes=np.array(["x", "y"]),
+            similarity=np.array(similarity, dtype=np.float32),
+        )
+
+    save([[1, 2], [3, 4], [1, 2]])
+    assert load_similarity(tmp_path / "s.npz", np.array(["a"]), ["y"]).tolist() == [[2]]
+    save([[1, 2], [3, 4], [1, 9]])
+    with pytest.raises(UserError, match="more than one row for the image 'a', and they contradict"):
+        load_similarity(tmp_path / "s.npz", np.array(["a"]), ["y"])
+    save([[1, 2], [3, 4], [1e37, 1e37]])
+    with pytest.raises(UserError, match="contradict"):
+        load_similarity(tmp_path / "s.npz", np.array(["a"]), ["y"])
+
+
+def test_similarities_that_no_softmax_can_take_are_told(tmp_path):
+    np.savez(tmp_path / "s.npz", images=np.array(["a"]), classes=np.array(["x"]), similarity=np.full((1, 1), 1e37))
+    with pytest.raises(UserError, match="finite numbers of at most 1e"):
+        load_similarity(tmp_path / "s.npz", np.array(["a"]), ["x"])
+
+
+def ends(capsys, function) -> tuple[int, str]:
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        run_script(function)
+    return stop.value.code, capsys.readouterr().err
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(capsys, monkeypatch):
+    def unforeseen():
+        raise LookupError("two\nlines")
+
+    status, err = ends(capsys, unforeseen)
+    assert status == 1 and len(err.splitlines()) == 1
+    assert "a mistake in this program: LookupError: two lines (test_bad_input.py, line" in err
+    (path,) = (word for word in err.split() if word.endswith(".txt"))
+    assert "raise LookupError" in read_text(path)
+    os.unlink(path)
+    monkeypatch.setattr(errors.ShowTraceback, "asked", True)
+    assert "raise LookupError" in ends(capsys, unforeseen)[1]
+
+
+def test_every_command_knows_traceback_and_no_setting_is_called_so(toy, monkeypatch):
+    monkeypatch.setattr(errors.ShowTraceback, "asked", False)
+    config = main.settings.parse([*toy_arguments(toy), "--traceback"])
+    assert errors.ShowTraceback.asked and "traceback" not in config.settings
+
+
+def test_an_error_of_several_lines_is_shown_in_one(capsys):
+    def several():
+        raise UserError("size mismatch:\n\tone\n\ttwo\x1b[2J")
+
+    assert ends(capsys, several) == (2, "-c: error: size mismatch: one two?[2J\n".replace("-c", errors._program()))
+
+
+@pytest.mark.parametrize("error", [MemoryError("8 TB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
+def test_too_little_memory_is_one_line(capsys, error):
+    def greedy():
+        raise error
+
+    status, err = ends(capsys, greedy)
+    assert status == 2 and "this machine is out of memory" in err
+
+
+def script(code: str, **options) -> subprocess.CompletedProcess:
+    """A command of one function, as a process."""
+    start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\nfrom util.errors import UserError, run_script\n"
+    return subprocess.run([sys.executable, "-c", start + code], capture_output=True, text=True, timeout=60, **options)
+
+
+@pytest.mark.parametrize(
+    "environment, says",
+    [
+        ({"TORCHELASTIC_RUN_ID": "x"}, "RANK is no number"),
+        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is no number"),
+        ({"PYTHONIOENCODING": "ascii"}, ""),
+    ],
+)
+def test_what_the_environment_holds_is_one_line_or_no_matter(environment, says):
+    done = script("run_script(lambda: print('±'))", env=os.environ | environment)
+    assert done.returncode == (2 if says else 0) and says in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == bool(says)
+
+
+def test_what_only_torchrun_sets_is_not_read_without_it(monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "abc")
+    assert devices.default_workers() >= 1
+
+
+def test_output_that_nobody_reads_is_no_traceback():
+    for close in (">&-", "2>&-", "| true"):
+        code = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r}); from util.errors import run_script; "
+        code += "run_script(lambda: [print(i) for i in range(100000)])"
+        shell = ["bash", "-c", f'"$0" -c "$1" {close}', sys.executable, code]
+        done = subprocess.run(shell, capture_output=True, text=True, timeout=60)
+        assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) <= 1, done.stderr
+
+
+def test_an_interruption_while_libraries_are_imported_is_one_line():
+    done = script("raise KeyboardInterrupt")
+    assert (done.returncode, done.stderr) == (130, "-c: interrupted\n")
+    lines = (REPOSITORY / "main.py").read_text().splitlines()
+    imports = [line for line in lines if line.startswith(("import", "from"))]
+    assert imports[0].startswith("from util.errors")  # before PyTorch, which takes seconds
+
+
+def test_a_warning_is_one_line():
+    done = script("import warnings; run_script(lambda: warnings.warn('two\\nlines'))")
+    assert done.stderr == "-c: warning: two lines\n"
