@@ -45,8 +45,11 @@ class Config:
 
     epochs: int = option(TRAINING, 10, "passes over the training images; VLPL trains 10", "[1, inf)")
     batch_size: int = option(TRAINING, 8, "images per training step; VLPL: 8, and 6 for ViT-L", "[1, inf)", metavar="IMAGES")
-    lr: float = option(TRAINING, 1e-5, "learning rate of Adam, constant", "(0, inf)")
+    lr: float = option(TRAINING, 1e-5, "learning rate; where a schedule changes it, the highest", "(0, inf)")
     head_rate: float = option(TRAINING, 1.0, "learning rate of the classifier head, as a multiple of --lr", "(0, inf)", metavar="MULTIPLE")
+    optimizer: str = option(TRAINING, "adam", "optimizer; sgd has momentum 0.9. VLPL: adam", choices=("adam", "adamw", "sgd"))
+    weight_decay: float = option(TRAINING, 0.0, "weight decay of backbone and head; VLPL: none", "[0, inf)", metavar="DECAY")
+    schedule: str = option(TRAINING, "constant", "learning rate over the steps: half a cosine to 0, or one cycle up and down. VLPL: constant", choices=("constant", "cosine", "onecycle"))
     image_size: int = option(TRAINING, 448, "side of the square that images are squashed to, in pixels", "[1, 4096]", metavar="PIXELS")
     flip: float = option(TRAINING, 0.5, "probability that a training image is mirrored", "[0, 1]")
     precision: str = option(TRAINING, "auto", "arithmetic of backbone and teacher (of the teacher float16, unless it is float32); auto: bf16 on CUDA, else float32", choices=("auto", "float32", "tf32", "bf16"))

@@ -1,8 +1,10 @@
 """Training: its state, its steps, its epochs, and predictions."""
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -60,14 +62,39 @@ class TrainingSet:
 
 
 def parameter_groups(model: Backbone, loss_function: Loss, lr: float, head_rate: float) -> list[dict]:
-    """The optimizer's groups: the backbone at rate lr, its head at head_rate x lr, the loss's own parameters at its."""
+    """The optimizer's groups: the backbone at rate lr, its head at head_rate x lr, the loss's own parameters at its and
+    without weight decay, for they are no weights of the network."""
     head = set(model.head_parameters()) if head_rate != 1 else set()
     groups = [
         {"params": [parameter for parameter in model.parameters() if parameter not in head], "lr": lr},
         {"params": [parameter for parameter in model.parameters() if parameter in head], "lr": lr * head_rate},
-        {"params": list(loss_function.parameters()), "lr": lr * loss_function.rate},
+        {"params": list(loss_function.parameters()), "lr": lr * loss_function.rate, "weight_decay": 0.0},
     ]
     return [group for group in groups if group["params"]]
+
+
+OPTIMIZERS = {
+    "adam": partial(torch.optim.Adam, fused=True),
+    "adamw": partial(torch.optim.AdamW, fused=True),
+    "sgd": partial(torch.optim.SGD, momentum=0.9, fused=True),
+}
+
+
+def cosine(step: int, steps: int) -> float:
+    """Half a cosine from 1 to 0 (Loshchilov and Hutter 2017), as torch's CosineAnnealingLR."""
+    return (1 + math.cos(math.pi * step / steps)) / 2
+
+
+def one_cycle(step: int, steps: int) -> float:
+    """Half a cosine from 1/25 to 1 over three tenths of the steps, then one to 4e-6 (Smith and Topin 2018), as torch's
+    OneCycleLR; the momentum stays."""
+    first, last, top = 1 / 25, 1 / 25 / 1e4, 0.3 * steps - 1
+    if step < top:
+        return 1 + (first - 1) * cosine(step, top)
+    return last + (1 - last) * cosine(step - top, steps - 1 - top)
+
+
+SCHEDULES = {"constant": None, "cosine": cosine, "onecycle": one_cycle}  # (step, steps) -> multiple of the rate
 
 
 class TrainingStep:
@@ -76,7 +103,7 @@ class TrainingStep:
     On a GPU a batch of 8 takes less time to compute than Python takes to launch its kernels. There the step of a full
     batch is captured in a CUDA graph, after WARM_UP eager steps, and replayed from then on; a smaller last batch is
     trained eagerly. A replay reads and writes the memory of the capture: weights, optimizer state and a loss's buffers
-    may change between steps, but only in place.
+    may change between steps, but only in place; so does a learning rate that has a schedule, which is a tensor then.
 
     With several processes each computes its part of the batch, and no step is captured.
     """
@@ -92,16 +119,33 @@ class TrainingStep:
         precision: str = "float32",
         cuda_graph: bool = True,
         head_rate: float = 1.0,
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        scheduled: bool = False,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
-        self.optimizer = torch.optim.Adam(parameter_groups(model, loss_function, lr, head_rate), fused=True)
         self.batch_size, self.precision = batch_size, precision
         self.device = data.observed.device
+        groups = parameter_groups(model, loss_function, lr, head_rate)
+        self.rates = [group["lr"] for group in groups]
+        if scheduled:
+            groups = [group | {"lr": torch.tensor(group["lr"], device=self.device)} for group in groups]
+        self.optimizer = OPTIMIZERS[optimizer](groups, weight_decay=weight_decay)
         self.network = distributed.wrap(model, self.device)
         captures = cuda_graph and self.device.type == "cuda" and distributed.world_size() == 1
         self.stream = torch.cuda.Stream(self.device) if captures else None
         self.warmed_up = 0
         self.graph: torch.cuda.CUDAGraph | None = None
+
+    def set_rate(self, multiple: float) -> None:
+        """Give the next step this multiple of each learning rate."""
+        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+            group["lr"].fill_(rate * multiple)
+
+    def load_optimizer(self, state: dict) -> None:
+        """Restore what the optimizer remembers of each parameter. Its rates are those of this step: a schedule is a
+        function of the step's number."""
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["state"]})
 
     def __call__(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         """This process's part of the loss of the batch, () float on the device, overwritten by the next step.
@@ -192,14 +236,20 @@ class Training:
         seed: int = 0,
         flip: float = 0.0,
         head_rate: float = 1.0,
+        optimizer: str = "adam",
+        weight_decay: float = 0.0,
+        schedule: str = "constant",
         precision: str = "float32",
         cuda_graph: bool = True,
         eval_batch_size: int = 64,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
         self.epochs, self.seed, self.flip, self.eval_batch_size = epochs, seed, flip, eval_batch_size
-        how = dict(lr=lr, batch_size=batch_size, precision=precision, cuda_graph=cuda_graph, head_rate=head_rate)
-        self.step = TrainingStep(model, loss_function, data, **how)
+        self.schedule = SCHEDULES[schedule]
+        self.step = TrainingStep(
+            model, loss_function, data, lr=lr, batch_size=batch_size, precision=precision, cuda_graph=cuda_graph,
+            head_rate=head_rate, optimizer=optimizer, weight_decay=weight_decay, scheduled=self.schedule is not None,
+        )  # fmt: skip
         self.device, self.precision = self.step.device, precision
         self.num_steps = -(-len(data.images) // batch_size)
         self.step_losses = torch.zeros(self.num_steps, device=self.device)  # this process's part of each step's loss
@@ -225,7 +275,7 @@ class Training:
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
-        self.step.optimizer.load_state_dict(state["optimizer"])
+        self.step.load_optimizer(state["optimizer"])
         self.loss_function.load_state_dict(state["loss"])
         set_random_state(state["random"], self.device)
         self.epoch, self.steps, self.best = state["epoch"], state["step"], state["best"]
@@ -300,7 +350,10 @@ class Training:
         )  # fmt: skip
         with bar:
             for pixels, index in zip(images.stream(mine, self.device), on_device(mine, self.device), strict=True):
-                self.loss_function.start_step((self.epoch - 1) * self.num_steps + self.steps)
+                number = (self.epoch - 1) * self.num_steps + self.steps  # of the step, from 0 over the whole training
+                self.loss_function.start_step(number)
+                if self.schedule:
+                    self.step.set_rate(self.schedule(number, self.epochs * self.num_steps))
                 losses[self.steps] = self.step(pixels, index, flips[index], len(batches[self.steps]))
                 self.steps += 1
                 bar.update()

@@ -5,13 +5,14 @@ import contextlib
 
 import pytest
 import torch
-from training import BATCH, SIZE, MemoryStorage, StopAfter, early, fit, tiny_training
+from training import ALL_WAYS, BATCH, SIZE, MemoryStorage, StopAfter, early, fit, tiny_training
 
 import engine
 from losses import LOSSES
 from util.errors import Interrupted, UserError
 
 CPU = torch.device("cpu")
+WAYS = [*((loss, {}) for loss in LOSSES), ("EM_PL", ALL_WAYS), ("EM_APL", ALL_WAYS | dict(optimizer="adamw"))]
 
 
 def needs_gpu(test):
@@ -21,20 +22,23 @@ def needs_gpu(test):
     )
 
 
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss):
+@pytest.mark.parametrize(("loss", "options"), WAYS)
+def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss, options):
     """Without a GPU: a stand-in that, like a CUDA graph, records without computing, and replays on the same memory."""
-    training = tiny_training(loss)
+    training = tiny_training(loss, **options)
     step, replays, read = training.step, [], []
 
     def held_fast() -> list:
-        """Where all lies that a replay reads and writes, and the loss's plain numbers, which a capture turns into
-        constants."""
+        """Where all lies that a replay reads and writes, and the plain numbers of loss and optimizer, which a capture
+        turns into constants."""
         data = (step.data.observed, step.data.true, step.data.pseudo)
         state = (tensor for state in step.optimizer.state.values() for tensor in state.values())
         memory = (*step.model.parameters(), *step.model.buffers(), *own_tensors(), *step.held)
         numbers = {name: value for name, value in vars(step.loss_function).items() if isinstance(value, int | float)}
-        return [numbers, *(tensor.data_ptr() for tensor in (*data, *state, *memory))]
+        rates = [group["lr"] for group in step.optimizer.param_groups]
+        constant = [rate for rate in rates if isinstance(rate, float)]
+        rates = [rate for rate in rates if isinstance(rate, torch.Tensor)]
+        return [numbers, constant, *(tensor.data_ptr() for tensor in (*data, *state, *memory, *rates))]
 
     def own_tensors() -> list[torch.Tensor]:
         return [*step.loss_function.parameters(), *step.loss_function.buffers()]
@@ -70,18 +74,18 @@ def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss):
     captured = fit(training)
     assert not any(group["capturable"] for group in step.optimizer.param_groups)
     assert replays == [BATCH] * (3 * 4 - engine.WARM_UP)
-    usual = fit(tiny_training(loss))
+    usual = fit(tiny_training(loss, **options))
     assert captured[0] == usual[0] and torch.equal(captured[1], usual[1])
 
 
 @pytest.mark.parametrize("batch", [3, 9, 17, 29])  # of at least 39: five of training and eight of validation an epoch
-@pytest.mark.parametrize("loss", LOSSES)
-def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(loss, batch):
-    undisturbed, storage = tiny_training(loss), MemoryStorage()
+@pytest.mark.parametrize(("loss", "options"), WAYS)
+def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(loss, options, batch):
+    undisturbed, storage = tiny_training(loss, **options), MemoryStorage()
     expected = fit(undisturbed)
     with pytest.raises(Interrupted):
-        fit(tiny_training(loss), storage, StopAfter(batch))
-    training = tiny_training(loss)
+        fit(tiny_training(loss, **options), storage, StopAfter(batch))
+    training = tiny_training(loss, **options)
     for parameter in training.model.parameters():
         torch.nn.init.ones_(parameter)  # all comes from the saved state
     training.load_state_dict(storage.load())
@@ -126,11 +130,11 @@ def test_a_step_that_cannot_be_captured_is_one_line(monkeypatch):
 
 
 @needs_gpu
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(("loss", "options"), WAYS)
 @pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bf16", 2e-2)])
-def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, precision, tolerance):
+def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, options, precision, tolerance):
     (means, probs), (other_means, other_probs) = (
-        fit(tiny_training(loss, "cuda:0", cuda_graph=graph, precision=precision)) for graph in (True, False)
+        fit(tiny_training(loss, "cuda:0", cuda_graph=graph, precision=precision, **options)) for graph in (True, False)
     )
     assert means == pytest.approx(other_means, abs=tolerance)
     assert torch.allclose(probs, other_probs, atol=tolerance)
