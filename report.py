@@ -1,139 +1,136 @@
-"""Gather finished runs into the paper's table: methods down, data sets across, mean and deviation over seeds.
+"""Finished runs as tables: methods down, data sets across, mean and deviation over seeds.
 
-    python report.py [results/] [--csv results/summary.csv]
+    python report.py [RESULTS ...] [--where dataset=pascal threshold=0.3] [--columns method val test] [--latex]
 
-Runs are averaged only if they differ in nothing but the seed. Where one cell of the table would hold runs that differ
-in more, each setting has a row of its own that names what differs.
+RESULTS are folders of runs, or single runs. Runs are averaged only if they differ in nothing but the seed. Where one
+cell of the table would hold runs that differ in more, each setting has a row of its own that names what differs.
 """
 
-import csv
+import argparse
 import sys
-from collections import defaultdict
+import time
 from pathlib import Path
 
-import numpy as np
-
-from datasets import DATASETS
-from losses import LOSSES
+from reporting import tables
+from reporting.runs import Run, read_history, read_runs, seconds_since_written
 from util.errors import OneLineParser, UserError, run_script
-from util.files import atomic, read_json
+from util.files import atomic, locked
 
-
-def read_runs(results: Path) -> tuple[list[tuple[dict, dict]], list[str]]:
-    """(identity, result) of each finished run, and the names of those that are not, each with the reason."""
-    finished, others = [], []
-    for path in sorted(results.glob("*/config.json")):
-        if not (path.parent / "test.json").exists():
-            others.append(f"{path.parent.name} (unfinished: --resume goes on)")
-            continue
-        try:
-            identity, result = read_json(path)["identity"], read_json(path.parent / "test.json")
-            if "test_mAP" in result:
-                finished.append((identity, result))
-            else:
-                others.append(f"{path.parent.name} (no test score)")
-        except (UserError, KeyError, TypeError):
-            others.append(f"{path.parent.name} (damaged: --overwrite runs it again)")
-    return finished, others
-
-
-def group(runs: list[tuple[dict, dict]]) -> list[dict]:
-    """A row for each setting: its identity without the seed, seeds, and mean, deviation and number of test mAPs."""
-    by_setting = defaultdict(list)
-    for identity, result in runs:
-        setting = {name: value for name, value in identity.items() if name != "seed"}
-        by_setting[tuple(sorted((name, str(value)) for name, value in setting.items()))].append((setting, result))
-    rows = []
-    for members in by_setting.values():
-        maps = np.array([result["test_mAP"] for _, result in members])
-        rows.append(
-            {
-                "setting": members[0][0],
-                "seeds": sorted(result["seed"] for _, result in members),
-                "mean": float(maps.mean()),
-                "deviation": float(maps.std(ddof=1)) if len(maps) > 1 else float("nan"),
-                "n": len(maps),
-                "chosen_by": members[0][1]["chosen_by"],
-            }
-        )
-    return rows
-
-
-def name_rows(rows: list[dict]) -> None:
-    """Give each row the name of its line: the loss, and what sets it apart where its cell holds several settings."""
-    for row in rows:
-        same_cell = [
-            other["setting"]
-            for other in rows
-            if all(other["setting"][name] == row["setting"][name] for name in ("dataset", "loss"))
-        ]
-        names = {name for setting in same_cell for name in setting}
-        differing = sorted(name for name in names if len({str(setting.get(name)) for setting in same_cell}) > 1)
-        apart = ", ".join(f"{name} {row['setting'].get(name, '-')}" for name in differing)
-        row["line"] = row["setting"]["loss"] + (f" ({apart})" if apart else "")
-
-
-def table(rows: list[dict]) -> str:
-    """A Markdown table: mean and deviation, n, and the difference from the published number where there is one."""
-    present = {row["setting"]["dataset"] for row in rows}
-    datasets = [name for name in DATASETS if name in present] + sorted(present - set(DATASETS))
-    cells = {(row["line"], row["setting"]["dataset"]): row for row in rows}
-    order = {name: place for place, name in enumerate(LOSSES)}
-    names = sorted({row["line"] for row in rows}, key=lambda line: (order.get(line.split(" (")[0], 99), line))
-    oracles = [name for name, method in LOSSES.items() if method.oracle]
-    lines = [f"| test mAP, % | {' | '.join(datasets)} |", "|---|" + "---|" * len(datasets)]
-    for heading, oracle in (("oracles", True), ("single positives", False)):
-        members = [name for name in names if (name.split(" (")[0] in oracles) == oracle]
-        if members:
-            lines.append(f"| *{heading}* |" + " |" * len(datasets))
-        for name in members:
-            shown = [_cell(cells.get((name, dataset))) for dataset in datasets]
-            lines.append(f"| {name} | {' | '.join(shown)} |")
-    return "\n".join(lines)
-
-
-def _cell(row: dict | None) -> str:
-    if row is None:
-        return ""
-    deviation = "" if row["n"] == 1 else f" ± {row['deviation']:.2f}"
-    setting = row["setting"]
-    method = LOSSES.get(setting["loss"]) if setting["model"] == "resnet50" else None
-    known = method.published.get(setting["dataset"]) if method else None
-    beside = "" if known is None else f"; published {known:.2f}, {row['mean'] - known:+.2f}"
-    return f"{row['mean']:.2f}{deviation} (n {row['n']}{beside})"
-
-
-def write_csv(path: Path, rows: list[dict]) -> None:
-    names = list(dict.fromkeys(name for row in rows for name in row["setting"]))
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.DictWriter(file, ["mean", "deviation", "n", "seeds", "chosen_by", *names])
-        writer.writeheader()
-        for row in rows:
-            figures = {name: row[name] for name in ("mean", "deviation", "n", "chosen_by")}
-            writer.writerow(figures | {"seeds": " ".join(map(str, row["seeds"]))} | row["setting"])
+WATCH_SECONDS = 10.0
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = OneLineParser(__doc__)
-    parser.add_argument("results", nargs="?", default="results", help="folder of runs (default: %(default)s)")
-    parser.add_argument("--csv", help="file for the same rows (default: RESULTS/summary.csv)")
-    options = parser.parse_args(argv)
-    if not Path(options.results).is_dir():
-        raise UserError(f"{options.results} is no folder; name the --results-dir of the runs")
-    finished, others = read_runs(Path(options.results))
-    rows = group(finished)
+    options = parse(argv)
+    if options.watch:
+        return watch(options)
+    runs = read_runs(options.results)
+    chosen = tables.where(runs.finished, options.where)
+    rows = tables.group(chosen)
     if rows:
-        name_rows(rows)
-        print(table(rows))
-        print(
-            "\nmean ± standard deviation over seeds; epoch chosen by "
-            + "; ".join(sorted({r["chosen_by"] for r in rows}))
-        )
-        write_csv(Path(options.csv or Path(options.results) / "summary.csv"), rows)
+        baseline = tables.baselines(rows, options.baseline)
+        print_tables(rows, baseline, options)
+        write_table(rows, options)
+    for run in tables.where(runs.unfinished, options.where) if runs.unfinished else ():
+        runs.unread.append((run.folder.name, f"unfinished, {progress(run)}: --resume goes on"))
+    if runs.unread:
+        print("not in the table: " + ", ".join(f"{name} ({reason})" for name, reason in runs.unread))
+    if not rows:
+        what = " that meets --where" if runs.finished else ""
+        raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = OneLineParser(__doc__)
+    parser.add_argument("results", nargs="*", type=Path, help="folders of runs, or runs (default: results)")
+    about = "only runs with these settings; several values of one name are alternatives"
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=about)
+    about = f"one row per setting with these columns: {', '.join(tables.COLUMNS)}, a setting, a figure of test.json"
+    parser.add_argument("--columns", nargs="+", metavar="NAME", help=about)
+    parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) instead of Markdown")
+    parser.add_argument("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
+    about = "line of the table that others are compared with, seed by seed (default: the first that is no oracle)"
+    parser.add_argument("--baseline", metavar="LINE", help=about)
+    parser.add_argument("--watch", action="store_true", help="show the unfinished runs and how far they are")
+    options = parser.parse_args(argv)
+    options.results = options.results or [Path("results")]
+    return options
+
+
+def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], options: argparse.Namespace) -> None:
+    chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows))
+    about = f"mean ± standard deviation over seeds; epoch chosen by {chosen_by}"
+    found = tables.differences(rows, baseline)
+    if options.latex:
+        table = tables.flat(rows, options.columns) if options.columns else tables.pivot(rows, _brief)
+        print(tables.latex(table, frozenset() if options.columns else tables.best_cells(rows, table)))
+        print(f"% {about}; n: {', '.join(sorted({str(len(row.test)) for row in rows}))}")
+        if found:
+            print(tables.latex(tables.differences_table(found)))
     else:
-        print(f"no finished run in {options.results}", file=sys.stderr)
-    if others:
-        print("not in the table: " + ", ".join(others))
+        table = tables.flat(rows, options.columns) if options.columns else tables.pivot(rows)
+        print(f"{tables.markdown(table)}\n\n{about}")
+        if found:
+            print(f"\n{tables.markdown(tables.differences_table(found))}\n")
+    for warning in tables.selections(rows):
+        print(f"% {warning}" if options.latex else warning)
+
+
+def _brief(row: tables.Row) -> str:
+    return tables.spread(row.test)
+
+
+def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
+    if options.csv:
+        write_text(options.csv, tables.to_csv(rows))
+    elif len(options.results) == 1 and not (options.results[0] / "config.json").exists():
+        try:
+            write_text(options.results[0] / "summary.csv", tables.to_csv(rows))
+        except OSError as error:  # somebody else's results, which may only be read
+            print(f"note: summary.csv is not written ({error.strerror}); --csv names another file", file=sys.stderr)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all, where it is a plain file; a device or a pipe is written through."""
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected the name of a file")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8")
+        return
+    with locked(path), atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def watch(options: argparse.Namespace) -> None:
+    """The unfinished runs; on a terminal again and again, until there is none."""
+    while True:
+        runs = read_runs(options.results)
+        unfinished = tables.where(runs.unfinished, options.where) if runs.unfinished else []
+        if sys.stdout.isatty():
+            print("\033[2J\033[H", end="")
+        print(f"{len(runs.finished)} finished, {len(unfinished)} unfinished, {len(runs.unread)} unreadable runs")
+        for run in unfinished:
+            print(f"  {run.folder.name}: {progress(run)}, last written {ago(seconds_since_written(run.folder))}")
+        if not unfinished or not sys.stdout.isatty():
+            return
+        time.sleep(WATCH_SECONDS)
+
+
+def progress(run: Run) -> str:
+    """How far an unfinished run is."""
+    total = run.config.get("epochs", "?")
+    try:
+        history = read_history(run.folder)
+    except UserError:
+        return "metrics.jsonl is damaged"
+    best = f", best val mAP {max(row.val_mAP for row in history):.2f}" if history else ""
+    return f"{len(history)} of {total} epochs{best}"
+
+
+def ago(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
 
 
 if __name__ == "__main__":

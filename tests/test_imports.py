@@ -19,6 +19,8 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "run_folder": {"util", "metrics", "config", "models", "datasets"},
     "engine": {"util", "losses", "datasets", "models"},
     "preproc": {"util", "datasets"},
+    "reporting": BELOW_CONFIG | {"config"},
+    "report": BELOW_CONFIG | {"config", "reporting"},
     "benchmarks": BELOW_CONFIG | {"config", "run_folder", "engine", "preproc", "main"},
 }
 ON_TOP = BELOW_CONFIG | {

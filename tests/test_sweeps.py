@@ -1,6 +1,5 @@
-"""Sweeps of the real command, and the table that gathers them."""
+"""Sweeps of the real command."""
 
-import csv
 import json
 import os
 import subprocess
@@ -9,64 +8,6 @@ from pathlib import Path
 
 import pytest
 from conftest import REPOSITORY, toy_arguments
-
-import report
-
-
-def write_run(results: Path, dataset: str, loss: str, seed: int, test_map: float | None, **more) -> None:
-    folder = results / f"{dataset}_{loss}_{seed}_{len(list(results.glob('*')))}"
-    folder.mkdir(parents=True)
-    identity = {"dataset": dataset, "loss": loss, "model": "resnet50", "seed": seed, "lr": 1e-5} | more
-    (folder / "config.json").write_text(json.dumps({"identity": identity}))
-    if test_map is not None:
-        result = {"test_mAP": test_map, "seed": seed, "chosen_by": "validation mAP on clean labels"}
-        (folder / "test.json").write_text(json.dumps(result))
-
-
-def lines(capsys, *arguments: str) -> list[str]:
-    report.main(list(arguments))
-    return capsys.readouterr().out.splitlines()
-
-
-def test_the_table_has_methods_down_data_sets_across_and_published_numbers_beside(tmp_path, capsys):
-    for seed, test_map in ((0, 71.0), (1, 72.0), (8, 73.0)):
-        write_run(tmp_path, "coco", "EM_PL", seed, test_map)
-    write_run(tmp_path, "pascal", "an", 0, 86.0)
-    write_run(tmp_path, "coco", "bce", 0, 76.0)
-    write_run(tmp_path, "coco", "iun", 0, None)
-    out = lines(capsys, str(tmp_path))
-    assert out[0] == "| test mAP, % | pascal | coco |"
-    assert [line.split(" | ")[0] for line in out[2:7]] == [
-        "| *oracles*",
-        "| bce",
-        "| *single positives*",
-        "| an",
-        "| EM_PL",
-    ]
-    assert "| EM_PL |  | 72.00 ± 1.00 (n 3; published 71.45, +0.55) |" in out
-    assert "| an | 86.00 (n 1; published 85.89, +0.11) |  |" in out
-    assert "epoch chosen by validation mAP on clean labels" in "\n".join(out)
-    assert out[-1].startswith("not in the table: coco_iun_0_5 (unfinished: --resume goes on)")
-    next(tmp_path.glob("pascal_an_*/test.json")).write_text("{")
-    assert "pascal_an_0_3 (damaged: --overwrite runs it again)" in lines(capsys, str(tmp_path))[-1]
-    with open(tmp_path / "summary.csv") as file:
-        rows = {row["loss"]: row for row in csv.DictReader(file)}
-    assert rows["EM_PL"]["seeds"] == "0 1 8" and float(rows["EM_PL"]["mean"]) == 72
-
-
-def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_and_the_difference_is_named(tmp_path, capsys):
-    for seed in (0, 1):
-        for threshold in (0.2, 0.3):
-            write_run(tmp_path, "coco", "EM_PL", seed, 70 + threshold, threshold=threshold)
-    out = lines(capsys, str(tmp_path))
-    assert any(line.startswith("| EM_PL (threshold 0.2) | 70.20") for line in out)
-    assert any(line.startswith("| EM_PL (threshold 0.3) | 70.30") for line in out)
-
-
-def test_a_folder_without_runs_is_told(tmp_path, capsys, fails):
-    assert "no folder" in fails(report.main, [str(tmp_path / "none")])
-    report.main([str(tmp_path)])
-    assert "no finished run" in capsys.readouterr().err
 
 
 def sweep(script: str, toy: Path, *more: str, **environment: str) -> subprocess.CompletedProcess:

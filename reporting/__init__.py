@@ -1,0 +1,1 @@
+"""What report.py is made of: reading runs, tables, figures, the page."""
