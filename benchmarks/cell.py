@@ -7,19 +7,23 @@ import time
 from pathlib import Path
 from statistics import median
 
+import numpy as np
+
 import datasets
-import engine
 from benchmarks.common import environment, random_similarity, shown, table
-from cli import UserError
 from config import Config
+from util.devices import pick_device
+from util.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
     """A whole run by the real command: similarities given, cache warm; its stages by the time its lines come."""
-    splits = datasets.load(config)
-    random_similarity(folder / "similarity.npz", splits.train.names, splits.classes.names)
+    splits = datasets.load(config.folder)
+    images, classes = splits.train.names, np.array(splits.classes.names)
+    similarity = random_similarity(len(images), len(classes))
+    np.savez(folder / "similarity.npz", images=images, classes=classes, similarity=similarity)
     command = [sys.executable, str(ROOT / "main.py"), *given, "-d", config.dataset, "--data-root", str(folder)]
     command += ["--similarity", str(folder / "similarity.npz"), "--no-pretrained"]
 
@@ -28,7 +32,7 @@ def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
         whole = [*command, *more, "--results-dir", str(results)]
         with subprocess.Popen(whole, stdout=subprocess.PIPE, text=True, cwd=ROOT) as process:
             for line in process.stdout:
-                for mark, beginning in {"data": f"{config.dataset}:", "run": "run:", "best": "best epoch"}.items():
+                for mark, beginning in {"data": f"{config.dataset_name}:", "run": "run:"}.items():
                     if line.startswith(beginning):
                         marks[mark] = time.perf_counter() - began
         if process.returncode:
@@ -55,5 +59,5 @@ def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
         f"{config.epochs} epochs, {sizes} images",
         ["stage", "s"],
         rows,
-        f"Median (lowest to highest), n {repeats}. {environment(engine.pick_device(config.gpu), ('torchvision',))}",
+        f"Median (lowest to highest), n {repeats}. {environment(pick_device(config.gpu), ('torchvision',))}",
     )

@@ -1,6 +1,7 @@
 """What the benchmarks share: repeated timing, one Markdown table, and photographs to run on."""
 
 import argparse
+import logging
 import os
 import platform
 import statistics
@@ -13,9 +14,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from cli import OneLineParser, UserError
-from datasets.files import write_description, write_observed, write_split
-from preproc.generate_observed_labels import observe
+from datasets.files import write_formatted, write_observed
+from datasets.protocol import observe
+from models.clip import create_clip, normalisation
+from models.teachers.clip import Scorer
+from util.errors import OneLineParser, UserError
 
 
 def parser(docstring: str, repeats: int) -> argparse.ArgumentParser:
@@ -144,7 +147,7 @@ def make_dataset(root: Path, name: str, photos: list[Path], official: int, test:
 
     The photographs are linked under as many names as it takes.
     """
-    random, folder = np.random.RandomState(0), root / name
+    random, folder, splits = np.random.RandomState(0), root / name, {}
     for split, count in (("train", official), ("val", test)):
         (folder / "images" / split).mkdir(parents=True)
         names = [f"{split}/{row:06d}.jpg" for row in range(count)]
@@ -152,13 +155,19 @@ def make_dataset(root: Path, name: str, photos: list[Path], official: int, test:
             os.symlink(photos[row % len(photos)].resolve(), folder / "images" / file)
         true = (random.random_sample((count, labels)) < 1.5 / labels).astype(np.int8)
         true[np.arange(count), random.randint(0, labels, count)] = 1
-        write_split(folder, split, names, true)
+        splits[split] = (names, true)
         write_observed(folder, split, observe(true))
     classes = [f"class {number}" for number in range(labels)]
-    write_description(folder, classes, classes, folder / "images")
+    write_formatted(folder, splits, classes, classes, folder / "images")
 
 
-def random_similarity(path: Path, images: np.ndarray, classes: list[str]) -> None:
-    """A file for --similarity: what some teacher might say."""
-    similarity = np.random.RandomState(0).normal(0.2, 0.02, (len(images), len(classes))).astype(np.float32)
-    np.savez(path, images=images, classes=np.array(classes), similarity=similarity)
+def random_similarity(num_images: int, num_labels: int) -> np.ndarray:
+    """(N, L) float32: what some teacher might say."""
+    return np.random.RandomState(0).normal(0.2, 0.02, (num_images, num_labels)).astype(np.float32)
+
+
+def random_teacher(name: str, num_labels: int) -> Scorer:
+    """A teacher with random weights, on the CPU."""
+    logging.disable(logging.WARNING)  # open_clip's, that no weights are loaded
+    clip = create_clip(name, None).eval().requires_grad_(False)
+    return Scorer(clip, torch.randn(num_labels, clip.text_projection.shape[1]), *normalisation(name, "openai"), "own")

@@ -1,4 +1,4 @@
-"""Training over several processes: images a second against their number.
+"""Training over several processes: images per second against their number.
 
     python benchmarks/ddp.py [--processes 1 2] [--official 200 --epochs 3] [options of main.py]
 
@@ -29,7 +29,7 @@ from benchmarks.common import (
     rate,
     table,
 )
-from cli import UserError, run_script
+from util.errors import UserError, run_script
 
 
 def epoch_seconds(processes: int, folder: Path, given: list[str]) -> list[float]:

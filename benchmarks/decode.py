@@ -1,4 +1,4 @@
-"""Images a second: decoded and resized by several libraries, and read from the cache instead.
+"""Images per second: decoded and resized by several libraries, and read from the cache instead.
 
     python benchmarks/decode.py [--photos DIR --size 448 --images 100]
 
@@ -19,10 +19,10 @@ from PIL import Image
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
 
 from benchmarks.common import environment, parser, photo_arguments, photographs, positive, rate, side_by_side, table
-from cli import run_script
 from datasets.images import Images, decode
-from engine import default_workers
-from storage import write_array
+from util.devices import default_workers
+from util.errors import run_script
+from util.files import write_array
 
 
 def pillow(path: str, size: int) -> np.ndarray:
@@ -105,7 +105,7 @@ def main() -> None:
         else:
             rows.append([name, notes[name], "-", "-"])
     table(
-        f"Images a second at {size} px, {options.workers} threads, {count} photographs",
+        f"Images per second at {size} px, {options.workers} threads, {count} photographs",
         ["", "images/s", "times Pillow", "difference in pixels"],
         rows,
         f"Median (lowest to highest), n {options.repeats}. "

@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of thi
 import metrics
 from benchmarks import recipe
 from benchmarks.common import environment, faster, parser, positive, shown, side_by_side, table
-from cli import run_script
+from util.errors import run_script
 
 
 def main() -> None:

@@ -15,11 +15,11 @@ import numpy as np
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
 
 from benchmarks.common import environment, number, parser, shown, side_by_side, table
-from cli import UserError, run_script
 from datasets import DATASETS
+from datasets.protocol import observe
 from preproc.format_coco import read_split
-from preproc.format_cub import first_columns
-from preproc.generate_observed_labels import observe
+from preproc.format_cub import read_marks
+from util.errors import UserError, run_script
 
 ANNOTATIONS = {"train": 604_907, "val": 291_875}  # of COCO 2014
 CUB_ROWS = 3_677_856  # 11,788 images x 312 attributes
@@ -69,8 +69,8 @@ def main() -> None:
         folder = Path(temporary)
         (folder / "annotations").mkdir()
         coco = {split: folder / f"annotations/instances_{split}2014.json" for split in ANNOTATIONS}
-        for split, path in coco.items():
-            write_coco(path, int(share * getattr(known, split)), int(share * ANNOTATIONS[split]))
+        for (split, path), images in zip(coco.items(), (known.train, known.test), strict=True):
+            write_coco(path, int(share * images), int(share * ANNOTATIONS[split]))
         cub = folder / "image_attribute_labels.txt"
         write_cub(cub, int(share * CUB_ROWS))
         labels = (random.random_sample((int(share * known.train), known.labels)) < 2.9 / known.labels).astype(np.int8)
@@ -78,7 +78,7 @@ def main() -> None:
         np.save(folder / "labels.npy", labels)
         jobs = {
             "COCO's two instance files": (list(coco.values()), lambda: [read_split(folder, split) for split in coco]),
-            "CUB's table of attribute labels": ([cub], lambda: first_columns(cub, 3)),
+            "CUB's table of attribute labels": ([cub], lambda: read_marks(cub)),
             f"single positives of {labels.shape[0]:,} x {labels.shape[1]}": (
                 [folder / "labels.npy"],
                 lambda: observe(labels),

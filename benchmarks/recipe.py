@@ -6,7 +6,6 @@ of 8 too; predictions are collected as Python floats and scored in Python loops.
 """
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -17,16 +16,18 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from benchmarks.common import synchronize
-from datasets.multilabel import MultiLabelDataset
-from engine import default_workers
+from datasets import MultiLabelDataset
+from losses import Loss, Targets
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from models.teacher import Teacher
+from models.teachers.clip import Scorer
+from util.devices import default_workers
 
 PARTS = ("data", "teacher", "student", "metrics")
+TEMPERATURE, THRESHOLD = 0.01, 0.3
 
 
 class Files(Dataset):
-    """One image file an item: (3, S, S) float normalised, (L,) observed, (L,) true."""
+    """An item is one image file: (3, S, S) float normalised, (L,) observed, (L,) true."""
 
     def __init__(self, split: MultiLabelDataset, size: int, flip: float) -> None:
         self.paths, self.observed, self.true = split.paths(), split.observed, split.true
@@ -54,16 +55,13 @@ class Recipe:
     def __init__(
         self,
         student: nn.Module,
-        teacher: Teacher,
-        loss: Callable[..., Tensor],
+        teacher: Scorer,
+        loss: Loss,
         *,
         lr: float,
-        temperature: float,
-        threshold: float,
         device: torch.device,
     ) -> None:
         self.student, self.teacher, self.loss, self.device = student, teacher, loss, device
-        self.temperature, self.threshold = temperature, threshold
         self.optimizer = torch.optim.Adam(student.parameters(), lr=lr)
         self.seconds = dict.fromkeys(PARTS, 0.0)
 
@@ -82,7 +80,7 @@ class Recipe:
         small = F.interpolate(images, size=self.teacher.size, mode="bilinear", antialias=True)
         features = F.normalize(self.teacher.clip.encode_image(small), dim=1)
         similarity = features @ self.teacher.text_features.T
-        return (torch.softmax(similarity / self.temperature, dim=1) > self.threshold).to(torch.int8)
+        return (torch.softmax(similarity / TEMPERATURE, dim=1) > THRESHOLD).to(torch.int8)
 
     def phase(self, loader: DataLoader, train: bool) -> float:
         """One pass; its mAP in percent (of training too, as published)."""
@@ -90,13 +88,13 @@ class Recipe:
         probs, labels = [], []
         now = time.perf_counter()
         for images, observed, true in loader:
-            images, observed = images.to(self.device), observed.to(self.device)
+            images, observed, true = (part.to(self.device) for part in (images, observed, true))
             now = self._lap("data", now)
             pseudo = self.pseudo_labels(images)
             now = self._lap("teacher", now)
             with torch.set_grad_enabled(train):
                 logits = self.student(images)
-                loss = self.loss(logits, observed, pseudo)
+                loss = self.loss(logits, Targets(observed, true, pseudo))
             if train:
                 self.optimizer.zero_grad()
                 loss.backward()

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,17 +33,17 @@ import losses
 import metrics
 import pseudo_labels
 from benchmarks.common import environment, number, table
-from cli import OneLineParser, run_script
-from datasets.files import write_description, write_observed, write_split
+from datasets.files import write_formatted, write_observed
 from datasets.images import Images
-from preproc.generate_observed_labels import observe
+from datasets.protocol import observe
+from util.errors import OneLineParser, UserError, run_script
 
 STAGES = ("single positives", "loading", "pseudo-labels", "an epoch's bookkeeping", "EM_APL's labels", "metrics")
 CHUNK = 4096
 
 
 def random_labels(num_images: int, num_labels: int) -> np.ndarray:
-    """(N, L) int8 in {0, 1}, about three positives an image and at least one."""
+    """(N, L) int8 in {0, 1}, about three positives per image and at least one."""
     random, labels = np.random.RandomState(0), np.zeros((num_images, num_labels), dtype=np.int8)
     for _ in range(3):
         labels[np.arange(num_images), random.randint(0, num_labels, num_images)] = 1
@@ -68,40 +69,47 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
         found[name] = (time.perf_counter() - began, peak)
 
-    (folder / "scale/images").mkdir(parents=True)
-    for name in range(10):  # ten files under a million names would be a million links: names repeat instead
-        Image.new("RGB", (8, 8)).save(folder / f"scale/images/{name:012d}.jpg")
+    (folder / "scale/images/0").mkdir(parents=True)
+    for name in range(1000):  # under a million names, by links to their folder
+        Image.new("RGB", (8, 8)).save(folder / f"scale/images/0/{name:09d}.jpg")
+    for link in range(1, -(-num_images // 1000)):
+        (folder / f"scale/images/{link}").symlink_to("0")
     labels = random_labels(num_images, num_labels)
     with stage("single positives"):
         observed = observe(labels)
+    splits = {}
     for split, rows in (("train", slice(None)), ("val", slice(num_images // 5))):
-        names = [f"{row % 10:012d}.jpg" for row in range(len(labels[rows]))]
-        write_split(folder / "scale", split, names, labels[rows])
+        splits[split] = ([f"{row // 1000}/{row % 1000:09d}.jpg" for row in range(len(labels[rows]))], labels[rows])
         write_observed(folder / "scale", split, observed[rows])
     classes = [str(label) for label in range(num_labels)]
-    write_description(folder / "scale", classes, classes, folder / "scale/images")
-    del labels, observed
+    write_formatted(folder / "scale", splits, classes, classes, folder / "scale/images")
+    del labels, observed, splits
 
     config = settings.parse(["-d", "scale", "--data-root", str(folder), "-l", "EM_APL", "-g", "cpu"])
     with stage("loading"):
-        splits = datasets.load(config)
+        splits = datasets.load(config.folder)
     train = splits.train
     similarity = random_scores(*train.true.shape)
     with stage("pseudo-labels"):
-        pseudo = pseudo_labels.assign(similarity, temperature=0.01, threshold=0.3, negative_fraction=0.2)
-        pseudo_labels.describe(pseudo, similarity, train.observed, train.true, temperature=0.01)
-    del similarity
-    loss = losses.build("EM_APL", config, train.observed)
-    tensors = [torch.from_numpy(array) for array in (train.observed, train.true, pseudo)]
-    data = engine.TrainingSet(Images(train.names, 8, None, 1), *tensors)
+        pseudo, scores, _ = pseudo_labels.make(
+            pseudo_labels.THRESHOLD_RULE,
+            dict(temperature=0.01, threshold=0.3, negative_fraction=0.2),
+            [similarity],
+            train.observed,
+            "none",
+        )
+        pseudo_labels.describe(pseudo, scores, train.observed, train.true)
+    del similarity, scores
+    data = engine.TrainingSet.on(torch.device("cpu"), Images(train.paths(), 8, None, 1), train, pseudo)
+    loss = losses.build("EM_APL", settings.facts(config), data.observed)
     with stage("an epoch's bookkeeping"):
         order = engine.epoch_order(0, 1, len(train))
         flips = engine.epoch_flips(0, 1, len(train), 0.5)
         for index in order.split(config.batch_size):
             data.targets(index), flips[index]
     with stage("EM_APL's labels"):
-        loss.end_epoch(config.warmup_epochs, torch.from_numpy(random_scores(*train.true.shape)))
-    del loss, data, tensors, pseudo, train, splits
+        loss.end_epoch(config.epochs, partial(torch.from_numpy, random_scores(*train.true.shape)))
+    del loss, data, pseudo, train, splits
     labels, probs = random_labels(num_images, num_labels), random_scores(num_images, num_labels)
     with stage("metrics"):
         metrics.evaluate(probs, labels)
@@ -128,7 +136,9 @@ def main() -> None:
                 print(json.dumps(measure(images, labels, Path(temporary))))
             return
         command = [sys.executable, __file__, "--one", "--sizes", f"{images}x{labels}"]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise UserError(f"{' '.join(command)} failed:\n{done.stderr}")
         found = json.loads(done.stdout.splitlines()[-1])
         peak = max(memory for _, memory in found.values())
         row = [f"{number(found[stage][0])} s, {number(found[stage][1])}" for stage in STAGES]

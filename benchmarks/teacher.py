@@ -1,4 +1,4 @@
-"""The teacher's pass: images a second, its share of the bf16 matrix rate; what half precision does to similarities.
+"""The teacher's pass: images per second, its share of the bf16 matrix rate; what half precision does to similarities.
 
     python benchmarks/teacher.py [--teacher ViT-L-14-336-quickgelu --images 64] [-g 0]
 
@@ -6,7 +6,6 @@ Speed is measured with random weights on photographs; agreement with the digits 
 threshold.
 """
 
-import logging
 import sys
 import tempfile
 from dataclasses import replace
@@ -20,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of thi
 
 import config as settings
 import datasets
-import engine
+import pseudo_labels
 from benchmarks.common import (
     environment,
     number,
@@ -28,25 +27,22 @@ from benchmarks.common import (
     photo_arguments,
     photographs,
     positive,
+    random_teacher,
     rate,
     side_by_side,
     table,
 )
-from cli import run_script
+from datasets import DATASETS
 from datasets.images import decode_batches
-from models import teacher as teachers
-from models.clip import create_clip, normalisation
-from preproc import make_digits
-from pseudo_labels import assign
+from models.teachers import clip as teachers
+from util.devices import default_workers, pick_device
+from util.errors import run_script
 
 MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the product that is the matrix rate's measure
 
 
 def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: torch.device, workers: int) -> None:
-    logging.disable(logging.WARNING)  # open_clip's, that no weights are loaded
-    clip = create_clip(name, None).eval().requires_grad_(False)
-    features = torch.randn(20, clip.text_projection.shape[1])
-    teacher = teachers.Teacher(clip, features, *normalisation(name, "openai"), "own").to(device)
+    teacher = random_teacher(name, 20).to(device)
     batch_size = min(batch_size, len(paths))
     batch = torch.randint(256, (batch_size, 3, teacher.size, teacher.size), dtype=torch.uint8, device=device)
     torch.backends.mha.set_fastpath_enabled(False)  # whose attention the counter does not see
@@ -105,16 +101,17 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
 def agreement(device: torch.device, workers: int) -> None:
     """What half precision changes, on the training scenes of the digits."""
     config = settings.parse(["-d", "digits"])
-    make_digits.ensure(Path(config.data_root) / "digits")
-    splits = datasets.load(config)
+    DATASETS["digits"].make(config.folder)
+    splits = datasets.load(config.folder)
+    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers)
     similarity = {}
     with tempfile.TemporaryDirectory() as temporary:
         for precision in ("float32", "bf16"):
-            similarity[precision] = teachers.similarities(
-                replace(config, precision=precision), splits.train, splits.classes, Path(temporary), device, workers
-            )
+            teacher = replace(config, precision=precision).clip_teacher()
+            similarity[precision] = teachers.similarities(teacher, splits.train, splits.classes, Path(temporary), **how)
+    rule, observed = config.method.pseudo_labels, splits.train.observed
     labels = {
-        precision: assign(values, temperature=config.temperature, threshold=config.threshold, negative_fraction=0.0)
+        precision: pseudo_labels.make(rule, config.settings, [values], observed, "none")[0]
         for precision, values in similarity.items()
     }
     difference = np.abs(similarity["bf16"] - similarity["float32"])
@@ -139,8 +136,8 @@ def main() -> None:
     arguments.add_argument("-g", "--gpu", default="0", help="CUDA index, or cpu (default: %(default)s)")
     photo_arguments(arguments)
     options = arguments.parse_args()
-    device = engine.pick_device(options.gpu)
-    workers = engine.default_workers()
+    device = pick_device(options.gpu)
+    workers = default_workers()
     with tempfile.TemporaryDirectory() as temporary:
         found = photographs(options.photos, Path(temporary) / "photos")
         paths = [str(found[row % len(found)]) for row in range(options.images)]

@@ -1,4 +1,4 @@
-"""Training: the reference recipe (a), this code (b) and the bare step without a data path (c), images a second.
+"""Training: the reference recipe (a), this code (b) and the bare step without a data path (c), images per second.
 
     python benchmarks/train.py [--official 40 --test 40] [options of main.py]
     python benchmarks/train.py -d digits
@@ -8,7 +8,6 @@ Weights are random: they do not change how long a step takes. Similarities are g
 before the clock starts; what that costs once is said beside the table.
 """
 
-import logging
 import sys
 import tempfile
 import time
@@ -17,7 +16,6 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -40,31 +38,22 @@ from benchmarks.common import (
     photo_arguments,
     photographs,
     positive,
+    random_similarity,
+    random_teacher,
     rate,
     shown,
     side_by_side,
     table,
 )
 from benchmarks.recipe import PARTS, Recipe
-from cli import run_script
 from config import Config
 from datasets import DATASETS
 from datasets.images import Images, open_images, to_input, where_kept
-from losses import Targets
-from models import Backbone
-from models.clip import create_clip, normalisation
-from models.teacher import Teacher
-from preproc import make_digits
+from util.devices import autocast, default_workers, pick_device, pick_precision
+from util.errors import run_script
 
 PHASES = ("train", "validation", "test")
 CELLS = {"pascal": "VOC", "coco": "COCO"}
-
-
-def random_teacher(config: Config, num_labels: int) -> Teacher:
-    logging.disable(logging.WARNING)  # open_clip's, that no weights are loaded
-    clip = create_clip(config.teacher, None).eval().requires_grad_(False)
-    features = torch.randn(num_labels, clip.text_projection.shape[1])
-    return Teacher(clip, features, *normalisation(config.teacher, config.teacher_weights), "own")
 
 
 def time_reference(
@@ -72,22 +61,10 @@ def time_reference(
 ) -> tuple[dict[str, list[float]], dict[str, float]]:
     """(a): seconds of each phase of an epoch, repeated, and of the parts in the median epoch's phases together."""
     num_labels = len(splits.classes.names)
-    student = models.build(config, num_labels).to(device)
-    teacher = random_teacher(config, num_labels).to(device)
-    formula = losses.build(config.loss, config, splits.train.observed)
-
-    def loss(logits: torch.Tensor, observed: torch.Tensor, pseudo: torch.Tensor) -> torch.Tensor:
-        return formula(logits, Targets(observed, pseudo=pseudo))
-
-    recipe = Recipe(
-        student,
-        teacher,
-        loss,
-        lr=config.lr,
-        temperature=config.temperature,
-        threshold=config.threshold,
-        device=device,
-    )
+    student = models.build(config.model, num_labels, image_size=config.image_size, pretrained=False).to(device)
+    teacher = random_teacher(config.teacher, num_labels).to(device)
+    loss = losses.build(config.loss, settings.facts(config), torch.from_numpy(splits.train.observed).to(device))
+    recipe = Recipe(student, teacher, loss, lr=config.lr, device=device)
     loaders = {
         name: recipe.loader(
             split, config.image_size, config.flip if name == "train" else 0.0, config.batch_size, name == "train"
@@ -108,56 +85,48 @@ def time_reference(
 
 
 class Ours:
-    """(b), set up as main.py does, and the step and the forward pass that (c) repeats."""
+    """(b), an `engine.Training` as main.py makes it, and the step and the forward pass that (c) repeats."""
 
-    def __init__(self, config: Config, splits: datasets.Splits, device: torch.device, cache: Path) -> None:
+    def __init__(self, config: Config, splits: datasets.Splits, device: torch.device) -> None:
         self.config, self.splits, self.device = config, splits, device
-        workers = config.workers or engine.default_workers()
-        where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
+        cache, workers = config.cache_folder, config.workers or default_workers()
+        cache.mkdir(parents=True, exist_ok=True)
+        self.where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
         began = time.perf_counter()
         self.images: dict[str, Images] = {
-            name: open_images(split, config.image_size, where, cache, device, workers)
+            name: open_images(split, config.image_size, self.where, cache, device, workers)
             for name, split in splits.named().items()
         }
-        self.opening, self.where = time.perf_counter() - began, where
-        self.model: Backbone = models.build(config, len(splits.classes.names)).to(
-            device, memory_format=torch.channels_last
-        )
-        similarity = np.random.RandomState(0).normal(0.2, 0.02, splits.train.true.shape).astype(np.float32)
-        pseudo = pseudo_labels.assign(
-            similarity, temperature=config.temperature, threshold=config.threshold, negative_fraction=config.partial
-        )
-        observed, true = (torch.from_numpy(array).to(device) for array in (splits.train.observed, splits.train.true))
-        loss = losses.build(config.loss, config, splits.train.observed).to(device)
-        data = engine.TrainingSet(self.images["train"], observed, true, torch.from_numpy(pseudo).to(device))
-        self.step = engine.TrainingStep(
-            self.model,
-            loss,
+        self.opening = time.perf_counter() - began
+        pseudo, rule, observed = None, config.method.pseudo_labels, splits.train.observed
+        if rule:
+            views = [random_similarity(*observed.shape)]
+            pseudo, _, _ = pseudo_labels.make(rule, config.settings, views, observed, config.calibrate)
+        data = engine.TrainingSet.on(device, self.images["train"], splits.train, pseudo)
+        model = models.build(
+            config.model, len(splits.classes.names), image_size=config.image_size, pretrained=False
+        ).to(device, memory_format=torch.channels_last)
+        self.training = engine.Training(
+            model,
+            losses.build(config.loss, settings.facts(config), data.observed),
             data,
+            epochs=config.epochs,
             lr=config.lr,
+            head_rate=config.head_rate,
             batch_size=config.batch_size,
+            eval_batch_size=config.eval_batch_size,
+            flip=config.flip,
             precision=config.precision,
             cuda_graph=config.cuda_graph,
         )
-        self.losses = torch.zeros(-(-len(splits.train) // config.batch_size), device=device)
-        self.epoch = 0
 
     def train(self) -> None:
-        self.epoch += 1
-        engine.train_one_epoch(self.step, seed=0, epoch=self.epoch, flip=self.config.flip, losses=self.losses)
+        self.training.train_epoch()
+        self.training.epoch, self.training.steps = self.training.epoch + 1, 0
 
     def evaluate(self, name: str) -> None:
-        split = getattr(self.splits, "val" if name == "validation" else name)
-        probs = engine.predict(
-            self.model,
-            self.images[name],
-            split.true.shape[1],
-            batch_size=self.config.eval_batch_size,
-            precision=self.config.precision,
-            device=self.device,
-            name=name,
-        )
-        metrics.evaluate(probs.cpu().numpy(), split.true)
+        probs = self.training.predict(self.images[name], name).cpu().numpy()
+        metrics.evaluate(probs, self.splits.named()[name].true)
 
     def phase(self, name: str) -> Callable[[], None]:
         return self.train if name == "train" else lambda: self.evaluate(name)
@@ -169,25 +138,25 @@ class Ours:
 
     def bare_steps(self, steps: int) -> None:
         """(c): the same step on one batch that lies on the device."""
-        self.model.train()
+        self.training.model.train()
         batch = self.batch(self.config.batch_size)
         for _ in range(steps):
-            self.step(*batch, self.step.batch_size)
+            self.training.step(*batch, self.config.batch_size)
 
     @torch.inference_mode()
     def bare_forward(self, passes: int) -> None:
-        self.model.eval()
+        model = self.training.model.eval()
         images, _, _ = self.batch(self.config.eval_batch_size)
         for _ in range(passes):
-            with engine.autocast(self.device, self.config.precision):
-                self.model(to_input(images, self.model.mean, self.model.std))
+            with autocast(self.device, self.config.precision):
+                model(to_input(images, model.mean, model.std))
 
 
-def compare(config: Config, device: torch.device, cache: Path, repeats: int, with_reference: bool) -> None:
-    splits = datasets.load(config)
+def compare(config: Config, device: torch.device, repeats: int, with_reference: bool) -> None:
+    splits = datasets.load(config.folder)
     counts = {name: len(split) for name, split in splits.named().items()}
-    ours = Ours(config, splits, device, cache)
-    steps = len(ours.losses)
+    ours = Ours(config, splits, device)
+    steps = ours.training.num_steps
     passes = max(1, round(counts["test"] / config.eval_batch_size))
     taken = side_by_side(
         {name: ours.phase(name) for name in PHASES}
@@ -245,7 +214,7 @@ def compare(config: Config, device: torch.device, cache: Path, repeats: int, wit
         return
     rows = [
         [
-            f"{cell} ({DATASETS[name].train:,} + {DATASETS[name].val:,} images)",
+            f"{cell} ({DATASETS[name].train:,} + {DATASETS[name].test:,} images)",
             *(
                 _cell_minutes(side, counts, config.epochs, name, test_each_epoch)
                 for side, test_each_epoch in ((a, True), (b, False), (c, False))
@@ -269,7 +238,7 @@ def _cell_minutes(
     each = {phase: median(side[phase]) / counts[phase] for phase in PHASES}
     train, val = (0.8 * DATASETS[name].train, 0.2 * DATASETS[name].train)
     tests = epochs if test_each_epoch else 1
-    total = epochs * (train * each["train"] + val * each["validation"]) + tests * DATASETS[name].val * each["test"]
+    total = epochs * (train * each["train"] + val * each["validation"]) + tests * DATASETS[name].test * each["test"]
     return number(total / 60)
 
 
@@ -288,12 +257,12 @@ def main() -> None:
         folder = Path(temporary)
         if "digits" in given:
             config = settings.parse(given)
-            make_digits.ensure(Path(config.data_root) / "digits")
+            DATASETS["digits"].make(config.folder)
         else:
             voc = DATASETS["pascal"]
             sizes = (
                 options.official or (voc.train if options.cell else 40),
-                options.test or (voc.val if options.cell else 40),
+                options.test or (voc.test if options.cell else 40),
             )
             photos = photographs(options.photos, folder / "photos")
             make_dataset(folder, "photographs", photos, *sizes, labels=options.labels)
@@ -301,9 +270,9 @@ def main() -> None:
         if options.cell:
             cell(config, folder, given, options.repeats)
             return
-        device = engine.pick_device(config.gpu)
-        config = replace(config, precision=engine.pick_precision(config.precision, device), pretrained=False)
-        compare(config, device, datasets.cache_folder(config), options.repeats, not options.no_reference)
+        device = pick_device(config.gpu)
+        config = replace(config, precision=pick_precision(config.precision, device))
+        compare(config, device, options.repeats, not options.no_reference)
 
 
 if __name__ == "__main__":

@@ -136,15 +136,17 @@ def test_cub_reads_attributes_even_where_lines_carry_more_columns(extra, tmp_pat
 @pytest.mark.parametrize(
     "text, says",
     [
-        ("1 1\n", "three whole numbers"),
-        ("1 x 1\n", "whole numbers"),
+        ("1 1\n", "begin with three whole numbers"),
+        ("1 x 1\n", "begin with three whole numbers"),
         ("9 1 1\n", "unknown image"),
         ("1 1 1\n", "says nothing of"),
     ],
 )
 def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
-    (write_cub(tmp_path) / "attributes/image_attribute_labels.txt").write_text(text)
-    assert says in fails(format_cub.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+    path = write_cub(tmp_path) / "attributes/image_attribute_labels.txt"
+    path.write_text(text)
+    line = fails(format_cub.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+    assert str(path) in line and says in line
 
 
 @settings(max_examples=50, deadline=None)

@@ -1,5 +1,6 @@
 """Runs that die, are stopped or are damaged: they resume to the same numbers, or say in one line why not."""
 
+import itertools
 import os
 import shutil
 import signal
@@ -39,8 +40,10 @@ def interrupt(monkeypatch, module, name: str, call: int) -> None:
 
 
 def die_before_finishing(toy: Path, monkeypatch) -> None:
-    """Leave a run of the toy that has trained, and has not been finished."""
+    """Leave a run of the toy that has trained, best in its first epoch, and has not been finished."""
+    scores = itertools.count(50, -1)
     with monkeypatch.context() as patch:
+        patch.setattr(main.metrics, "mean_average_precision", lambda probs, labels: float(next(scores)))
         interrupt(patch, run_folder.Run, "finish", 1)
         with pytest.raises(Stopped):
             main.main(toy_arguments(toy))

@@ -40,7 +40,7 @@ def cached_rows(
         with locked(path) if distributed.is_main() else nullcontext():
             if distributed.maximum(distributed.is_main() and not path.exists()):
                 try:
-                    if about is not None:
+                    if about is not None and distributed.is_main():
                         write_json(path.with_suffix(".json"), about)
                     _compute(path, shape, np.dtype(dtype), rows_from, description)
                 except OSError as error:
