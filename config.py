@@ -61,9 +61,12 @@ class Config:
 
     teacher: str = option(TEACHER, teachers.DEFAULT, "open_clip model name, or FILE.json with an open_clip model config")
     teacher_weights: str = option(TEACHER, teachers.DEFAULT_WEIGHTS, "open_clip tag, or a local FILE (which is given OpenAI's mean and std)")
-    prompt: str = option(TEACHER, "{}", "caption of a class; {} stands for its prompt name")
+    prompt: tuple[str, ...] = option(TEACHER, ("{}",), "caption of a class; {} stands for its prompt name; given more than once, the captions' normalised features are averaged; imagenet: CLIP's 80 templates for ImageNet")
     teacher_preprocess: str = option(TEACHER, "own", "own: the teacher's size, mean and std; reference: what the published code fed it", choices=("own", "reference"))
     text_features: str | None = option(TEACHER, None, "FILE.npy of (L, D) class text features, instead of the text tower", metavar="FILE")
+    teacher_views: str = option(TEACHER, "global", "what the teacher scores: the whole image; with tiles or patches, each of these too", choices=tuple(teachers.VIEWS))
+    teacher_tiles: int = option(TEACHER, 3, "tiles along each side of an image", "[2, 16]")
+    teacher_pool: str = option(TEACHER, "max", "what the tiles of an image say together: their maximum or mean", choices=("max", "mean"))
     calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=("none", "bias", "matrix"))
     similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: another program's teacher", metavar="FILE")
 
@@ -103,12 +106,12 @@ class Config:
 
     def asked_teacher(self) -> teachers.ClipTeacher | teachers.FileTeacher:
         """Who scores the images."""
-        return teachers.FileTeacher(self.similarity) if self.similarity else self.clip_teacher()
-
-    def clip_teacher(self) -> teachers.ClipTeacher:
+        if self.similarity:
+            return teachers.FileTeacher(self.similarity, self.teacher_views)
         return teachers.ClipTeacher(
-            self.teacher, self.teacher_weights, self.prompt, self.teacher_preprocess, self.text_features, self.precision
-        )
+            self.teacher, self.teacher_weights, self.prompt, self.teacher_preprocess, self.text_features, self.precision,
+            self.teacher_views, self.teacher_tiles,
+        )  # fmt: skip
 
 
 COMMON = {entry.name: entry.metadata for entry in fields(Config) if "setting" in entry.metadata}
@@ -147,6 +150,7 @@ def resolve(given: dict[str, object]) -> Config:
         name: given.get(name, setting.by_dataset.get(dataset, setting.default))
         for name, setting in method.all_settings().items()
     }
+    common["prompt"] = tuple(common.get("prompt", Config.prompt))
     return Config(**common | {"model": model}, settings=settings)
 
 
@@ -157,9 +161,16 @@ def unread(config: Config) -> dict[str, str]:
         for name, about in COMMON.items():
             if about["group"] == TEACHER:
                 reasons[name] = f"the method {config.loss} uses no teacher"
+    if config.method.loss is None:
+        for name in [name for name, about in COMMON.items() if about["group"] == TRAINING] + ["calibrate"]:
+            if name not in ("precision", "val_labels", "skip_missing"):
+                reasons[name] = f"the method {config.loss} trains nothing"
     if config.similarity:
-        for name in ("teacher", "teacher_weights", "prompt", "teacher_preprocess", "text_features"):
+        for name in ("teacher", "teacher_weights", "prompt", "teacher_preprocess", "text_features", "teacher_tiles"):
             reasons.setdefault(name, "--similarity replaces the teacher")
+    if config.teacher_views != "tiles":
+        for name in ("teacher_tiles", "teacher_pool"):
+            reasons.setdefault(name, "without --teacher-views tiles it has no effect")
     if config.text_features:
         reasons.setdefault("prompt", "--text-features replaces the prompts")
     if config.weights:
@@ -188,8 +199,11 @@ def check(config: Config) -> None:
         setting.check(name, config.settings[name])
     if config.method.check:
         losses.with_settings(config.method.check, facts(config))()
-    if "{}" not in config.prompt:
-        raise UserError(f"--prompt needs {{}} where the class name goes, not {config.prompt!r}")
+    for prompt in config.prompt:
+        if "{}" not in prompt and prompt != "imagenet":
+            raise UserError(f"--prompt needs {{}} where the class name goes, or the name imagenet, not {prompt!r}")
+    if config.method.pseudo_labels:
+        check_views(config)
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
     if config.gpu != "cpu" and not config.gpu.isdecimal():
@@ -198,6 +212,16 @@ def check(config: Config) -> None:
         path = getattr(config, name)
         if path is not None and not Path(path).is_file():
             raise UserError(f"{flag(name)} {path} is not a file")
+
+
+def check_views(config: Config) -> None:
+    """Raises UserError where the views of the teacher do not go with the rest."""
+    if config.method.pseudo_labels.of_tiles and config.teacher_views != "tiles":
+        raise UserError(f"the method {config.loss} reads the scores of tiles; leave out --teacher-views, or give tiles")
+    if config.teacher_views != "global" and config.teacher_preprocess == "reference" and not config.similarity:
+        raise UserError("--teacher-preprocess reference is of whole images; it goes with --teacher-views global")
+    if config.teacher_views == "patches" and config.similarity:
+        raise UserError("--teacher-views patches needs a teacher; a --similarity file may hold tiles")
 
 
 def facts(config: Config) -> dict[str, object]:
@@ -247,6 +271,9 @@ def _add(group: argparse._ArgumentGroup, name: str, setting: Setting, kind: obje
         group.add_argument(*names, dest=name, action=action, help=help)
         return
     metavar = setting.metavar or name.split("_")[-1].upper()
+    if typing.get_origin(kind) is tuple:
+        group.add_argument(*names, dest=name, action="append", metavar=metavar, help=help)
+        return
     kind = _plain_type(kind)
     group.add_argument(*names, dest=name, type=kind, choices=setting.choices or None, metavar=metavar, help=help)
 
@@ -265,6 +292,8 @@ def _listed(names: Iterable[str]) -> list[str]:
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, tuple):
+        return " + ".join(value)
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 

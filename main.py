@@ -71,6 +71,22 @@ def main(argv: list[str] | None = None) -> dict:
         check_labels(config, splits)
         cache = writable_folder(config.cache_folder, "--cache-root")
         writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
+        chosen_by, val_labels = selection(config, splits.val)
+        data_key = digest([split.key() for split in splits.named().values()])
+
+        def score(probs: np.ndarray) -> float:
+            return metrics.mean_average_precision(probs, val_labels)
+
+        # A teacher alone: its scores are the predictions, and nothing is trained
+        if config.method.loss is None:
+            with run_folder.open_run(config, data_key, device) as run:
+                parts = (splits.val, splits.scored())
+                val_probs, probs = (
+                    None if part is None else ask_teacher(config, part, splits.classes, cache, device, workers)[0]
+                    for part in parts
+                )
+                best = {"epoch": 0, "val_mAP": None if val_probs is None else score(val_probs)}
+                return finish(config, splits, run, probs, best, "nothing: there is no epoch")
 
         # Pseudo-labels, once per image, before training
         pseudo, quality = None, None
@@ -118,40 +134,55 @@ def main(argv: list[str] | None = None) -> dict:
         )
 
         # Train and validate
-        chosen_by, val_labels = selection(config, splits.val)
-        data_key = digest([split.key() for split in splits.named().values()], np.zeros(0) if pseudo is None else pseudo)
         with run_folder.open_run(config, data_key, device) as run, stop.deferred():
             run.restore(training)
-
-            def score(probs: np.ndarray) -> float:
-                return metrics.mean_average_precision(probs, val_labels)
-
             training.fit(val, score, run, stop, config.checkpoint_minutes, config.select)
 
             # Test, once, from the chosen epoch (differs: published after every epoch)
             run.load_best(model)
-            test, scores, predictions, per_class = splits.scored(), {}, None, None
-            if test is not None:
+            probs = None
+            if splits.scored() is not None:
                 probs = training.predict(images["test"], "test", stop.raise_if_asked_anywhere).cpu().numpy()
-                scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true).items()}
-                predictions = {"images": test.names, "probs": probs, "labels": test.true}
-                per_class = metrics.per_class(probs, test.true, names)
-            result = {
-                **{name: getattr(config, name) for name in ("loss", "model", "seed")},
-                "dataset": config.dataset_name,
-                "best_epoch": training.best["epoch"],
-                "chosen_by": chosen_by,
-                **({} if training.best["val_mAP"] is None else {"val_mAP": training.best["val_mAP"]}),
-                **scores,
-                **{f"{name}_images": len(split) for name, split in splits.named().items()},
-                "pseudo_labels": quality,
-                "folder": str(run.folder),
-            }
-            run.finish(result, training.history, predictions, per_class)
+            return finish(config, splits, run, probs, training.best, chosen_by, training.history, quality)
 
+
+def finish(
+    config: Config,
+    splits: datasets.Splits,
+    run: run_folder.Run,
+    probs: np.ndarray | None,
+    best: dict,
+    chosen_by: str,
+    history: list[dict] | None = None,
+    quality: dict | None = None,
+) -> dict:
+    """Score the test images, write and print the result, and return it.
+
+    probs    (N, L) float, of the test images; None: there are none, or their labels are not known
+    best     the chosen epoch and its validation mAP
+    history  of the epochs; None: nothing was trained
+    quality  of the pseudo-labels
+    """
+    names, test, scores, predictions, per_class = splits.classes.names, splits.scored(), {}, None, None
+    if test is not None:
+        scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true).items()}
+        predictions = {"images": test.names, "probs": probs, "labels": test.true}
+        per_class = metrics.per_class(probs, test.true, names)
+    result = {
+        **{name: getattr(config, name) for name in ("loss", "model", "seed")},
+        "dataset": config.dataset_name,
+        "best_epoch": best["epoch"],
+        "chosen_by": chosen_by,
+        **({} if best["val_mAP"] is None else {"val_mAP": best["val_mAP"]}),
+        **scores,
+        **{f"{name}_images": len(split) for name, split in splits.named().items()},
+        "pseudo_labels": quality,
+        "folder": str(run.folder),
+    }
+    run.finish(result, history or [], predictions, per_class)
     validated = f" (val mAP {result['val_mAP']:.2f})" if "val_mAP" in result else ""
-    kept = "last" if chosen_by == LAST else "best"
-    print(f"{kept} epoch {result['best_epoch']}{validated}: {metrics.summary(result)}")
+    epoch = f"{'last' if chosen_by == LAST else 'best'} epoch {best['epoch']}" if history else "nothing was trained"
+    print(f"{epoch}{validated}: {metrics.summary(result)}")
     print(f"results: {run.folder}")
     distributed.shut_down()
     return result
@@ -181,19 +212,31 @@ def selection(config: Config, val: datasets.MultiLabelDataset | None) -> tuple[s
 def make_pseudo_labels(
     config: Config, splits: datasets.Splits, cache: Path, device: torch.device, workers: int
 ) -> tuple[np.ndarray, dict]:
-    """(N, L) pseudo-labels of the training images, by the method's rule from the teacher's (cached) similarities; and
-    how good they are."""
+    """(N, L) pseudo-labels of the training images, by the method's rule; and how good they are."""
     train = splits.train
-    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers)
-    views = teachers.views(config.asked_teacher(), train, splits.classes, cache, **how)
-    pseudo, scores, notes = pseudo_labels.make(
-        config.method.pseudo_labels, config.settings, views, train.observed, config.calibrate
-    )
+    pseudo, scores, notes = ask_teacher(config, train, splits.classes, cache, device, workers)
     quality = pseudo_labels.describe(pseudo, scores, train.observed, train.true)
     if train.true is None:
         notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
-    print("\n".join([pseudo_labels.table(quality), *notes, *pseudo_labels.warnings(pseudo, views)]))
+    print("\n".join([pseudo_labels.table(quality), *notes]))
     return pseudo, quality
+
+
+def ask_teacher(
+    config: Config,
+    split: datasets.MultiLabelDataset,
+    classes: datasets.Classes,
+    cache: Path,
+    device: torch.device,
+    workers: int,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """By the rule of the method, from the (cached) similarities of a split's images: pseudo-labels (N, L), the scores
+    (N, L) that they are made of, and lines to be told about them."""
+    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers)
+    views = teachers.views(config.asked_teacher(), split, classes, cache, **how)
+    rule, how = config.method.pseudo_labels, dict(calibration=config.calibrate, pool=config.teacher_pool)
+    pseudo, scores, notes = pseudo_labels.make(rule, config.settings, views, split.observed, **how)
+    return pseudo, scores, notes + pseudo_labels.warnings(pseudo, views)
 
 
 if __name__ == "__main__":

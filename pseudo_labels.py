@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 import metrics
+from util.errors import UserError
 from util.settings import Setting, with_settings
 
 ROWS = 4096  # images labelled at a time: bounds the memory beside the (N, L) result
@@ -29,11 +30,14 @@ class Rule:
     score     (similarity (N, L) float, *, settings by name) -> (N, L) float in [0, 1]
     label     (scores (N, L) float, *, settings by name) -> (N, L) int8 in {-1, 0, +1}, or float in [0, 1]
     settings  of both, by name
+    of_tiles  score takes (whole (N, L), tiles (N, K, L), observed (N, L)) instead: the similarities of each image and
+              of its tiles, and the known labels
     """
 
     score: Callable[..., np.ndarray]
     label: Callable[..., np.ndarray]
     settings: dict[str, Setting]
+    of_tiles: bool = False
 
 
 def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
@@ -64,6 +68,43 @@ def threshold_labels(scores: np.ndarray, *, threshold: float, negative_fraction:
     return labels
 
 
+def damp(whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperature: float, eta: float) -> np.ndarray:
+    """Scores of an image and its tiles: AEVLP's DAMP (Tran et al., ICCV 2025).
+
+    A label's tile score is the largest of its softmax scores over the tiles where that reaches min(eta, the same of
+    the known label), else the smallest. The result is the mean of tile score and softmax score of the whole image. Of
+    several known positives the lowest counts; without one eta stands alone.
+
+    whole     (N, L) float, cosine of image and class text;  tiles  (N, K, L) float, the same of its K tiles
+    observed  (N, L) in {-1, 0, +1}
+    returns   (N, L) float in [0, 1]
+    """
+    scores = softmax(whole, temperature=temperature)
+    for start in range(0, len(scores), ROWS):
+        rows = slice(start, start + ROWS)
+        each = torch.softmax(torch.from_numpy(tiles[rows].astype(scores.dtype, copy=False)) / temperature, dim=2)
+        largest, smallest = each.amax(dim=1).numpy(), each.amin(dim=1).numpy()
+        bound = np.where(observed[rows] == 1, largest, eta).min(axis=1, initial=eta)[:, None]
+        scores[rows] = (scores[rows] + np.where(largest >= bound, largest, smallest)) / 2
+    return scores
+
+
+def topk_labels(scores: np.ndarray, *, teacher_topk: int, threshold: float, negative_fraction: float) -> np.ndarray:
+    """Labels: positive where a score is among the teacher_topk highest of its image and at least the threshold;
+    negative as in `threshold_labels` (Tran et al., ICCV 2025).
+
+    scores   (N, L) float in [0, 1]
+    returns  (N, L) int8 in {-1, 0, +1}; 0 = the teacher abstains
+    """
+    labels = threshold_labels(scores, threshold=np.inf, negative_fraction=negative_fraction)
+    for start in range(0, len(scores), ROWS):
+        part = torch.from_numpy(scores[start : start + ROWS])
+        highest = part.argsort(dim=1, descending=True, stable=True)[:, :teacher_topk]
+        positive = torch.zeros_like(part, dtype=torch.bool).scatter_(1, highest, True) & (part >= threshold)
+        labels[start : start + ROWS][(positive.numpy()) & (labels[start : start + ROWS] == 0)] = 1
+    return labels
+
+
 def soft_labels(scores: np.ndarray) -> np.ndarray:
     """Labels: the scores themselves, (N, L) float in [0, 1]."""
     return scores
@@ -71,40 +112,92 @@ def soft_labels(scores: np.ndarray) -> np.ndarray:
 
 TEMPERATURE = Setting(0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)", flags=("-t", "--temp"))
 
+NEGATIVE_FRACTION = Setting(
+    0.0,
+    "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
+    "[0, 1)",
+    flags=("-p", "--partial"),
+)
+
 THRESHOLD_RULE = Rule(
     softmax,
     threshold_labels,
     dict(
         temperature=TEMPERATURE,
         threshold=Setting(0.3, "score above which a label becomes a positive pseudo-label", "(0, 1)", flags=("-th",)),
-        negative_fraction=Setting(
-            0.0,
-            "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
-            "[0, 1)",
-            flags=("-p", "--partial"),
-        ),
+        negative_fraction=NEGATIVE_FRACTION,
     ),
 )
-
+DAMP_RULE = Rule(
+    damp,
+    topk_labels,
+    dict(
+        temperature=Setting(
+            0.01, "of the softmax over the teacher's similarities", "(0, inf)", flags=("-t", "--temp"), cub=0.1
+        ),
+        eta=Setting(
+            0.0, "score above which a tile may speak for its image", "[0, 1)", coco=0.3, nuswide=0.3, cub=0.005
+        ),
+        teacher_topk=Setting(3, "positive pseudo-labels an image may have", "[1, inf)", cub=32),
+        threshold=Setting(
+            0.5,
+            "score from which a label becomes a positive pseudo-label",
+            "(0, 1)",
+            flags=("-th",),
+            nuswide=0.6,
+            cub=0.005,
+        ),
+        negative_fraction=NEGATIVE_FRACTION,
+    ),
+    of_tiles=True,
+)
 SOFT_RULE = Rule(softmax, soft_labels, dict(temperature=TEMPERATURE))
 
 
 def make(
-    rule: Rule, settings: dict[str, object], views: list[np.ndarray], observed: np.ndarray, calibration: str
+    rule: Rule,
+    settings: dict[str, object],
+    views: list[np.ndarray],
+    observed: np.ndarray,
+    *,
+    calibration: str = "none",
+    pool: str = "max",
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pseudo-labels (N, L) and the scores (N, L) that they are made of, by a rule; and lines to be told about them.
 
     settings     of the rule, by name
-    views        the teacher's similarities, each (N, L) float; without calibration their mean is scored
-    observed     (N, L) in {-1, 0, +1}; read by the calibration alone
+    views        the teacher's similarities, each (N, L), or (N, K, L) of an image's K tiles; without calibration the
+                 mean of the pooled views is scored
+    observed     (N, L) in {-1, 0, +1}; read by the calibration and by rules of tiles
     calibration  one of CALIBRATIONS: whether the rule's scores, or calibrated ones, are labelled
+    pool         how the tiles of an image become one: max or mean
+    Raises UserError where single tiles are needed, and only their maximum is there.
     """
-    if calibration == "none":
-        similarity = views[0] if len(views) == 1 else np.mean(views, axis=0)
-        scores, notes = with_settings(rule.score, settings)(similarity), []
+    from_tiles = rule.of_tiles and calibration == "none"
+    if (from_tiles or pool == "mean") and any(view.ndim == 3 and view.shape[1] == 1 for view in views):
+        raise UserError(
+            "the file of --similarity holds the maximum over tiles alone; an array `tiles` (N, K, L) is needed"
+        )
+    if calibration != "none":
+        scores, notes = calibrate(pooled(views, pool), observed, form=calibration, temperature=settings["temperature"])
+    elif from_tiles:
+        scores, notes = with_settings(rule.score, settings)(*views, observed), []
     else:
-        scores, notes = calibrate(views, observed, form=calibration, temperature=settings["temperature"])
+        similarity = views[0] if len(views) == 1 else np.mean(pooled(views, pool), axis=0)
+        scores, notes = with_settings(rule.score, settings)(similarity), []
     return with_settings(rule.label, settings)(scores), scores, notes
+
+
+def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:
+    """The views, each (N, L): of tiles (N, K, L) the max or mean over K, less each tile's own mean over the labels."""
+
+    def one(tiles: np.ndarray) -> np.ndarray:
+        return getattr(tiles - tiles.mean(axis=2, keepdims=True), pool)(axis=1)
+
+    return [
+        view if view.ndim == 2 else np.concatenate([one(view[i : i + ROWS]) for i in range(0, len(view), ROWS)])
+        for view in views
+    ]
 
 
 def calibrate(

@@ -124,8 +124,9 @@ class Run:
                 writer.writeheader()
                 writer.writerows(per_class)
         try:
-            with atomic(self.folder / "curves.png") as temporary:
-                draw_curves(temporary, history, result)
+            if history:
+                with atomic(self.folder / "curves.png") as temporary:
+                    draw_curves(temporary, history, result)
         except ImportError as error:  # no reason to lose a run that is done
             print(f"curves.png is not drawn ({error}); install the packages of requirements.txt")
         write_json(self.folder / "test.json", result)
@@ -185,7 +186,8 @@ def finished(config: Config) -> dict | None:
 def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Run]:
     """The run of this identity, created or resumed, held against other runs of it.
 
-    data_key: digest of the images, labels and pseudo-labels that the run reads.
+    data_key: digest of the images and labels that the run reads. Pseudo-labels are made of these and of what the run's
+    identity names, and soft ones differ in their last bits between machines.
     Raises UserError where the data is not what the run began with, and where another process is running it.
     """
     folder = Path(config.results_dir) / run_name(config)
@@ -199,9 +201,7 @@ def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Ru
         distributed.barrier()
         distributed.wait_for_file(folder / "config.json")
         if read_json(folder / "config.json").get("data_key") != data_key:
-            raise UserError(
-                f"images, labels or pseudo-labels are not those that {folder} began with; start over with --overwrite"
-            )
+            raise UserError(f"images or labels are not those that {folder} began with; start over with --overwrite")
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
         yield Run(folder, checkpoint)
 

@@ -32,8 +32,8 @@ class Known:
 DATASETS = {
     "pascal": Known(train=5_717, test=5_823, labels=20),
     "coco": Known(train=82_081, test=40_137, labels=80),
-    "nuswide": Known(train=150_000, test=60_260, labels=81, settings=dict(prompt="a photo of a {}")),
-    "cub": Known(train=5_994, test=5_794, labels=312, settings=dict(lr=1e-4, prompt="a photo of a bird with {}")),
+    "nuswide": Known(train=150_000, test=60_260, labels=81, settings=dict(prompt=("a photo of a {}",))),
+    "cub": Known(train=5_994, test=5_794, labels=312, settings=dict(lr=1e-4, prompt=("a photo of a bird with {}",))),
     "digits": Known(
         train=digits.NUM_TRAIN,
         test=digits.NUM_TEST,
@@ -46,7 +46,7 @@ DATASETS = {
             flip=0.0,  # a mirrored digit is no digit
             epochs=7,
             lr=3e-3,
-            prompt=digits.PROMPT,
+            prompt=(digits.PROMPT,),
             teacher=digits.TEACHER,
             teacher_weights=digits.TEACHER_WEIGHTS,
         ),

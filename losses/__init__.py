@@ -2,11 +2,12 @@
 
 import torch
 
-from losses import cole2021, ctl, vlpl, zhou2022
+from losses import cole2021, ctl, vlpl, zero_shot, zhou2022
 from losses.base import FACTS, Formula, Loss, Method, Targets, with_settings
 from util.errors import UserError
 
 LOSSES: dict[str, Method] = {  # in the order of the tables
+    "zero_shot": zero_shot.ZERO_SHOT,
     "bce": cole2021.BCE,
     "iun": cole2021.IUN,
     "an": cole2021.AN,

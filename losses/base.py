@@ -84,7 +84,8 @@ class Method:
     """Everything about one method. A method is added by writing such a record and naming it in LOSSES.
 
     summary        what it does, in one line
-    loss           a pure function (logits, targets by name, *, settings by name) -> (B, L); or a subclass of Loss
+    loss           a pure function (logits, targets by name, *, settings by name) -> (B, L); or a subclass of Loss;
+                   None: nothing is trained, and the pseudo-labels of the test images are the predictions
     equation       of the loss per label, as the page of methods shows it
     paper          authors, year, identifier
     settings       the method's own, by name; every keyword-only argument of its functions must be among them
@@ -98,7 +99,7 @@ class Method:
     """
 
     summary: str
-    loss: Callable[..., Tensor] | type[Loss]
+    loss: Callable[..., Tensor] | type[Loss] | None
     equation: str
     paper: str
     settings: dict[str, Setting] = field(default_factory=dict)

@@ -47,7 +47,7 @@ def test_command_lines_of_the_published_code_go_on_working():
     "line, expected",
     [
         ("-d coco", dict(alpha=0.1, lr=1e-5, batch_size=8)),
-        ("-d nuswide", dict(alpha=0.1, prompt="a photo of a {}")),
+        ("-d nuswide", dict(alpha=0.1, prompt=("a photo of a {}",))),
         ("-d cub", dict(alpha=0.01, lr=1e-4)),
         ("-d coco -l EM_APL", dict(alpha=0.1, batch_size=16, warmup_epochs=5, beta=0.9)),
         ("-d cub -l EM_APL", dict(alpha=0.01, batch_size=8, warmup_epochs=3, beta=0.4)),

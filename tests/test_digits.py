@@ -34,7 +34,7 @@ def teaching(digits: Path, *more: str) -> tuple[Config, datasets.Splits]:
 
 def similarities(config: Config, splits: datasets.Splits, cache: Path) -> np.ndarray:
     how = dict(batch_size=config.eval_batch_size, device=torch.device("cpu"), workers=2)
-    return teachers.similarities(config.clip_teacher(), splits.train, splits.classes, cache, **how)
+    return teachers.similarities(config.asked_teacher(), splits.train, splits.classes, cache, **how)
 
 
 def scores_and_labels(config: Config, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

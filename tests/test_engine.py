@@ -5,14 +5,13 @@ import contextlib
 
 import pytest
 import torch
-from training import ALL_WAYS, BATCH, SIZE, MemoryStorage, StopAfter, early, fit, tiny_training
+from training import ALL_WAYS, BATCH, SIZE, TRAINED, MemoryStorage, StopAfter, early, fit, tiny_training
 
 import engine
-from losses import LOSSES
 from util.errors import Interrupted, UserError
 
 CPU = torch.device("cpu")
-WAYS = [*((loss, {}) for loss in LOSSES), ("EM_PL", ALL_WAYS), ("EM_APL", ALL_WAYS | dict(optimizer="adamw"))]
+WAYS = [*((loss, {}) for loss in TRAINED), ("EM_PL", ALL_WAYS), ("EM_APL", ALL_WAYS | dict(optimizer="adamw"))]
 
 
 def needs_gpu(test):

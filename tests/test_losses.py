@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from training import BATCH, MemoryStorage, StopAfter, early, fit, pseudo_labels_of, tiny_training, values_of
+from training import BATCH, TRAINED, MemoryStorage, StopAfter, early, fit, pseudo_labels_of, tiny_training, values_of
 
 import engine
 import losses
@@ -66,14 +66,14 @@ def readable(name: str, targets: Targets) -> Targets:
 # What every method must satisfy
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_a_method_gives_each_label_a_finite_loss(name):
     logits, targets = random_batch()
     found = per_label(build(name, targets.observed), logits, readable(name, targets))
     assert found.shape == logits.shape and torch.isfinite(found).all()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", TRAINED)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
 @settings(max_examples=15, deadline=None)
 @given(data=st.data())
@@ -96,7 +96,7 @@ def one_step(training: engine.Training) -> torch.Tensor:
     return index
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_one_step_of_training_moves_every_weight(name):
     training = tiny_training(name)
     before = [parameter.detach().clone() for parameter in training.model.parameters()]

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import command, make_toy, same_numbers, toy_arguments
+from conftest import command, make_toy, same_numbers, taught_arguments, toy_arguments
 from PIL import Image
-from training import early_arguments
+from training import TRAINED, early_arguments
 
 import datasets
 import engine
@@ -56,7 +56,7 @@ def test_a_run_leaves_everything_it_promises(toy, capsys):
     torch.load(folder / "best.pt", weights_only=True)
 
 
-@pytest.mark.parametrize("name", losses.LOSSES)
+@pytest.mark.parametrize("name", TRAINED)
 def test_every_loss_trains(toy, name):
     result = main.main(toy_arguments(toy, *early_arguments(name)))
     assert 0 <= result["test_mAP"] <= 100
@@ -64,6 +64,20 @@ def test_every_loss_trains(toy, name):
     assert ("soft" in state["loss"]) == (name == "EM_APL")
     if name == "EM_APL":
         assert state["loss"]["soft"].shape == (24, 3) and (state["loss"]["soft"] >= 0).any()
+
+
+def test_a_teacher_alone_scores_the_test_images(toy, fails):
+    result = main.main(taught_arguments(toy, "-l", "zero_shot"))
+    folder = Path(result["folder"])
+    assert {path.name for path in folder.iterdir()} == FILES - {"last.pt", "best.pt", "curves.png"}
+    assert json.loads((folder / "test.json").read_text()) == result and result["best_epoch"] == 0
+    with np.load(folder / "predictions.npz") as file:
+        assert file["probs"].sum(axis=1) == pytest.approx(1, abs=1e-5)
+        assert result["test_mAP"] == pytest.approx(main.metrics.mean_average_precision(file["probs"], file["labels"]))
+    assert main.main(taught_arguments(toy, "-l", "zero_shot", "--lr", "1", "--calibrate", "bias")) == result
+    assert 0 < result["val_mAP"] < 100 != main.main(taught_arguments(toy, "-l", "zero_shot", "-t", "1"))["val_mAP"]
+    says = fails(main.main, toy_arguments(toy, "-l", "zero_shot"))  # a file of the training images only
+    assert "no row for the image 'val/000.png' (10 of the images are missing)" in says
 
 
 def test_training_learns_the_toy(toy):

@@ -10,6 +10,7 @@ import pseudo_labels
 from datasets.protocol import observe
 from models import teachers
 from preproc import format_pascal
+from util.errors import UserError
 
 REFERENCE = np.load(Path(__file__).parent / "reference/pseudo_labels.npz")
 SETTINGS = [name for name in REFERENCE.files if name != "similarity"]
@@ -80,6 +81,57 @@ def test_a_teacher_that_says_nothing_is_warned_of():
     assert pseudo_labels.warnings(pseudo, [similarity]) == []
     assert "every similarity is 0" in pseudo_labels.warnings(pseudo, [0 * similarity])[0]
     assert "no label became a positive" in pseudo_labels.warnings(np.minimum(pseudo, 0), [similarity])[0]
+
+
+# Tiles
+
+
+TILES = np.log([[[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]]])  # softmax scores of two tiles of one image, at temperature 1
+WHOLE = np.log([[0.6, 0.3, 0.1]])
+
+
+@pytest.mark.parametrize(
+    "eta, known, expected",
+    [
+        (0.0, 0, [0.65, 0.5, 0.1]),  # every label's largest tile score
+        (0.3, 0, [0.65, 0.5, 0.1]),  # that of the third label, 0.1, is its smallest too
+        (0.8, None, [0.4, 0.25, 0.1]),  # no known label: 0.8, which no tile reaches
+        (0.8, 0, [0.65, 0.5, 0.1]),  # the known label's 0.7
+        (0.8, 2, [0.65, 0.5, 0.1]),  # the known label's 0.1
+    ],
+)
+def test_a_tile_speaks_for_its_image_where_it_is_as_sure_as_of_the_known_label(eta, known, expected):
+    observed = np.zeros((1, 3), dtype=np.int8)
+    if known is not None:
+        observed[0, known] = 1
+    assert pseudo_labels.damp(WHOLE, TILES, observed, temperature=1.0, eta=eta)[0].tolist() == pytest.approx(expected)
+
+
+def test_only_the_highest_scores_become_positive_and_only_from_the_threshold_on():
+    scores = np.array([[0.5, 0.2, 0.5, 0.6], [0.1, 0.2, 0.05, 0.3]])
+    how = dict(threshold=0.2, negative_fraction=0.25)
+    assert pseudo_labels.topk_labels(scores, teacher_topk=2, **how).tolist() == [[1, -1, 0, 1], [0, 1, -1, 1]]
+    assert pseudo_labels.topk_labels(scores, teacher_topk=9, **how).tolist() == [[1, -1, 1, 1], [0, 1, -1, 1]]
+
+
+def test_views_are_pooled_over_their_tiles_and_averaged():
+    tiles = np.array([[[0.3, 0.1], [0.9, 0.9]]])  # less their means: 0.1, -0.1 and 0, 0
+    whole = np.array([[0.2, 0.3]])
+    assert pseudo_labels.pooled([whole, tiles], "max")[1].tolist() == [pytest.approx([0.1, 0.0])]
+    assert pseudo_labels.pooled([whole, tiles], "mean")[1].tolist() == [pytest.approx([0.05, -0.05])]
+    settings = dict(temperature=0.1, threshold=0.3, negative_fraction=0.0)
+    known = np.zeros((1, 2), dtype=np.int8)
+    _, scores, _ = pseudo_labels.make(pseudo_labels.THRESHOLD_RULE, settings, [whole, tiles], known)
+    assert scores == pytest.approx(pseudo_labels.softmax(np.array([[0.15, 0.15]]), temperature=0.1))
+
+
+def test_a_rule_of_tiles_reads_each_tile():
+    settings = dict(temperature=1.0, eta=0.0, teacher_topk=1, threshold=0.5, negative_fraction=0.0)
+    known = np.zeros((1, 3), dtype=np.int8)
+    labels, scores, _ = pseudo_labels.make(pseudo_labels.DAMP_RULE, settings, [WHOLE, TILES], known)
+    assert labels.tolist() == [[1, 0, 0]] and scores[0].tolist() == pytest.approx([0.65, 0.5, 0.1])
+    with pytest.raises(UserError, match="maximum over tiles alone"):
+        pseudo_labels.make(pseudo_labels.DAMP_RULE, settings, [WHOLE, TILES[:, :1]], known)
 
 
 # Calibration
@@ -205,11 +257,11 @@ def test_over_unobserved_entries_the_real_teacher_is_worse_and_calibration_mends
     views = [teachers.load_similarity(file, labels["train_images"], format_pascal.CLASSES)]
     true, observed = labels["train_labels"], observe(labels["train_labels"])
     rule, settings = pseudo_labels.THRESHOLD_RULE, dict(temperature=0.01, threshold=0.3, negative_fraction=0.0)
-    pseudo, scores, _ = pseudo_labels.make(rule, settings, views, observed, "none")
+    pseudo, scores, _ = pseudo_labels.make(rule, settings, views, observed)
     quality = pseudo_labels.describe(pseudo, scores, observed, true)
     assert quality["precision of positives, unobserved entries"] == pytest.approx(0.60, abs=5e-3)
     assert quality["recall of positives, unobserved entries"] == pytest.approx(0.40, abs=5e-3)
-    _, calibrated, _ = pseudo_labels.make(rule, settings, views, observed, "bias")
+    _, calibrated, _ = pseudo_labels.make(rule, settings, views, observed, calibration="bias")
     recall = []
     for found in (scores, calibrated):
         order = np.argsort(-found[observed == 0])

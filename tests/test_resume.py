@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import only_run, same_numbers, toy_arguments
 from PIL import Image
-from training import STATEFUL, early_arguments
+from training import STATEFUL, TRAINED, early_arguments
 
 import engine
 import losses
@@ -63,7 +63,7 @@ DEATHS = [
     "loss, where, name, call",
     [
         (loss, *death)
-        for loss in losses.LOSSES
+        for loss in TRAINED
         for death in (DEATHS if loss in ("EM_PL", *STATEFUL) else [(run_folder.Run, "save", 3)])
     ],
 )

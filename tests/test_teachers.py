@@ -1,5 +1,7 @@
 """Teachers: CLIP with random weights, its cache of similarities, and files of similarities; nothing is fetched."""
 
+import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +12,9 @@ from safetensors.torch import save_file
 
 import datasets
 from config import parse
+from datasets.images import decode
 from models import clip, teachers
-from models.teachers import ClipTeacher
+from models.teachers import ClipTeacher, FileTeacher, patches
 from models.teachers import clip as clip_teacher
 from util import row_cache
 from util.errors import UserError
@@ -50,15 +53,17 @@ def scores(teacher: ClipTeacher, splits: datasets.Splits, folder: Path, batch_si
 def test_the_teacher_is_the_one_that_the_command_line_names(tiny_clip):
     name, weights = tiny_clip
     line = ["--teacher", name, "--teacher-weights", weights, "--prompt", "a {}", "--teacher-preprocess", "reference"]
-    asked = parse([*line, "--precision", "float32"]).clip_teacher()
-    assert asked == ClipTeacher(name, weights, "a {}", "reference", None, "float32")
+    asked = parse([*line, "--precision", "float32"]).asked_teacher()
+    assert asked == ClipTeacher(name, weights, ("a {}",), "reference", None, "float32")
+    asked = parse("--prompt {} --prompt a{} --teacher-views tiles --teacher-tiles 4".split()).asked_teacher()
+    assert (asked.prompts, asked.views, asked.tiles) == (("{}", "a{}"), "tiles", 4)
 
 
 def test_similarities_are_cosines_of_squashed_unflipped_images_and_captions(toy, tiny_clip, tmp_path):
     from open_clip import get_tokenizer
     from PIL import Image
 
-    teacher, splits = teaching(toy, tiny_clip, prompt="a photo of a {} bar")
+    teacher, splits = teaching(toy, tiny_clip, prompts=("a photo of a {} bar",))
     got = scores(teacher, splits, tmp_path / "cache")
     model = clip.create_clip(*map(str, tiny_clip)).eval()
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in clip.normalisation(*tiny_clip))
@@ -84,7 +89,7 @@ def test_the_reference_preprocessing_is_what_the_published_code_fed_it(toy, tiny
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     mirrored = 0
     with torch.no_grad():
-        text = clip_teacher.encode_captions(model, "tiny_clip", splits.classes.names)
+        text = clip_teacher.encode_captions(model, "tiny_clip", [splits.classes.names])
         for row in range(8):
             pixels = Image.open(splits.train.paths()[row]).convert("RGB").resize((448, 448), Image.Resampling.BILINEAR)
             plain = (torch.from_numpy(np.array(pixels)).permute(2, 0, 1) / 255 - mean) / std
@@ -117,12 +122,12 @@ def test_similarities_that_overflow_are_one_line(toy, tiny_clip, tmp_path, monke
 
 def test_the_cache_is_filled_once_and_keyed_by_all_that_matters(toy, tiny_clip, tmp_path, monkeypatch):
     passes, real_score = [], clip_teacher.score
-    monkeypatch.setattr(clip_teacher, "score", lambda *arguments: passes.append(1) or real_score(*arguments))
+    monkeypatch.setattr(clip_teacher, "score", lambda *a, **o: passes.append(1) or real_score(*a, **o))
     line = ["-d", str(toy), "--teacher", tiny_clip[0], "--teacher-weights", tiny_clip[1], "--precision", "float32"]
     splits = datasets.load(toy)
-    teacher = parse(line).clip_teacher()
+    teacher = parse(line).asked_teacher()
     first = scores(teacher, splits, tmp_path / "cache")
-    sweep = parse([*line, *"-t 0.5 -th 0.9 -p 0.5 -s 4".split()]).clip_teacher()
+    sweep = parse([*line, *"-t 0.5 -th 0.9 -p 0.5 -s 4".split()]).asked_teacher()
     assert (scores(sweep, splits, tmp_path / "cache") == first).all() and len(passes) == 1
 
     torch.manual_seed(9)
@@ -130,7 +135,8 @@ def test_the_cache_is_filled_once_and_keyed_by_all_that_matters(toy, tiny_clip, 
     save_file(clip.create_clip(tiny_clip[0], None).state_dict(), other)
     np.save(tmp_path / "text.npy", np.random.RandomState(0).randn(3, 8))
     changes = [
-        dict(prompt="a {}"),
+        dict(prompts=("a {}",)),
+        dict(prompts=("a {}", "{}")),
         dict(weights=str(other)),
         dict(preprocess="reference"),
         dict(text_features=str(tmp_path / "text.npy")),
@@ -151,9 +157,9 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(toy, tiny_clip, tmp_path, 
     monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
     starts, real_score = [], clip_teacher.score
 
-    def stopping(scorer, paths, rows, *rest):
+    def stopping(scorer, paths, rows, *rest, **more):
         starts.append(int(rows[0]))
-        for count, block in enumerate(real_score(scorer, paths, rows, *rest)):
+        for count, block in enumerate(real_score(scorer, paths, rows, *rest, **more)):
             if len(starts) == 1 and count == 3:
                 raise KeyboardInterrupt
             yield block
@@ -179,6 +185,172 @@ def test_the_published_text_features_fit_the_data_sets(real):
             labels,
             768,
         )
+
+
+# Prompts
+
+
+def text_of(tiny_clip: tuple[str, str], prompts: tuple[str, ...], classes: datasets.Classes) -> torch.Tensor:
+    return clip_teacher.build(ClipTeacher(*tiny_clip, prompts=prompts), classes).text_features
+
+
+def test_the_features_of_several_prompts_are_averaged_after_normalisation(tiny_clip):
+    classes = datasets.Classes(["x", "y"], ["cat", "dog"])
+    one, other, both = (text_of(tiny_clip, prompts, classes) for prompts in (("a {}",), ("{}s",), ("a {}", "{}s")))
+    assert torch.allclose(both, torch.nn.functional.normalize(one + other, dim=1), atol=1e-6)
+    assert not torch.allclose(one, other, atol=1e-2)
+
+
+def test_imagenet_names_the_templates_of_CLIP(tiny_clip):
+    templates = clip_teacher.templates(("imagenet", "my {}"))
+    assert len(templates) == 81 and templates[-1] == "my {}" and "a photo of many {}." in templates
+    assert all("{}" in template for template in templates)
+    classes = datasets.Classes(["x"], ["cat"])
+    assert ClipTeacher(*tiny_clip, prompts=("imagenet",)).captions(classes)[0] == [templates[0].replace("{}", "cat")]
+
+
+# Views
+
+
+def views(teacher: ClipTeacher, splits: datasets.Splits, folder: Path) -> list[np.ndarray]:
+    how = dict(batch_size=16, device=torch.device("cpu"), workers=2)
+    return teachers.views(teacher, splits.train, splits.classes, folder, **how)
+
+
+def test_tiles_are_cut_row_by_row_and_scored_as_images_of_their_own(toy, tiny_clip, tmp_path):
+    pixels = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
+    tiles = clip_teacher.cut(pixels, 2)
+    assert tiles.shape == (8, 3, 4, 4) and torch.equal(tiles[5], pixels[1, :, :4, 4:])
+    teacher, splits = teaching(toy, tiny_clip, views="tiles", tiles=2)
+    whole, parts = views(teacher, splits, tmp_path / "cache")
+    assert whole.shape == (24, 3) and parts.shape == (24, 4, 3)
+    scorer = clip_teacher.build(teacher, splits.classes)
+    image = torch.from_numpy(decode(splits.train.paths()[7], 64, "bicubic")).permute(2, 0, 1)
+    with torch.no_grad():
+        assert parts[7, 2] == pytest.approx(scorer(image[None, :, 32:, :32])[0].numpy(), abs=1e-5)
+
+
+def test_each_view_is_scored_once_and_the_whole_image_is_shared(toy, tiny_clip, tmp_path, monkeypatch):
+    passes, real_score = [], clip_teacher.score
+    monkeypatch.setattr(clip_teacher, "score", lambda *a, **o: passes.append(o["view"]) or real_score(*a, **o))
+    for change in (
+        {},
+        dict(views="tiles", tiles=2),
+        dict(views="patches"),
+        dict(views="tiles"),
+        {},
+        dict(views="tiles"),
+    ):
+        views(*teaching(toy, tiny_clip, **change), tmp_path / "cache")
+    assert passes == ["global", "tiles", "patches", "tiles"]
+
+
+def test_the_heads_are_those_of_the_blocks_own_attention(tiny_clip):
+    block = clip.create_clip(*tiny_clip).visual.transformer.resblocks[0].eval()
+    tokens = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    queries, keys, values = (patches.heads(block, tokens, part) for part in range(3))
+    weights = torch.softmax(queries @ keys.transpose(2, 3) / 8**0.5, dim=3)
+    mixed = block.attn.out_proj((weights @ values).transpose(1, 2).flatten(2))
+    assert torch.allclose(mixed, block.attention(block.ln_1(tokens)), atol=1e-5)
+
+
+def test_patches_attend_to_what_looks_like_them(tiny_clip):
+    """One block: its attention is softmax(q q^T) + softmax(k k^T), and neither its MLP nor the class token counts."""
+    torch.manual_seed(0)
+    tower = clip.create_clip(*tiny_clip).visual.eval()
+    images, block = torch.randn(2, 3, 32, 32), tower.transformer.resblocks[0]
+    with torch.no_grad():
+        tokens, expected = tower._embeds(images), torch.zeros(2, 5, 16)
+        query, key, value = (
+            torch.nn.functional.linear(block.ln_1(tokens), weight, bias)
+            for weight, bias in zip(block.attn.in_proj_weight.chunk(3), block.attn.in_proj_bias.chunk(3), strict=True)
+        )
+        for head in (slice(0, 8), slice(8, 16)):
+            for image in range(2):
+                weights = sum(torch.softmax(v[image, :, head] @ v[image, :, head].T / 8**0.5, 1) for v in (query, key))
+                expected[image, :, head] = weights @ value[image, :, head]
+        expected = tower.ln_post(tokens + block.attn.out_proj(expected))[:, 1:] @ tower.proj
+        assert torch.allclose(patches.patch_features(tower, images), expected, atol=1e-5)
+
+
+def test_the_score_of_patches_is_the_largest_of_a_softmax_over_the_classes(toy, tiny_clip, tmp_path):
+    teacher, splits = teaching(toy, tiny_clip, views="patches")
+    found = views(teacher, splits, tmp_path / "cache")[1]
+    scorer = clip_teacher.build(teacher, splits.classes)
+    image = torch.from_numpy(decode(splits.train.paths()[3], 32, "bicubic")).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        features = patches.patch_features(scorer.clip.visual, (image / 255 - scorer.mean) / scorer.std)[0]
+        scores = torch.softmax(100 * torch.nn.functional.normalize(features, dim=1) @ scorer.text_features.T, dim=1)
+    assert np.exp(found[3] / 0.01) == pytest.approx(scores.amax(dim=0).numpy(), abs=1e-4)
+
+
+def test_a_teacher_without_a_ViT_has_no_patches(toy, tmp_path):
+    teacher, splits = teaching(toy, ("models/digits_clip.json", "models/digits_clip.safetensors"), views="patches")
+    with pytest.raises(UserError, match=r"open_clip's own ViT.*not a TimmModel; take --teacher-views tiles"):
+        views(teacher, splits, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("--prompt photo", "needs {} where the class name goes, or the name imagenet"),
+        ("--teacher-views tiles --teacher-preprocess reference", "goes with --teacher-views global"),
+        ("--teacher-views patches --similarity README.md", "needs a teacher"),
+        ("--teacher-tiles 1", "[2, 16]"),
+        ("--teacher-views everything", "global"),
+    ],
+)
+def test_views_that_do_not_go_with_the_rest_are_one_line(line, says, fails):
+    assert says in fails(parse, line.split())
+
+
+# SigLIP
+
+
+SIGLIP = {
+    "embed_dim": 64,
+    "init_logit_bias": -10,
+    "custom_text": True,
+    "vision_cfg": {"image_size": 32, "timm_model_name": "test_vit", "timm_model_pretrained": False, "timm_pool": "map",
+                   "timm_proj": "none"},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 64, "heads": 2, "layers": 1,
+                 "no_causal_mask": True, "proj_bias": True, "pool_type": "last", "norm_kwargs": {"eps": 1e-6}},
+}  # fmt: skip
+SIGLIP_2 = SIGLIP | {"text_cfg": SIGLIP["text_cfg"] | {"act_kwargs": {"approximate": "tanh"}}}
+
+
+def written(folder: Path, name: str, config: dict) -> tuple[str, str]:
+    """A model config and random weights of it, as files."""
+    path = folder / f"{name}.json"
+    path.write_text(json.dumps(config))
+    torch.manual_seed(0)
+    state = clip.create_clip(str(path), None).state_dict()
+    save_file({key: value.contiguous() for key, value in state.items()}, folder / f"{name}.safetensors")
+    return str(path), str(folder / f"{name}.safetensors")
+
+
+@pytest.mark.parametrize("name, config", [("one_sig", SIGLIP), ("two_sig", SIGLIP_2)])
+def test_models_of_the_kind_of_SigLIP_are_teachers_too(toy, tmp_path, name, config):
+    """A timm tower with attention pooling, a text tower that reads both ways, a bias on the logits."""
+    teacher, splits = teaching(toy, written(tmp_path, name, config), views="tiles", tiles=2)
+    whole, tiles = views(teacher, splits, tmp_path / "cache")
+    assert np.abs(whole).max() <= 1 and np.ptp(whole, axis=0).min() > 0 and np.ptp(whole, axis=1).min() > 0
+    assert np.isfinite(tiles).all()
+
+
+def test_a_tokenizer_that_cannot_be_had_is_one_line(toy, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)  # not installed
+    config = SIGLIP | {"text_cfg": SIGLIP["text_cfg"] | {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}
+    pair = written(tmp_path, "hf_sig", config)
+    teacher, splits = teaching(toy, pair)
+    with pytest.raises(UserError, match=r"tokenizer of hf_sig cannot be had .*--text-features FILE"):
+        views(teacher, splits, tmp_path / "cache")
+    np.save(tmp_path / "text.npy", np.random.RandomState(0).randn(3, 64).astype(np.float32))
+    found = views(replace(teacher, text_features=str(tmp_path / "text.npy")), splits, tmp_path / "cache")
+    assert found[0].shape == (24, 3)
+
+
+# Files
 
 
 def save(path: Path, **changes) -> Path:
@@ -217,3 +389,17 @@ def test_a_file_that_is_no_npz_is_told(tmp_path):
     (tmp_path / "s.npz").write_text("hello")
     with pytest.raises(UserError, match="not an npz file"):
         teachers.load_similarity(tmp_path / "s.npz", np.array(["a"]), ["x"])
+
+
+def test_a_file_may_hold_the_scores_of_tiles(tmp_path):
+    largest = np.arange(6, 12, dtype=np.float32).reshape(3, 2)
+    images, classes = np.array(["c", "a"]), ["y", "x"]
+    _, tiles = FileTeacher(str(save(tmp_path / "m.npz", tiles_max=largest)), "tiles").load(images, classes)
+    assert tiles.tolist() == [[[11, 10]], [[7, 6]]]
+    each = np.stack([largest, -largest], axis=1)
+    _, tiles = FileTeacher(str(save(tmp_path / "t.npz", tiles=each)), "tiles").load(images, classes)
+    assert tiles.tolist() == [[[11, 10], [-11, -10]], [[7, 6], [-7, -6]]]
+    with pytest.raises(UserError, match="not an npz file with images, classes and tiles_max"):
+        FileTeacher(str(save(tmp_path / "n.npz")), "tiles").load(images, classes)
+    with pytest.raises(UserError, match="expected float of 3 images x tiles x 2 classes"):
+        FileTeacher(str(save(tmp_path / "w.npz", tiles=largest)), "tiles").load(images, classes)

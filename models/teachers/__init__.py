@@ -7,10 +7,19 @@ import torch
 
 from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
-from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, ClipTeacher, similarities
+from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, VIEWS, ClipTeacher, similarities
 from models.teachers.file import FileTeacher, load_similarity
 
-__all__ = ["DEFAULT", "DEFAULT_WEIGHTS", "ClipTeacher", "FileTeacher", "load_similarity", "similarities", "views"]
+__all__ = [
+    "DEFAULT",
+    "DEFAULT_WEIGHTS",
+    "VIEWS",
+    "ClipTeacher",
+    "FileTeacher",
+    "load_similarity",
+    "similarities",
+    "views",
+]
 
 
 def views(
@@ -23,8 +32,9 @@ def views(
     device: torch.device,
     workers: int,
 ) -> list[np.ndarray]:
-    """The teacher's similarities of a split's images, (N, L) float for each of its views, from the cache in `folder`,
-    which is filled first."""
+    """The teacher's similarities of a split's images, for each of its views (N, L) float, of tiles (N, K, L); from the
+    cache in `folder`, which is filled first."""
     if isinstance(teacher, FileTeacher):
-        return [load_similarity(teacher.path, split.names, classes.names)]
-    return [similarities(teacher, split, classes, folder, batch_size=batch_size, device=device, workers=workers)]
+        return teacher.load(split.names, classes.names)
+    how = dict(batch_size=batch_size, device=device, workers=workers)
+    return [similarities(teacher, split, classes, folder, view, **how) for view in VIEWS[teacher.views]]

@@ -1,7 +1,8 @@
 """CLIP as the teacher: it scores every training image against every class name, once, before training.
 
-Its similarities are cached beside the data set. What follows from them (temperature, threshold, fraction) is not, so a
-sweep over these never runs the teacher again.
+It looks at the whole image (view `global`), and where asked at its tiles or patches too. The similarities of each view
+are cached beside the data set. What follows from them (temperature, threshold, calibration) is not, so a sweep over
+these never runs the teacher again.
 """
 
 from collections.abc import Iterator
@@ -18,15 +19,21 @@ from datasets.files import Classes
 from datasets.images import decode_batches, to_input
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.clip import clip_file, create_clip, normalisation
+from models.teachers.patches import patch_features
 from models.vit_clip import NAME, TAG
-from util.errors import UserError
+from util.errors import UserError, why
 from util.files import digest, file_digest, local_file, read_array
 from util.row_cache import cached_rows
 
 DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
+NO_TOKENIZER = (  # the models whose tokenizer is not open_clip's own, such as SigLIP
+    "it needs the network once and `pip install transformers`; or give the classes' features by --text-features FILE"
+)
+PATCH_TEMPERATURE = 0.01  # of the softmax of each patch: CLIP's own
 RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
+VIEWS = {"global": ("global",), "tiles": ("global", "tiles"), "patches": ("global", "patches")}  # of --teacher-views
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
 
@@ -36,24 +43,30 @@ class ClipTeacher:
 
     name           open_clip's name of the model, or FILE.json with an open_clip model config
     weights        open_clip's tag, or a local file
-    prompt         caption of a class; {} stands for its prompt name
+    prompts        captions of a class; {} stands for its prompt name; imagenet stands for CLIP's 80 ImageNet templates.
+                   Of several captions the normalised text features are averaged
     preprocess     own, or reference: what the published code fed to its teacher
     text_features  FILE.npy of (L, D) class text features, instead of the text tower
     precision      float32, or any other: half precision
+    views          a key of VIEWS: what it looks at
+    tiles          the view `tiles` is of tiles x tiles parts of the image
     """
 
     name: str
     weights: str
-    prompt: str = "{}"
+    prompts: tuple[str, ...] = ("{}",)
     preprocess: str = "own"
     text_features: str | None = None
     precision: str = "float32"
+    views: str = "global"
+    tiles: int = 3
 
-    def captions(self, classes: Classes) -> list[str]:
-        return [self.prompt.replace("{}", name) for name in classes.prompt_names]
+    def captions(self, classes: Classes) -> list[list[str]]:
+        """For each prompt the L captions."""
+        return [[prompt.replace("{}", name) for name in classes.prompt_names] for prompt in templates(self.prompts)]
 
-    def key(self, classes: Classes, split: MultiLabelDataset) -> dict[str, object]:
-        """The key of the cached similarities, known without building the teacher."""
+    def key(self, classes: Classes, split: MultiLabelDataset, view: str = "global") -> dict[str, object]:
+        """The key of the cached similarities of a view, known without building the teacher."""
         weights, model = local_file(self.weights), local_file(self.name)
         return {
             "images": split.image_key(),
@@ -62,7 +75,18 @@ class ClipTeacher:
             "text": file_digest(self.text_features) if self.text_features else self.captions(classes),
             "preprocess": self.preprocess,
             "precision": "float32" if self.precision == "float32" else str(HALF),
+            "view": [view, self.tiles] if view == "tiles" else view,
         }
+
+
+def templates(prompts: tuple[str, ...]) -> list[str]:
+    """The prompts, with `imagenet` replaced by the templates that CLIP's authors wrote for ImageNet."""
+    if "imagenet" not in prompts:
+        return list(prompts)
+    from open_clip import OPENAI_IMAGENET_TEMPLATES
+
+    named = {"imagenet": [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]}
+    return [template for prompt in prompts for template in named.get(prompt, [prompt])]
 
 
 class Scorer(nn.Module):
@@ -94,6 +118,19 @@ class Scorer(nn.Module):
         with torch.autocast(features.device.type, enabled=False):  # a cosine in half precision has coarse steps
             return F.normalize(features.float(), dim=1) @ self.text_features.T
 
+    def patches(self, images: Tensor) -> Tensor:
+        """(B, 3, S, S) uint8 -> (B, L) float32: T log of the largest over the patches of softmax(cosine / T)."""
+        features = patch_features(self.clip.visual, to_input(images, self.mean, self.std))
+        with torch.autocast(features.device.type, enabled=False):
+            cosine = F.normalize(features.float(), dim=2) @ self.text_features.T
+            return PATCH_TEMPERATURE * torch.log_softmax(cosine / PATCH_TEMPERATURE, dim=2).amax(dim=1)
+
+
+def cut(images: Tensor, tiles: int) -> Tensor:
+    """(B, 3, kS, kS) -> (B k k, 3, S, S): the k x k tiles of each image, row by row."""
+    parts = images.unflatten(2, (tiles, -1)).unflatten(4, (tiles, -1))  # (B, 3, k, S, k, S)
+    return parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
+
 
 def read_text_features(path: str, num_labels: int) -> np.ndarray:
     """(L, D) float32 from an .npy file; raises UserError for any other."""
@@ -112,11 +149,19 @@ def read_text_features(path: str, num_labels: int) -> np.ndarray:
 
 
 @torch.inference_mode()
-def encode_captions(clip: nn.Module, name: str, texts: list[str]) -> Tensor:
-    """(L, D) text features, not normalised."""
+def encode_captions(clip: nn.Module, name: str, captions: list[list[str]]) -> Tensor:
+    """(L, D) text features; of several captions of a class the mean of the normalised ones.
+
+    Raises UserError where the model's tokenizer cannot be had.
+    """
     from open_clip import get_tokenizer
 
-    return clip.encode_text(get_tokenizer(name)(texts))
+    try:
+        tokenizer = get_tokenizer(name)
+    except Exception as error:  # Hugging Face's libraries each raise their own
+        raise UserError(f"the tokenizer of {name} cannot be had ({why(error)}); {NO_TOKENIZER}") from None
+    features = [clip.encode_text(tokenizer(texts)) for texts in captions]
+    return features[0] if len(features) == 1 else torch.stack([F.normalize(part, dim=1) for part in features]).mean(0)
 
 
 def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
@@ -140,20 +185,27 @@ def similarities(
     split: MultiLabelDataset,
     classes: Classes,
     folder: Path,
+    view: str = "global",
     *,
     batch_size: int,
     device: torch.device,
     workers: int,
 ) -> np.ndarray:
-    """(N, L) float32 cosine similarities of a split's images, from the cache in `folder`, which is filled first."""
-    key = teacher.key(classes, split)
+    """(N, L) float32 cosine similarities of a split's images, from the cache in `folder`, which is filled first.
+
+    view  global; tiles: (N, K, L), of the K tiles of each image; patches: (N, L), as in Scorer.patches
+    """
+    key = teacher.key(classes, split, view)
 
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
         scorer = build(teacher, classes).to(device)
-        return score(scorer, split.paths(), rows, batch_size, device, teacher.precision, workers)
+        how = dict(view=view, tiles=teacher.tiles)
+        return score(scorer, split.paths(), rows, batch_size, device, teacher.precision, workers, **how)
 
-    path, shape = folder / f"similarity_{digest(key)}.npy", (len(split), len(classes.names))
-    return np.array(cached_rows(path, shape, np.float32, rows_from, "teacher scores the training images", about=key))
+    num_images, num_labels = len(split), len(classes.names)
+    shape = (num_images, teacher.tiles**2, num_labels) if view == "tiles" else (num_images, num_labels)
+    path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
+    return np.array(cached_rows(path, shape, np.float32, rows_from, description, about=key))
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
@@ -169,17 +221,26 @@ def score(
     device: torch.device,
     precision: str,
     workers: int,
+    *,
+    view: str = "global",
+    tiles: int = 1,
 ) -> Iterator[np.ndarray]:
-    """(B, L) float32 blocks of the similarities of `rows` of the paths, in order."""
+    """(B, L) float32 blocks, of tiles (B, K, L), of the similarities of `rows` of the paths, in order."""
     reference = scorer.preprocess == "reference"
     size, resample = (REFERENCE_SIZE, "bilinear") if reference else (scorer.size, RESAMPLE)
+    if view == "tiles":
+        size, batch_size = tiles * size, max(1, batch_size // tiles**2)
     flips = torch.rand(len(paths), generator=torch.Generator().manual_seed(0)) < 0.5  # a function of the row
     batches = torch.from_numpy(rows).split(batch_size)
     for batch, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
         images = torch.from_numpy(block).to(device, non_blocking=True).permute(0, 3, 1, 2)
         flip = flips[batch].to(device) if reference else None
         with autocast(device, precision):
-            block = scorer(images, flip).cpu().numpy()
+            if view == "tiles":
+                block = scorer(cut(images, tiles)).unflatten(0, (len(batch), -1))
+            else:
+                block = scorer.patches(images) if view == "patches" else scorer(images, flip)
+        block = block.cpu().numpy()
         if not np.isfinite(block).all():
             raise UserError(f"the teacher's similarities are not finite at --precision {precision}; take float32")
         yield block

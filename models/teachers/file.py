@@ -1,5 +1,6 @@
 """A file of similarities: another program's teacher."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,30 +14,48 @@ LARGEST = 1e6  # of a similarity: beyond it, even a temperature of 1 leaves one 
 
 @dataclass(frozen=True)
 class FileTeacher:
-    """path: npz file of `images`, `classes` and `similarity`, as `load_similarity` reads it."""
+    """path: npz file as `load_similarity` reads it.  views: global; tiles: also its array `tiles` or `tiles_max`."""
 
     path: str
+    views: str = "global"
+
+    def load(self, images: np.ndarray, classes: list[str]) -> list[np.ndarray]:
+        """(N, L) similarities; where asked also (N, K, L) of the K tiles of an image, K = 1 for their maximum alone."""
+        result = [load_similarity(self.path, images, classes)]
+        if self.views == "tiles":
+            with zipfile.ZipFile(self.path) as file:
+                array = "tiles" if "tiles.npy" in file.namelist() else "tiles_max"
+            tiles = load_similarity(self.path, images, classes, array)
+            result.append(tiles if tiles.ndim == 3 else tiles[:, None])
+        return result
 
 
-def load_similarity(path: str | Path, images: np.ndarray, classes: list[str]) -> np.ndarray:
+def load_similarity(path: str | Path, images: np.ndarray, classes: list[str], array: str = "similarity") -> np.ndarray:
     """(N, L) float similarities of `images` and `classes` from an npz file of `images`, `classes`, `similarity`.
 
+    array  another array of the same images and classes: `tiles_max`, the largest over the tiles of an image, each less
+           its own mean over the classes; or `tiles`, (N, K, L) of K tiles
     Rows are found by image name and columns by class name, so order and surplus do not matter. Raises UserError for
     a file that is not such a file, and for the first image or class that it lacks.
     """
-    names, columns, similarity = read_arrays(path, ("images", "classes", "similarity"))
-    for what, array in (("images", names), ("classes", columns)):
-        if array.ndim != 1 or array.dtype.kind != "U":
-            raise UserError(f"{path}: {what} is {array.dtype} of shape {array.shape}, expected strings of shape (N,)")
-    if similarity.shape != (len(names), len(columns)) or similarity.dtype.kind != "f":
+    names, columns, similarity = read_arrays(path, ("images", "classes", array))
+    for what, strings in (("images", names), ("classes", columns)):
+        if strings.ndim != 1 or strings.dtype.kind != "U":
+            raise UserError(
+                f"{path}: {what} is {strings.dtype} of shape {strings.shape}, expected strings of shape (N,)"
+            )
+    ends, dims = similarity.shape[:1] + similarity.shape[-1:], 3 if array == "tiles" else 2
+    if ends != (len(names), len(columns)) or similarity.ndim != dims or similarity.dtype.kind != "f":
         raise UserError(
-            f"{path}: similarity is {similarity.dtype} {similarity.shape}, expected float of "
-            f"{len(names)} images x {len(columns)} classes"
+            f"{path}: {array} is {similarity.dtype} {similarity.shape}, expected float of "
+            f"{len(names)} images x {'tiles x ' if array == 'tiles' else ''}{len(columns)} classes"
         )
-    rows = _positions(path, "row for the image", images.tolist(), names, similarity, "of the training images")
-    columns = _positions(path, "column for the class", classes, columns, similarity.T, "of the classes")
-    chosen = similarity[np.ix_(rows, columns)]
-    if (wrong := ~(np.abs(chosen) <= LARGEST).all(axis=1)).any():
+    rows = _positions(path, "row for the image", images.tolist(), names, similarity, "of the images")
+    columns = _positions(
+        path, "column for the class", classes, columns, np.moveaxis(similarity, -1, 0), "of the classes"
+    )
+    chosen = similarity[rows][..., columns]
+    if (wrong := ~(np.abs(chosen) <= LARGEST).reshape(len(chosen), -1).all(axis=1)).any():
         row = int(np.argmax(wrong))
         raise UserError(
             f"{path}: the similarities of {images[row]} are not all finite numbers of at most {LARGEST:g}; cosines are "
