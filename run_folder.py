@@ -18,8 +18,10 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
@@ -30,7 +32,7 @@ import torch
 import config as settings
 from config import Config
 from datasets import files
-from util import distributed
+from util import devices, distributed
 from util.errors import UserError, why
 from util.files import atomic, digest, file_digest, local_file, locked, read_json, write_arrays, write_json
 
@@ -63,11 +65,17 @@ class State(Protocol):
 class Run:
     """One run's folder, which only the main process writes.
 
+    Checkpoints are written by a thread, one after the other, from a copy of the state, while training goes on. What
+    goes wrong there is raised by the next `save`, and at the latest by `wait`.
+
     checkpoint  the state to resume from, or None
+    device      of the states that are saved
+    thread      writes the checkpoints
     """
 
-    def __init__(self, folder: Path, checkpoint: dict | None) -> None:
-        self.folder, self.checkpoint = folder, checkpoint
+    def __init__(self, folder: Path, checkpoint: dict | None, device: torch.device, thread: ThreadPoolExecutor) -> None:
+        self.folder, self.checkpoint, self.device, self.thread = folder, checkpoint, device, thread
+        self.writing: Future | None = None
 
     def restore(self, training: State) -> None:
         """Put the training into the state of the checkpoint, if there is one."""
@@ -84,8 +92,10 @@ class Run:
 
     def save(self, state: dict) -> None:
         """Write last.pt, then metrics.jsonl, which repeats the history that last.pt holds."""
-        if not distributed.is_main():
-            return
+        self.wait()  # so that there is never more than one copy of the state
+        self._later(self._write_last, state)
+
+    def _write_last(self, state: dict) -> None:
         with atomic(self.folder / "last.pt") as temporary:
             write_tensors(temporary, state)
         self.write_history(state["history"])
@@ -95,13 +105,37 @@ class Run:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
 
     def save_best(self, model: dict) -> None:
-        if not distributed.is_main():
-            return
+        """Write best.pt, after last.pt, which can stand for it if the process dies in between."""
+        self._later(self._write_best, model)
+
+    def _write_best(self, model: dict) -> None:
         with atomic(self.folder / "best.pt") as temporary:
             write_tensors(temporary, model)
 
+    def _later(self, write: Callable[[dict], None], state: dict) -> None:
+        """Call write(copy of the state) in the thread, unless what was to be written before it could not be."""
+        if not distributed.is_main():
+            return
+        before, copy = self.writing, deepcopy(state)
+        stream = devices.side_stream(self.device)
+
+        def then() -> None:
+            if before is not None:
+                before.result()
+            with stream:
+                write(copy)
+
+        self.writing = self.thread.submit(then)
+
+    def wait(self) -> None:
+        """Until all that was saved is on the disk. Raises what went wrong there."""
+        writing, self.writing = self.writing, None
+        if writing is not None:
+            writing.result()
+
     def load_best(self, model: torch.nn.Module) -> None:
         """Give the model, on all processes, the weights of the best validation epoch."""
+        self.wait()
         if distributed.is_main():
             with fitting(self.folder / "best.pt"):
                 model.load_state_dict(read_tensors(self.folder / "best.pt"))
@@ -203,7 +237,12 @@ def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Ru
         if read_json(folder / "config.json").get("data_key") != data_key:
             raise UserError(f"images or labels are not those that {folder} began with; start over with --overwrite")
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
-        yield Run(folder, checkpoint)
+        with ThreadPoolExecutor(1, "checkpoints") as thread:
+            run = Run(folder, checkpoint, device, thread)
+            try:
+                yield run
+            finally:
+                run.wait()
 
 
 def _create(folder: Path, config: Config, data_key: str, device: torch.device) -> None:

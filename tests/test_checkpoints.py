@@ -1,0 +1,60 @@
+"""Checkpoints, which a thread writes: in order, the state as it was when it was saved, and errors are told."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+
+import pytest
+import torch
+
+from run_folder import Run, read_tensors
+from util.errors import UserError
+
+
+@pytest.fixture
+def run(tmp_path):
+    with ThreadPoolExecutor(1) as thread:
+        yield Run(tmp_path, None, torch.device("cpu"), thread)
+
+
+@pytest.fixture
+def gate(run, monkeypatch) -> Event:
+    """What the thread waits for before it writes anything."""
+    gate = Event()
+    run.thread.submit(gate.wait, 60)
+    return gate
+
+
+def state(value: float) -> dict:
+    return {"model": {"weight": torch.full((4,), value)}, "history": [{"epoch": 1}]}
+
+
+def test_training_goes_on_while_its_state_of_before_is_written(run, gate):
+    saved = state(1.0)
+    run.save(saved)
+    run.save_best(saved["model"])
+    saved["model"]["weight"].fill_(2.0)
+    saved["history"].append({"epoch": 2})
+    assert not list(run.folder.iterdir())
+    gate.set()
+    run.wait()
+    assert read_tensors(run.folder / "last.pt")["model"]["weight"].tolist() == [1.0] * 4
+    assert read_tensors(run.folder / "best.pt")["weight"].tolist() == [1.0] * 4
+    assert (run.folder / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
+
+
+@pytest.mark.parametrize("told_by", ["save", "load_best", "wait"])
+def test_a_write_that_failed_is_told_and_nothing_is_written_after_it(run, gate, monkeypatch, told_by):
+    def full(path: Path, state: dict) -> None:
+        raise UserError("is the disk full?")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("run_folder.write_tensors", full)
+        run.save(state(1.0))
+        gate.set()
+        run.thread.submit(int).result()  # whatever is queued is done
+    run.save_best(state(1.0)["model"])
+    arguments = {"save": [state(2.0)], "load_best": [torch.nn.Linear(1, 1)], "wait": []}[told_by]
+    with pytest.raises(UserError, match="is the disk full"):
+        getattr(run, told_by)(*arguments)
+    assert not list(run.folder.iterdir())
