@@ -178,11 +178,14 @@ class TrainingStep:
         # SyncBatchNorm gathers float32 from processes with images, and wants the same type from one without
         with autocast(self.device, self.precision if len(index) else "float32"):
             logits = self.network(to_input(images, self.model.mean, self.model.std, flips))
-        loss = self.loss_function(logits, self.data.targets(index)) if len(index) else logits.sum()
+        loss = self.loss_function(logits, self.data.targets(index))
         if len(index) != batch_size:
             loss = loss * (len(index) / batch_size)
         world_size = distributed.world_size()  # gradients are averaged over processes
         (loss * world_size if world_size > 1 else loss).backward()
+        if world_size > 1:
+            for parameter in self.loss_function.parameters():  # the network averages its own
+                distributed.all_sum(parameter.grad).div_(world_size)
         self.optimizer.step()
         return loss.detach()
 

@@ -195,6 +195,8 @@ def check_labels(config: Config, splits: datasets.Splits) -> None:
             f"{config.loss} reads the full labels of the training images, and {config.dataset_name} has observed ones "
             f"only; take a method that needs no more, such as -l {Config.loss} or -l an"
         )
+    if config.method.check_labels:
+        config.method.check_labels(splits.train.observed)
 
 
 def selection(config: Config, val: datasets.MultiLabelDataset | None) -> tuple[str, np.ndarray | None]:

@@ -56,7 +56,8 @@ def section(name: str, method: Method) -> str:
     lines += [f"- Sets: {', '.join(rows)}"] if (rows := recipe(method)) else []
     if method.published:
         figures = ", ".join(f"{dataset} {value:.2f}" for dataset, value in method.published.items())
-        lines.append(f"- Published test mAP: {figures}" + (f" ({method.source})" if method.source else ""))
+        about = "; ".join(part for part in (method.source, method.note) if part)
+        lines.append(f"- Published test mAP: {figures}" + (f" ({about})" if about else ""))
     lines.append(f"- Run: `python main.py -d pascal -l {name}`")
     return "\n".join(lines)
 

@@ -2,19 +2,34 @@
 
 import torch
 
-from losses import cole2021, ctl, vlpl, zero_shot, zhou2022
+from losses import chen2024, cole2021, ctl, kim2022, ridnik2021, tran2025, vlpl, zero_shot, zhang2021, zhou2022
 from losses.base import FACTS, Formula, Loss, Method, Targets, with_settings
 from util.errors import UserError
 
-LOSSES: dict[str, Method] = {  # in the order of the tables
+LOSSES: dict[str, Method] = {  # in the order of the tables: the teacher alone, oracles, then by year
     "zero_shot": zero_shot.ZERO_SHOT,
     "bce": cole2021.BCE,
+    "bce_ls": cole2021.BCE_LS,
     "iun": cole2021.IUN,
     "an": cole2021.AN,
+    "an_ls": cole2021.AN_LS,
+    "wan": cole2021.WAN,
+    "iu": cole2021.IU,
+    "pr": cole2021.PR,
+    "epr": cole2021.EPR,
+    "role": cole2021.ROLE,
+    "asl": ridnik2021.ASL,
+    "hill": zhang2021.HILL,
+    "splc": zhang2021.SPLC,
+    "LL_R": kim2022.LL_R,
+    "LL_Ct": kim2022.LL_Ct,
+    "LL_Cp": kim2022.LL_Cp,
     "EM": zhou2022.EM,
     "EM_APL": zhou2022.EM_APL,
+    "gr": chen2024.GR,
     "EM_PL": vlpl.EM_PL,
     "EM_PL_ASL": vlpl.EM_PL_ASL,
+    "gpr": tran2025.GPR,
     "CTL": ctl.CTL,
 }
 

@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +13,7 @@ from util.errors import UserError
 from util.settings import Setting, keywords, with_settings
 
 TARGETS = ("observed", "true", "pseudo", "index")  # what a loss may read, beside the logits
-FACTS = ("epochs",)  # what a stateful loss may ask about the run, beside its settings
+FACTS = ("epochs", "seed")  # what a stateful loss may ask about the run, beside its settings
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,8 @@ class Loss(nn.Module):
         def call(function: Callable[..., Tensor]) -> Tensor:
             return function(logits, *(getattr(targets, name) for name in target_names(function)))
 
-        loss = call(self.per_label).mean()
+        entries = call(self.per_label)
+        loss = entries.sum() / max(entries.numel(), 1)  # of several processes one may have no image of a batch
         return loss + call(self.regulariser) if self.regulariser else loss
 
 
@@ -93,8 +95,10 @@ class Method:
     regulariser    a pure function (logits, targets by name, *, settings by name) -> (), added to the mean
     recipe         {common setting: {data set: value}} where the paper departs from the protocol; "*" = all data sets
     check          called with the settings and facts that it names; raises UserError where they contradict each other
+    check_labels   called with the observed labels of the training set (N, L); raises UserError where they do not serve
     published      test mAP by data set (ImageNet ResNet-50, 448 px, the protocol's split and choice of epoch)
     source         where the published numbers are from, if not from `paper`
+    note           in what they depart from the protocol: start, size, split, what chose the epoch
     oracle         it reads labels that single-positive data does not have
     """
 
@@ -107,8 +111,10 @@ class Method:
     regulariser: Callable[..., Tensor] | None = None
     recipe: dict[str, dict[str, object]] = field(default_factory=dict)
     check: Callable[..., None] | None = None
+    check_labels: Callable[[np.ndarray], None] | None = None
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
+    note: str = ""
     oracle: bool = False
 
     def all_settings(self) -> dict[str, Setting]:

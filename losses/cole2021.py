@@ -1,12 +1,19 @@
-"""Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021: the baselines and the upper bound."""
+"""Cole et al., "Multi-Label Learning from Single Positive Labels", CVPR 2021: baselines, upper bounds, EPR and ROLE."""
 
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from losses.base import Method
-from losses.terms import EPS, nlls
+from losses.base import Loss, Method
+from losses.terms import EPS, EXPECTED_POSITIVES, excess_positives, nlls
+from util.devices import generator
+from util.errors import UserError
+from util.settings import Setting
 
 PAPER = "Cole et al. 2021, arXiv 2106.09708"
+ZHOU = "as reported by Zhou et al. 2022"
+SMOOTHING = Setting(0.1, "share of a label's weight that goes to the opposite label", "[0, 0.5]")
+SURE, UNSURE = 0.995, 0.6  # ROLE's first estimates of observed positives; the highest one of unknown labels
 
 
 def bce(logits: Tensor, true: Tensor, *, eps: float) -> Tensor:
@@ -18,6 +25,18 @@ def bce(logits: Tensor, true: Tensor, *, eps: float) -> Tensor:
     """
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(true == 1, nll_pos, nll_neg)
+
+
+def bce_ls(logits: Tensor, true: Tensor, *, smoothing: float, eps: float) -> Tensor:
+    """Binary cross-entropy on full labels, smoothed.
+
+    logits   (B, L) float
+    true     (B, L) in {0, 1}
+    returns  (B, L), not reduced
+    """
+    nll_pos, nll_neg = nlls(logits, eps)
+    share = torch.where(true == 1, 1 - smoothing, smoothing).to(logits.dtype)
+    return share * nll_pos + (1 - share) * nll_neg
 
 
 def iun(logits: Tensor, observed: Tensor, true: Tensor, *, eps: float) -> Tensor:
@@ -33,6 +52,17 @@ def iun(logits: Tensor, observed: Tensor, true: Tensor, *, eps: float) -> Tensor
     return torch.where(observed == 1, nll_pos, torch.where(true == 0, nll_neg, 0.0))
 
 
+def iu(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+    """Ignore unobserved: binary cross-entropy on the observed labels (Cole et al. 2021, section 3).
+
+    logits    (B, L) float
+    observed  (B, L) in {-1, 0, +1}; 0 = unknown
+    returns   (B, L), not reduced
+    """
+    nll_pos, nll_neg = nlls(logits, eps)
+    return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, 0.0))
+
+
 def an(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
     """Assume negative: an unknown label counts as a negative (Cole et al. 2021, section 3).
 
@@ -44,6 +74,97 @@ def an(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
     return torch.where(observed == 1, nll_pos, nll_neg)  # differs: observed negatives are refused
 
 
+def an_ls(logits: Tensor, observed: Tensor, *, smoothing: float, eps: float) -> Tensor:
+    """Assume negative, smoothed (Cole et al. 2021, section 4.1).
+
+    logits    (B, L) float
+    observed  (B, L) in {-1, 0, +1}; 0 = unknown
+    returns   (B, L), not reduced
+    """
+    return bce_ls(logits, observed == 1, smoothing=smoothing, eps=eps)
+
+
+def wan(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+    """Weak assume negative: one positive weighs as much as the L-1 negatives together (Cole et al. 2021, section 4.1).
+
+    logits    (B, L) float
+    observed  (B, L) in {-1, 0, +1}; 0 = unknown
+    returns   (B, L), not reduced
+    """
+    nll_pos, nll_neg = nlls(logits, eps)
+    return torch.where(observed == 1, nll_pos, nll_neg / max(logits.shape[1] - 1, 1))
+
+
+def pr(logits: Tensor, observed: Tensor) -> Tensor:
+    """Pairwise ranking: an observed positive i costs sum_j max(0, 1 - p_i + p_j) over the labels j that are not known
+    to be positive (Cole et al. 2021, appendix).
+
+    logits    (B, L) float
+    observed  (B, L) in {-1, 0, +1}; 0 = unknown
+    returns   (B, L), not reduced; 0 where observed is not +1
+    """
+    p, positive = torch.sigmoid(logits), observed == 1
+    pairs = torch.relu(1 - p[:, :, None] + p[:, None, :])  # (B, L, L) of i and j
+    return torch.where(positive, torch.where(positive[:, None, :], 0.0, pairs).sum(dim=2), 0.0)
+
+
+def expected_positive_regulariser(logits: Tensor, *, expected_positives: float) -> Tensor:
+    """EPR's second term, beside `iu` (Cole et al. 2021, section 4.2).
+
+    logits   (B, L) float
+    returns  ()
+    """
+    return excess_positives(logits, expected_positives)
+
+
+def role(logits: Tensor, observed: Tensor, estimate: Tensor, *, eps: float) -> Tensor:
+    """ROLE's objective without its regulariser: classifier and estimate are each fitted to the observed labels, and to
+    the other one held fixed (Cole et al. 2021, section 4.3).
+
+    logits    (B, L) float
+    observed  (B, L) in {-1, 0, +1}; 0 = unknown
+    estimate  (B, L) float, logits of the estimated labels
+    returns   (B, L), not reduced
+    """
+
+    def cost(own: Tensor, other: Tensor) -> Tensor:
+        nll_pos, nll_neg = nlls(own, eps)
+        target = torch.sigmoid(other).detach()
+        return iu(own, observed, eps=eps) + target * nll_pos + (1 - target) * nll_neg
+
+    return 0.5 * (cost(logits, estimate) + cost(estimate, logits))
+
+
+class OnlineLabelEstimation(Loss):
+    """ROLE: a table of label estimates is learned beside the classifier, at ten times its rate.
+
+    State: `estimates` (N, L) float, logits.
+    """
+
+    rate = 10.0
+
+    def __init__(self, observed: Tensor, *, expected_positives: float, eps: float, seed: int) -> None:
+        super().__init__()
+        self.expected_positives, self.eps = expected_positives, eps
+        sure, unsure = torch.logit(torch.tensor([SURE, UNSURE], dtype=torch.float64)).tolist()
+        first = unsure * (2 * torch.rand(observed.shape, generator=generator(seed, 0)) - 1).to(observed.device)
+        self.estimates = nn.Parameter(torch.where(observed == 0, first, sure * observed))
+
+    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor) -> Tensor:
+        return role(logits, observed, self.estimates[index].to(logits.dtype), eps=self.eps)
+
+    def regulariser(self, logits: Tensor, index: Tensor) -> Tensor:
+        return 0.5 * sum(excess_positives(part, self.expected_positives) for part in (logits, self.estimates[index]))
+
+
+def check_negatives(observed: np.ndarray) -> None:
+    if not (observed == -1).any():
+        raise UserError(
+            "the method iu learns nothing but observed labels, and no negative is observed: every label would become "
+            "positive; draw some with `python preproc/generate_observed_labels.py --dataset NAME --num-neg 1`"
+        )
+
+
 BCE = Method(
     summary="binary cross-entropy on all true labels: the upper bound",
     loss=bce,
@@ -51,6 +172,16 @@ BCE = Method(
     paper=PAPER,
     settings=dict(eps=EPS),
     published=dict(pascal=89.42, coco=76.78, nuswide=52.08, cub=30.90),
+    source=ZHOU,
+    oracle=True,
+)
+
+BCE_LS = Method(
+    summary="binary cross-entropy on all true labels, smoothed",
+    loss=bce_ls,
+    equation="true positive: (1-s) nll(p) + s nll(1-p); true negative: s nll(p) + (1-s) nll(1-p); s = smoothing",
+    paper=PAPER,
+    settings=dict(smoothing=SMOOTHING, eps=EPS),
     oracle=True,
 )
 
@@ -63,6 +194,15 @@ IUN = Method(
     oracle=True,
 )
 
+IU = Method(
+    summary="the observed labels alone; needs observed negatives",
+    loss=iu,
+    equation="observed: nll(p) or nll(1-p); unknown: 0",
+    paper=PAPER,
+    settings=dict(eps=EPS),
+    check_labels=check_negatives,
+)
+
 AN = Method(
     summary="assume negative: every unknown label counts as negative",
     loss=an,
@@ -70,4 +210,50 @@ AN = Method(
     paper=PAPER,
     settings=dict(eps=EPS),
     published=dict(pascal=85.89, coco=64.92, nuswide=42.27, cub=18.31),
+    source=ZHOU,
+)
+
+AN_LS = Method(
+    summary="assume negative, smoothed",
+    loss=an_ls,
+    equation="observed positive: (1-s) nll(p) + s nll(1-p); other: s nll(p) + (1-s) nll(1-p); s = smoothing",
+    paper=PAPER,
+    settings=dict(smoothing=SMOOTHING, eps=EPS),
+    published=dict(pascal=87.90, coco=67.15, nuswide=43.77, cub=16.26),
+    source=ZHOU,
+)
+
+WAN = Method(
+    summary="weak assume negative: the L-1 unknown labels together weigh as much as the known positive",
+    loss=wan,
+    equation="observed positive: nll(p); other: nll(1-p) / (L-1)",
+    paper=PAPER,
+    settings=dict(eps=EPS),
+)
+
+PR = Method(
+    summary="pairwise ranking of the known positive above the other labels",
+    loss=pr,
+    equation="observed positive i: sum over the labels j not observed as positive of max(0, 1 - p_i + p_j); other: 0",
+    paper=PAPER,
+)
+
+EPR = Method(
+    summary="the observed labels, and as many positives per image as are expected",
+    loss=iu,
+    equation="observed: nll(p) or nll(1-p); unknown: 0; to the mean is added R = ((mean over images of sum_l p) - k)^2 "
+    "/ L^2, k = expected positives",
+    paper=PAPER,
+    regulariser=expected_positive_regulariser,
+    settings=dict(expected_positives=EXPECTED_POSITIVES, eps=EPS),
+)
+
+ROLE = Method(
+    summary="EPR for the classifier f and for a learned table of label estimates g, each of which follows the other",
+    loss=OnlineLabelEstimation,
+    equation="(EPR(f) + EPR(g)) / 2 + (CE(f | g) + CE(g | f)) / 2; CE(f | g) = g nll(f) + (1-g) nll(1-f), g held fixed",
+    paper=PAPER,
+    settings=dict(expected_positives=EXPECTED_POSITIVES, eps=EPS),
+    published=dict(pascal=87.77, coco=67.04, nuswide=41.63, cub=13.66),
+    source=ZHOU,
 )

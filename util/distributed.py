@@ -78,6 +78,19 @@ def all_sum(values: Tensor) -> Tensor:
     return values
 
 
+def gather(rows: Tensor) -> Tensor:
+    """The processes' rows, which may differ in number, in the order of the processes; without a gradient."""
+    if world_size() == 1:
+        return rows
+    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
+    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
+    padded = rows.new_zeros(int(max(counts)), *rows.shape[1:])
+    padded[: len(rows)] = rows.detach()
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+
+
 def broadcast(tensors: Iterable[Tensor]) -> None:
     """Give every process the values of the main one, in place."""
     if world_size() > 1:

@@ -63,9 +63,11 @@ def flag(name: str) -> str:
 
 
 def keywords(function: Callable) -> tuple[str, ...]:
-    """The keyword-only arguments of a function, or of a class's constructor."""
+    """The keyword-only arguments of a function, or of a class's constructor and, where that takes any, its parent's."""
     parameters = inspect.signature(function).parameters.values()
-    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    names = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
+    more = isinstance(function, type) and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
+    return names + keywords(function.__base__) if more else names
 
 
 def with_settings(function: Callable, settings: dict[str, object]) -> Callable:
