@@ -35,8 +35,8 @@ def bce_ls(logits: Tensor, true: Tensor, *, smoothing: float, eps: float) -> Ten
     returns  (B, L), not reduced
     """
     nll_pos, nll_neg = nlls(logits, eps)
-    share = torch.where(true == 1, 1 - smoothing, smoothing).to(logits.dtype)
-    return share * nll_pos + (1 - share) * nll_neg
+    positive = (1 - smoothing) * nll_pos + smoothing * nll_neg
+    return torch.where(true == 1, positive, smoothing * nll_pos + (1 - smoothing) * nll_neg)
 
 
 def iun(logits: Tensor, observed: Tensor, true: Tensor, *, eps: float) -> Tensor:

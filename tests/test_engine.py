@@ -5,7 +5,7 @@ import contextlib
 
 import pytest
 import torch
-from training import ALL_WAYS, BATCH, SIZE, TRAINED, MemoryStorage, StopAfter, early, fit, tiny_training
+from training import ALL_WAYS, BATCH, SIZE, STATEFUL, TRAINED, MemoryStorage, StopAfter, early, fit, tiny_training
 
 import engine
 from util.errors import Interrupted, UserError
@@ -77,8 +77,13 @@ def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss, opt
     assert captured[0] == usual[0] and torch.equal(captured[1], usual[1])
 
 
-@pytest.mark.parametrize("batch", [3, 9, 17, 29])  # of at least 39: five of training and eight of validation an epoch
-@pytest.mark.parametrize(("loss", "options"), WAYS)
+STOPS = [3, 9, 17, 29]  # of at least 39 batches: five of training and eight of validation in each epoch
+
+
+@pytest.mark.parametrize(
+    ("loss", "options", "batch"),
+    [(*way, batch) for way in WAYS for batch in (STOPS if way[0] in ("EM_PL", *STATEFUL) else [17])],
+)
 def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(loss, options, batch):
     undisturbed, storage = tiny_training(loss, **options), MemoryStorage()
     expected = fit(undisturbed)
@@ -95,11 +100,15 @@ def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(loss, options, b
 
 
 def test_what_a_method_does_late_it_does_in_these_tests():
-    """EM_APL labels after the first epoch, so that stops and captures meet labels that were made."""
-    assert early("EM_APL") == {"warmup_epochs": 1}
+    """EM_APL labels after the first epoch, LL_Cp flips and SPLC corrects in the second one, so that stops and captures
+    meet what the methods do."""
     training = tiny_training("EM_APL")
     fit(training)
     assert (training.loss_function.soft >= 0).any(dim=0).all()
+    training = tiny_training("LL_Cp")
+    fit(training)
+    assert 0 < training.loss_function.flipped.sum() < training.loss_function.flipped.numel()
+    assert early("splc") == {"warmup_epochs": 1} and early("LL_R") == {"delta": 20.0}
 
 
 def test_a_process_without_images_computes_in_float32(monkeypatch):
