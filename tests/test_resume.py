@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import only_run, same_numbers, toy_arguments
 from PIL import Image
-from training import STATEFUL, TRAINED, early_arguments
+from training import early_arguments
 
 import engine
 import losses
@@ -59,13 +59,13 @@ DEATHS = [
 ]
 
 
+# in memory every method is stopped and goes on, in test_engine.py; here one of each kind: without memory, with soft
+# labels, with parameters of its own, with flipped labels, with a schedule
+KINDS = {"EM_PL": DEATHS, "EM_APL": DEATHS, **dict.fromkeys(("role", "LL_Cp", "gr"), DEATHS[3:4])}
+
+
 @pytest.mark.parametrize(
-    "loss, where, name, call",
-    [
-        (loss, *death)
-        for loss in TRAINED
-        for death in (DEATHS if loss in ("EM_PL", *STATEFUL) else [(run_folder.Run, "save", 3)])
-    ],
+    "loss, where, name, call", [(loss, *death) for loss, deaths in KINDS.items() for death in deaths]
 )
 def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, loss, where, name, call):
     arguments = toy_arguments(toy, "--epochs", "3", *early_arguments(loss))
