@@ -16,7 +16,12 @@ from util.settings import Setting
 PAPER = "Kim et al. 2022, arXiv 2206.03740"
 RERUN = "a re-run by Kim et al. 2023 (BoostLU), arXiv 2304.01804"
 DELTA = "per cent of a batch's labels that"
-RECIPE = dict(lr=dict(cub=7.5e-5), head_rate=FINE_TUNED)
+RECIPE = dict(
+    lr=dict(pascal=5e-3, cub=7.5e-5),
+    optimizer=dict(pascal="sgd"),
+    weight_decay=dict(pascal=1e-3),
+    head_rate=FINE_TUNED,
+)
 
 
 def an(logits: Tensor, observed: Tensor) -> Tensor:

@@ -129,4 +129,5 @@ EM_APL = Method(
     recipe=dict(batch_size=dict(coco=16, nuswide=16)),
     check=check_warmup,
     published=dict(pascal=89.19, coco=70.87, nuswide=47.59, cub=21.84),
+    note="training stops at the first validation that does not improve",
 )
