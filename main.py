@@ -17,6 +17,7 @@ import torch
 import config as settings
 import datasets
 import engine
+import label_quality
 import losses
 import metrics
 import models
@@ -89,9 +90,9 @@ def main(argv: list[str] | None = None) -> dict:
                 return finish(config, splits, run, probs, best, "nothing: there is no epoch")
 
         # Pseudo-labels, once per image, before training
-        pseudo, quality = None, None
+        pseudo, about_pseudo = None, None
         if config.method.pseudo_labels:
-            pseudo, quality = make_pseudo_labels(config, splits, cache, device, workers)
+            pseudo, about_pseudo = make_pseudo_labels(config, splits, cache, device, workers)
 
         # Images
         where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
@@ -136,6 +137,8 @@ def main(argv: list[str] | None = None) -> dict:
         # Train and validate
         with run_folder.open_run(config, data_key, device) as run, stop.deferred():
             run.restore(training)
+            if about_pseudo:
+                run.keep_pseudo_labels(about_pseudo)
             training.fit(val, score, run, stop, config.checkpoint_minutes, config.select)
 
             # Test, once, from the chosen epoch (differs: published after every epoch)
@@ -143,6 +146,7 @@ def main(argv: list[str] | None = None) -> dict:
             probs = None
             if splits.scored() is not None:
                 probs = training.predict(images["test"], "test", stop.raise_if_asked_anywhere).cpu().numpy()
+            quality = about_pseudo and about_pseudo["quality"]
             return finish(config, splits, run, probs, training.best, chosen_by, training.history, quality)
 
 
@@ -214,14 +218,19 @@ def selection(config: Config, val: datasets.MultiLabelDataset | None) -> tuple[s
 def make_pseudo_labels(
     config: Config, splits: datasets.Splits, cache: Path, device: torch.device, workers: int
 ) -> tuple[np.ndarray, dict]:
-    """(N, L) pseudo-labels of the training images, by the method's rule; and how good they are."""
+    """(N, L) pseudo-labels of the training images, by the method's rule; and what pseudo_labels.json keeps: how good
+    they are, also at other thresholds."""
     train = splits.train
     pseudo, scores, notes = ask_teacher(config, train, splits.classes, cache, device, workers)
     quality = pseudo_labels.describe(pseudo, scores, train.observed, train.true)
     if train.true is None:
         notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
     print("\n".join([pseudo_labels.table(quality), *notes]))
-    return pseudo, quality
+    threshold = config.settings.get("threshold")
+    counts = label_quality.count(scores, train.observed, train.true, [threshold] if threshold else [])
+    about = {"settings": config.settings | {"calibrate": config.calibrate}, "quality": quality}
+    expected = splits.positives_per_image() or 1.0
+    return pseudo, about | label_quality.as_json(counts, splits.classes.names, threshold, expected)
 
 
 def ask_teacher(

@@ -14,7 +14,7 @@ from pathlib import Path
 from reporting import tables
 from reporting.runs import Run, read_history, read_runs, seconds_since_written
 from util.errors import OneLineParser, UserError, run_script
-from util.files import atomic, locked
+from util.files import write_text
 
 WATCH_SECONDS = 10.0
 
@@ -89,17 +89,6 @@ def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
             print(f"note: summary.csv is not written ({error.strerror}); --csv names another file", file=sys.stderr)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Whole or not at all, where it is a plain file; a device or a pipe is written through."""
-    if path.is_dir():
-        raise UserError(f"{path} is a folder, expected the name of a file")
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        path.write_text(text, encoding="utf-8")
-        return
-    with locked(path), atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
-
-
 def watch(options: argparse.Namespace) -> None:
     """The unfinished runs; on a terminal again and again, until there is none."""
     while True:
@@ -122,7 +111,8 @@ def progress(run: Run) -> str:
         history = read_history(run.folder)
     except UserError:
         return "metrics.jsonl is damaged"
-    best = f", best val mAP {max(row.val_mAP for row in history):.2f}" if history else ""
+    validated = [row.val_mAP for row in history if row.val_mAP is not None]
+    best = f", best val mAP {max(validated):.2f}" if validated else ""
     return f"{len(history)} of {total} epochs{best}"
 
 

@@ -1,6 +1,7 @@
 """results/<run>/: one folder per run, found by the run's identity; created, recorded, checkpointed, resumed, finished.
 
 config.json      settings, identity, command, git commit, versions, device
+pseudo_labels.json  how good the pseudo-labels are, at this threshold and at others; pseudo_labels.png shows it
 metrics.jsonl    one line per epoch
 last.pt          everything needed to resume; not needed once the run is finished
 best.pt          the backbone at the best validation epoch (or the last, see test.json)
@@ -30,6 +31,7 @@ import numpy as np
 import torch
 
 import config as settings
+import label_quality
 from config import Config
 from datasets import files
 from util import devices, distributed
@@ -76,6 +78,15 @@ class Run:
     def __init__(self, folder: Path, checkpoint: dict | None, device: torch.device, thread: ThreadPoolExecutor) -> None:
         self.folder, self.checkpoint, self.device, self.thread = folder, checkpoint, device, thread
         self.writing: Future | None = None
+
+    def keep_pseudo_labels(self, about: dict) -> None:
+        """Write how good the pseudo-labels are, if they are not there yet."""
+        path = self.folder / "pseudo_labels.json"
+        if not distributed.is_main() or path.exists():
+            return
+        title = f"pseudo-labels of the {about['images']:,} training images"
+        draw_figure(self.folder / "pseudo_labels.png", label_quality.draw, about, title)
+        write_json(path, about)
 
     def restore(self, training: State) -> None:
         """Put the training into the state of the checkpoint, if there is one."""
@@ -157,13 +168,18 @@ class Run:
                 writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
                 writer.writeheader()
                 writer.writerows(per_class)
-        try:
-            if history:
-                with atomic(self.folder / "curves.png") as temporary:
-                    draw_curves(temporary, history, result)
-        except ImportError as error:  # no reason to lose a run that is done
-            print(f"curves.png is not drawn ({error}); install the packages of requirements.txt")
+        if history:
+            draw_figure(self.folder / "curves.png", draw_curves, history, result)
         write_json(self.folder / "test.json", result)
+
+
+def draw_figure(path: Path, draw: Callable, *arguments: object) -> None:
+    """Write the figure that draw(path, *arguments) makes."""
+    try:
+        with atomic(path) as temporary:
+            draw(temporary, *arguments)
+    except ImportError as error:  # no reason to lose a run
+        print(f"{path.name} is not drawn ({error}); install the packages of requirements.txt")
 
 
 def write_tensors(path: Path, state: dict) -> None:

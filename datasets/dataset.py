@@ -62,16 +62,24 @@ class Splits:
         every = {"train": self.train, "validation": self.val, "test": self.test}
         return {name: split for name, split in every.items() if split is not None}
 
+    def positives_per_image(self) -> float | None:
+        """Mean number of true labels of an image that trains or validates, if the full labels of either are known."""
+        known = [split.true for split in (self.train, self.val) if split is not None and split.true is not None]
+        return float(known[0].sum(axis=1).mean()) if known else None
+
     def scored(self) -> MultiLabelDataset | None:
         """The test set, if its full labels are known: scores are computed from nothing less."""
         return self.test if self.test is not None and self.test.true is not None else None
 
 
-def load(folder: Path, *, image_root: str | None = None, skip_missing: bool = False) -> Splits:
+def load(
+    folder: Path, *, image_root: str | None = None, skip_missing: bool = False, need_images: bool = True
+) -> Splits:
     """The splits of a formatted data set. One without validation images of its own sets a fifth of train aside.
 
     image_root    where the images lie, if not where the formatted files say
     skip_missing  drop images that are not on the disk, after the split is drawn
+    need_images   False: only names and labels are read, and no image need be on the disk
     Raises UserError for files that are absent or contradict each other, and for missing images.
     """
     there = [name for name in ("train", files.VALIDATION, "val") if name == "train" or files.has_split(folder, name)]
@@ -97,6 +105,8 @@ def load(folder: Path, *, image_root: str | None = None, skip_missing: bool = Fa
     def present(split: MultiLabelDataset | None, name: str) -> MultiLabelDataset | None:
         return _present(split, name, skip_missing) if split is not None and len(split) else None
 
+    if not need_images:
+        return Splits(train, val, test, classes)
     return Splits(_present(train, "train", skip_missing), present(val, "validation"), present(test, "test"), classes)
 
 

@@ -51,7 +51,7 @@ class Epoch(Struct):
 
     epoch: int
     train_loss: float
-    val_mAP: Percent
+    val_mAP: Percent | None = None  # there may be no validation images
     seconds: Annotated[float, Meta(ge=0)] = 0.0
 
 

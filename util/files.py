@@ -71,6 +71,18 @@ def writable_folder(folder: Path, otherwise: str) -> Path:
     return folder
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Whole or not at all where it is a regular file, whoever else writes it; a device or a pipe is written through."""
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(f"{path} is a folder, expected the name of a file")
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        path.write_text(text, encoding="utf-8")
+        return
+    with locked(path), atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def write_json(path: str | Path, value: object) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
