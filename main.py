@@ -31,6 +31,7 @@ from util.files import digest, writable_folder
 from util.signals import Stop
 
 LAST = "the last epoch"
+RECALL = 0.9  # of the known positives, where thresholds are chosen by them alone: no false positive can be counted
 
 
 def main(argv: list[str] | None = None) -> dict:
@@ -72,7 +73,7 @@ def main(argv: list[str] | None = None) -> dict:
         check_labels(config, splits)
         cache = writable_folder(config.cache_folder, "--cache-root")
         writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
-        chosen_by, val_labels = selection(config, splits.val)
+        chosen_by, val_kind, val_labels = selection(config, splits.val)
         data_key = digest([split.key() for split in splits.named().values()])
 
         def score(probs: np.ndarray) -> float:
@@ -87,7 +88,8 @@ def main(argv: list[str] | None = None) -> dict:
                     for part in parts
                 )
                 best = {"epoch": 0, "val_mAP": None if val_probs is None else score(val_probs)}
-                return finish(config, splits, run, probs, best, "nothing: there is no epoch")
+                thresholds = choose_thresholds(val_probs, val_labels, val_kind, len(names))
+                return finish(config, splits, run, probs, best, "nothing: there is no epoch", thresholds)
 
         # Pseudo-labels, once per image, before training
         pseudo, about_pseudo = None, None
@@ -141,13 +143,15 @@ def main(argv: list[str] | None = None) -> dict:
                 run.keep_pseudo_labels(about_pseudo)
             training.fit(val, score, run, stop, config.checkpoint_minutes, config.select)
 
-            # Test, once, from the chosen epoch (differs: published after every epoch)
+            # Thresholds, then the test, once, from the chosen epoch (differs: published after every epoch)
             run.load_best(model)
-            probs = None
-            if splits.scored() is not None:
-                probs = training.predict(images["test"], "test", stop.raise_if_asked_anywhere).cpu().numpy()
-            quality = about_pseudo and about_pseudo["quality"]
-            return finish(config, splits, run, probs, training.best, chosen_by, training.history, quality)
+            val_probs, probs = (
+                training.predict(images[name], name, stop.raise_if_asked_anywhere).cpu().numpy() if split else None
+                for name, split in (("validation", splits.val), ("test", splits.scored()))
+            )
+            thresholds = choose_thresholds(val_probs, val_labels, val_kind, len(names))
+            trained = (model, training.history, about_pseudo and about_pseudo["quality"])
+            return finish(config, splits, run, probs, training.best, chosen_by, thresholds, *trained)
 
 
 def finish(
@@ -157,19 +161,22 @@ def finish(
     probs: np.ndarray | None,
     best: dict,
     chosen_by: str,
+    thresholds: tuple[np.ndarray, str],
+    model: models.Backbone | None = None,
     history: list[dict] | None = None,
     quality: dict | None = None,
 ) -> dict:
     """Score the test images, write and print the result, and return it.
 
-    probs    (N, L) float, of the test images; None: there are none, or their labels are not known
-    best     the chosen epoch and its validation mAP
-    history  of the epochs; None: nothing was trained
-    quality  of the pseudo-labels
+    probs           (N, L) float, of the test images; None: there are none, or their labels are not known
+    best            the chosen epoch and its validation mAP
+    thresholds      (L,), and by what they were chosen
+    model, history  the chosen epoch's weights, and all epochs; None: nothing was trained
+    quality         of the pseudo-labels
     """
     names, test, scores, predictions, per_class = splits.classes.names, splits.scored(), {}, None, None
     if test is not None:
-        scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true).items()}
+        scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true, thresholds[0]).items()}
         predictions = {"images": test.names, "probs": probs, "labels": test.true}
         per_class = metrics.per_class(probs, test.true, names)
     result = {
@@ -177,13 +184,24 @@ def finish(
         "dataset": config.dataset_name,
         "best_epoch": best["epoch"],
         "chosen_by": chosen_by,
+        "thresholds_chosen_by": thresholds[1],
         **({} if best["val_mAP"] is None else {"val_mAP": best["val_mAP"]}),
         **scores,
         **{f"{name}_images": len(split) for name, split in splits.named().items()},
         "pseudo_labels": quality,
         "folder": str(run.folder),
     }
-    run.finish(result, history or [], predictions, per_class)
+    about = {
+        **{name: getattr(config, name) for name in ("model", "image_size", "precision")},
+        "classes": names,
+        "prompt_names": splits.classes.prompt_names,
+        "thresholds": thresholds[0].tolist(),
+        "dataset": config.dataset_name,
+        "method": config.loss,
+        "paper": config.method.paper,
+        "result": {name: value for name, value in result.items() if name != "folder"},
+    }
+    run.finish(result, history or [], model, about, predictions, per_class)
     validated = f" (val mAP {result['val_mAP']:.2f})" if "val_mAP" in result else ""
     epoch = f"{'last' if chosen_by == LAST else 'best'} epoch {best['epoch']}" if history else "nothing was trained"
     print(f"{epoch}{validated}: {metrics.summary(result)}")
@@ -203,16 +221,31 @@ def check_labels(config: Config, splits: datasets.Splits) -> None:
         config.method.check_labels(splits.train.observed)
 
 
-def selection(config: Config, val: datasets.MultiLabelDataset | None) -> tuple[str, np.ndarray | None]:
-    """What chooses the epoch, in words, and the validation labels (N, L) in {0, 1} that its mAP is computed from: all
-    true ones, or the observed positives with everything else as negative (Cole et al. 2021, appendix)."""
+def selection(config: Config, val: datasets.MultiLabelDataset | None) -> tuple[str, str, np.ndarray | None]:
+    """What chooses the epoch, in words; which validation labels do, clean or observed; and these labels, (N, L) in
+    {0, 1}: all true ones, or the observed positives with everything else as negative (Cole et al. 2021, appendix)."""
     if val is None:
-        return LAST, None
+        return LAST, "", None
     clean = config.val_labels == "clean" and val.true is not None
     if config.val_labels == "clean" and not clean:
         print("validation labels: the observed ones, for the full ones are not known")
-    chosen_by = f"validation mAP on {'clean' if clean else 'observed'} labels" if config.select == "best" else LAST
-    return chosen_by, val.true if clean else val.observed == 1
+    kind = "clean" if clean else "observed"
+    chosen_by = f"validation mAP on {kind} labels" if config.select == "best" else LAST
+    return chosen_by, kind, val.true if clean else val.observed == 1
+
+
+def choose_thresholds(
+    probs: np.ndarray | None, labels: np.ndarray | None, kind: str, num_labels: int
+) -> tuple[np.ndarray, str]:
+    """(L,) probabilities from which on a label counts as present, chosen on validation; and by what, in words.
+
+    Losses that leave unknown labels free put an absent label anywhere below a present one, rarely below 1/2.
+    """
+    if probs is None:
+        return np.full(num_labels, 0.5), "nothing: 0.5, for there are no validation images"
+    if kind == "clean":
+        return metrics.f1_thresholds(probs, labels), "F1 on clean validation labels"
+    return metrics.recall_thresholds(probs, labels == 1, RECALL), f"recall {RECALL} of the known validation positives"
 
 
 def make_pseudo_labels(

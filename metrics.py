@@ -4,6 +4,8 @@ probs   (N, L) float, any monotone score of each label
 labels  (N, L) in {0, 1}
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 COLUMNS, ROWS = 16, 4096  # taken at a time: in cache, and without temporaries of (N, L)
@@ -64,17 +66,73 @@ def at_k(probs: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float]:
     }
 
 
-def evaluate(probs: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def f1(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | float) -> dict[str, float]:
+    """Micro and macro F1 in [0, 1] of the labels whose probability reaches its threshold, (L,) or one for all.
+
+    micro: of all entries together. macro: the mean over the classes, one without positives counting 0.
+    """
+    hits, chosen = np.zeros(probs.shape[1]), np.zeros(probs.shape[1])
+    for start in range(0, len(probs), ROWS):
+        predicted = probs[start : start + ROWS] >= thresholds
+        hits += np.count_nonzero(predicted & (labels[start : start + ROWS] == 1), axis=0)
+        chosen += np.count_nonzero(predicted, axis=0)
+    either = chosen + np.count_nonzero(labels == 1, axis=0)  # F1 = 2 hits / (predicted + positives)
+    micro = 2 * hits.sum() / either.sum() if either.any() else 0.0
+    return {"micro": float(micro), "macro": float((2 * hits / np.maximum(either, 1)).mean())}
+
+
+def f1_thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """(L,) for each class the threshold with the highest F1, halfway between two of its scores; of several the highest.
+
+    A class without positives gets the threshold of all classes taken together.
+    """
+
+    def best(scores: np.ndarray, hits: np.ndarray) -> float:
+        order = np.argsort(scores)[::-1]
+        scores, hits = scores[order].astype(np.float64), hits[order]
+        last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+        place = last[np.argmax(2 * np.cumsum(hits)[last] / (last + 1 + np.count_nonzero(hits)))]
+        return (scores[place] + scores[min(place + 1, len(scores) - 1)]) / 2
+
+    return _per_class(best, probs, labels == 1)
+
+
+def recall_thresholds(probs: np.ndarray, known: np.ndarray, recall: float) -> np.ndarray:
+    """(L,) for each class the highest threshold that `recall` of its known positives reach.
+
+    known  (N, L) bool. A class without any gets the threshold of all classes taken together
+    """
+
+    def highest(scores: np.ndarray, hits: np.ndarray) -> float:
+        found = np.sort(scores[hits])[::-1]
+        return found[min(len(found), int(np.ceil(recall * len(found)))) - 1]
+
+    return _per_class(highest, probs, known)
+
+
+def _per_class(rule: Callable[[np.ndarray, np.ndarray], float], probs: np.ndarray, positive: np.ndarray) -> np.ndarray:
+    """(L,) rule(scores, positives) of each class, and of all together for a class without positives; 0.5 where none has
+    any."""
+    if not positive.any():
+        return np.full(probs.shape[1], 0.5)
+    together, columns = rule(probs.ravel(), positive.ravel()), zip(_columns(probs), _columns(positive), strict=True)
+    return np.array([rule(scores, hits) if hits.any() else together for scores, hits in columns])
+
+
+def evaluate(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | float = 0.5) -> dict[str, float]:
     """Every figure of test.json that comes from predictions: mAP in percent, the rest as fractions.
 
     mAP          over all classes, those without positives counting 0, as published
     mAP_present  over the classes that have positives
+    F1           at 0.5, and at the thresholds (L,) that were chosen on validation
     """
     precision, present = average_precision(probs, labels), (labels == 1).any(axis=0)
     result = {"mAP": 100 * float(precision.mean())}
     result["mAP_present"] = 100 * float(precision[present].mean()) if present.any() else 0.0
     for k in AT:
         result |= {f"{name}@{k}": value for name, value in at_k(probs, labels, k).items()}
+    for name, at in (("0.5", 0.5), ("chosen", thresholds)):
+        result |= {f"{mean}_F1@{name}": value for mean, value in f1(probs, labels, at).items()}
     return result | {"classes_without_positives": int((~present).sum())}
 
 

@@ -5,6 +5,7 @@ pseudo_labels.json  how good the pseudo-labels are, at this threshold and at oth
 metrics.jsonl    one line per epoch
 last.pt          everything needed to resume; not needed once the run is finished
 best.pt          the backbone at the best validation epoch (or the last, see test.json)
+model.safetensors, model.json  the same weights and all that is needed to use them (models/saved.py)
 test.json        the result: test is scored once, from best.pt. Written last: where it is, the run is finished
 per_class.csv    class, test positives, test AP
 predictions.npz  test images, probs, labels
@@ -34,6 +35,7 @@ import config as settings
 import label_quality
 from config import Config
 from datasets import files
+from models import Backbone, saved
 from util import devices, distributed
 from util.errors import UserError, why
 from util.files import atomic, digest, file_digest, local_file, locked, read_json, write_arrays, write_json
@@ -153,14 +155,23 @@ class Run:
         distributed.broadcast(model.state_dict().values())
 
     def finish(
-        self, result: dict, history: list[dict], predictions: dict[str, np.ndarray] | None, per_class: list[dict] | None
+        self,
+        result: dict,
+        history: list[dict],
+        model: Backbone | None,
+        about: dict,
+        predictions: dict[str, np.ndarray] | None,
+        per_class: list[dict] | None,
     ) -> None:
-        """Write what a finished run leaves, the result last.
+        """Write what a finished run leaves: first what is needed to use its model, last the result.
 
+        model, about            the chosen epoch's weights, and what model.json says of them; None: nothing was trained
         predictions, per_class  of the test images; None where nothing was tested
         """
         if not distributed.is_main():
             return
+        if model is not None:
+            saved.write(self.folder, model, about)
         self.write_history(history)  # again: the process that wrote last.pt may have died before it was written
         if predictions is not None:
             write_arrays(self.folder / "predictions.npz", **predictions)

@@ -36,7 +36,7 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     """
     try:
         with Image.open(path) as image:
-            pixels = torch.from_numpy(np.array(image.convert("RGB")))
+            pixels = np.array(image.convert("RGB"))
     except FileNotFoundError:
         raise UserError(f"{path} not found; name its folder with --image-root DIR") from None
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -44,7 +44,13 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
             f"{path} is not a readable image ({error}); replace it (`python preproc/check.py --dataset NAME` lists "
             "every bad image)"
         ) from None
-    resized = F.interpolate(pixels.permute(2, 0, 1)[None], (size, size), mode=resample, antialias=True)
+    return squash(pixels, size, resample)
+
+
+def squash(pixels: np.ndarray, size: int, resample: str = "bilinear") -> np.ndarray:
+    """(H, W, 3) uint8 -> (size, size, 3) uint8, the whole image; resample as for `decode`."""
+    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+    resized = F.interpolate(image, (size, size), mode=resample, antialias=True)
     return resized[0].permute(1, 2, 0).numpy()
 
 

@@ -1,6 +1,7 @@
 """Backbones by name: plain functions (num_labels, image_size, pretrained, weights) -> Backbone.
 
-Each file imports its library inside its function, so a run loads only the one that it needs.
+Each file imports its library inside its function, so a run loads only the one that it needs. `load` gives the trained
+model of a run's folder.
 """
 
 from collections.abc import Callable
@@ -11,6 +12,7 @@ import torch
 
 from models.backbone import Backbone
 from models.resnet import resnet50
+from models.saved import Saved, load
 from models.timm_any import timm_any
 from models.vit_clip import vit_clip
 from util.errors import UserError, why
@@ -32,7 +34,7 @@ BACKBONES = {
 }
 ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
-__all__ = ["ALIASES", "BACKBONES", "Backbone", "build", "check_name"]
+__all__ = ["ALIASES", "BACKBONES", "Backbone", "Saved", "build", "check_name", "load"]
 
 
 def check_name(name: str) -> None:

@@ -29,6 +29,8 @@ FILES = {
     "metrics.jsonl",
     "last.pt",
     "best.pt",
+    "model.safetensors",
+    "model.json",
     "test.json",
     "per_class.csv",
     "predictions.npz",

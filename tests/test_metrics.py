@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score
+from sklearn.metrics import average_precision_score, f1_score
 
 import metrics
 
@@ -47,6 +47,32 @@ def test_at_k_by_hand():
     probs, labels = np.array([[0.9, 0.5, 0.1], [0.2, 0.3, 0.4]]), np.array([[1, 0, 1], [0, 0, 0]])
     assert metrics.at_k(probs, labels, 1) == {"precision": 0.5, "recall": 0.25, "top": 0.5}
     assert metrics.at_k(probs, labels, 5) == pytest.approx({"precision": 1 / 3, "recall": 0.5, "top": 0.5})
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1))
+def test_f1_is_scikit_learns_and_no_other_threshold_has_a_higher_one(seed):
+    random = np.random.RandomState(seed)
+    probs, labels = random.randint(0, 8, (12, 3)).astype(np.float32) / 8, random.randint(0, 2, (12, 3))
+    chosen = metrics.f1_thresholds(probs, labels)
+    for at in (0.5, chosen):
+        for mean, value in metrics.f1(probs, labels, at).items():
+            assert value == pytest.approx(f1_score(labels, probs >= at, average=mean, zero_division=0))
+    for label in range(3):
+        part = probs[:, [label]], labels[:, [label]]
+        best = max(metrics.f1(*part, at)["micro"] for at in np.arange(9) / 8)
+        assert metrics.f1(*part, chosen[label])["micro"] == pytest.approx(best)
+
+
+def test_thresholds_by_hand():
+    probs = np.array([[0.9, 0.3], [0.6, 0.2], [0.4, 0.1], [0.1, 0.1]])
+    labels = np.array([[1, 0], [1, 0], [0, 0], [0, 0]])
+    # together: hits at 0.9 and 0.6 alone, so the class without positives gets the same threshold
+    assert metrics.f1_thresholds(probs, labels).tolist() == pytest.approx([0.5, 0.5])
+    assert metrics.recall_thresholds(probs, labels == 1, 0.5).tolist() == pytest.approx([0.9, 0.9])
+    assert metrics.recall_thresholds(probs, labels == 1, 0.9).tolist() == pytest.approx([0.6, 0.6])
+    assert metrics.f1_thresholds(probs, 0 * labels).tolist() == [0.5, 0.5]
+    assert metrics.f1(probs, labels, np.array([0.5, 0.3])) == pytest.approx({"micro": 4 / 5, "macro": 1 / 2})
 
 
 def test_predictions_that_are_not_numbers_are_refused():

@@ -1,0 +1,235 @@
+"""The model of a finished run labels photographs: in a program, at the command line, and what may be wrong."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import REPOSITORY, make_toy, toy_arguments
+from PIL import Image
+
+import datasets
+import main
+import metrics
+import models
+import predict
+from models import saved
+from util.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run on the toy data set, which no test changes."""
+    toy = make_toy(tmp_path_factory.mktemp("trained") / "data")
+    return Path(main.main(toy_arguments(toy, "-l", "an", "--epochs", "4", "--lr", "3e-3"))["folder"])
+
+
+def data_of(run: Path) -> Path:
+    return run.parent.parent / "data/toy"
+
+
+def copy(run: Path, folder: Path) -> Path:
+    """What a run's model is: two files."""
+    folder.mkdir(parents=True)
+    for name in ("model.json", "model.safetensors"):
+        shutil.copy(run / name, folder)
+    return folder
+
+
+def change(folder: Path, **values: object) -> Path:
+    about = json.loads((folder / "model.json").read_text())
+    (folder / "model.json").write_text(json.dumps(about | values))
+    return folder
+
+
+def test_two_files_are_all_that_a_model_needs(run, tmp_path, offline):
+    model = models.load(copy(run, tmp_path / "elsewhere"), "cpu")
+    test = datasets.load(data_of(run)).test
+    with np.load(run / "predictions.npz") as file:
+        assert np.allclose(model.predict(test.paths()), file["probs"], atol=1e-6)
+    assert model.classes == ["red", "green", "blue"] and model.image_size == 32
+    assert model.about["dataset"] == "toy" and model.about["method"] == "an"
+    assert not model.network.training
+
+
+def test_five_lines_of_a_notebook_run_from_another_folder(run, tmp_path):
+    lines = f"""
+import sys; sys.path.append({str(REPOSITORY)!r})
+import models
+model = models.load({str(run)!r})
+probs = model.predict([{datasets.load(data_of(run)).test.paths()[0]!r}])
+print(model.labels(probs), probs.shape, model.classes)
+"""
+    done = subprocess.run([sys.executable, "-c", lines], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "(1, 3) ['red', 'green', 'blue']" in done.stdout
+
+
+def test_a_picture_is_a_path_an_image_or_pixels(run):
+    model, path = models.load(run, "cpu"), datasets.load(data_of(run)).test.paths()[0]
+    with Image.open(path) as image:
+        pixels = np.array(image)
+        forms = [path, Path(path), image, pixels]
+        together = model.predict(forms, batch_size=3)
+    assert together.shape == (4, 3) and np.allclose(together, together[0], atol=1e-6)
+    assert np.allclose(model.predict(path), together[:1], atol=1e-6)
+    assert np.allclose(model.predict(np.stack([pixels] * 2)), together[:2], atol=1e-6)
+    assert model.predict([]).shape == (0, 3)
+    with pytest.raises(UserError, match=r"none\.jpg not found"):
+        model.predict(["none.jpg"])
+
+
+def test_thresholds_are_chosen_on_validation_and_used(run):
+    model, splits = models.load(run, "cpu"), datasets.load(data_of(run))
+    expected = metrics.f1_thresholds(model.predict(splits.val.paths()), splits.val.true)
+    assert np.allclose(model.thresholds, expected, atol=1e-6)
+    result = json.loads((run / "test.json").read_text())
+    assert result["thresholds_chosen_by"] == "F1 on clean validation labels"
+    probs = model.predict(splits.test.paths())
+    assert result["test_micro_F1@chosen"] == pytest.approx(metrics.f1(probs, splits.test.true, expected)["micro"])
+    assert result["test_macro_F1@0.5"] == pytest.approx(metrics.f1(probs, splits.test.true, 0.5)["macro"])
+    names = np.array(model.classes)
+    for row, found in zip(probs, model.labels(probs), strict=True):
+        assert set(found) == set(names[row >= model.thresholds])
+        assert found == sorted(found, key=lambda name: -row[model.classes.index(name)])
+
+
+def test_observed_labels_alone_choose_thresholds_by_the_recall_of_known_positives(toy):
+    result = main.main(toy_arguments(toy, "-l", "an", "--val-labels", "observed"))
+    assert result["thresholds_chosen_by"] == "recall 0.9 of the known validation positives"
+    model, val = models.load(result["folder"], "cpu"), datasets.load(toy).val
+    known, probs = val.observed == 1, model.predict(val.paths())
+    found = (probs >= model.thresholds - 1e-6)[:, known.any(axis=0)][known[:, known.any(axis=0)]]
+    assert found.mean() >= 0.9
+
+
+def test_a_run_of_an_earlier_version_is_read(run, tmp_path):
+    old = tmp_path / "old"
+    old.mkdir()
+    for name in ("config.json", "best.pt", "per_class.csv"):
+        shutil.copy(run / name, old)
+    model, path = models.load(old, "cpu"), datasets.load(data_of(run)).test.paths()
+    assert (model.predict(path) == models.load(run, "cpu").predict(path)).all()
+    assert model.classes == ["red", "green", "blue"] and model.thresholds.tolist() == [0.5] * 3
+
+
+def forget(name: str):
+    return lambda folder: (folder / name).unlink()
+
+
+def cut(folder: Path) -> None:
+    content = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(content[:-100])
+
+
+@pytest.mark.parametrize(
+    "damage, says",
+    [
+        (forget("model.safetensors"), "model.safetensors not found; a model is model.safetensors and model.json"),
+        (forget("model.json"), "holds no finished model"),
+        (cut, "model.safetensors is damaged"),
+        (lambda folder: change(folder, format=99), "made by a newer version (format 99; this one reads up to 1)"),
+        (lambda folder: change(folder, thresholds=[0.5]), "1 thresholds for 3 classes, of another class list"),
+        (lambda folder: change(folder, classes=["a", "b"], thresholds=[0.5, 0.5]), "does not fit timm:test_resnet"),
+        (lambda folder: change(folder, image_size="large"), "image_size"),
+        (lambda folder: (folder / "model.json").write_text("{"), "not valid JSON"),
+        (lambda folder: (folder / "model.json").write_text("[]"), "model.json"),
+        (shutil.rmtree, "is no folder"),
+    ],
+)
+def test_a_model_that_is_not_whole_is_one_line(run, tmp_path, fails, damage, says):
+    folder = copy(run, tmp_path / "model")
+    damage(folder)
+    assert says in fails(predict.main, [str(folder), str(data_of(run)), "-g", "cpu"])
+
+
+def test_a_folder_becomes_a_table(run, tmp_path, capsys):
+    photos, names = tmp_path / "photos", ["b, c.png", "a b.png", "über/ü.png"]
+    test = datasets.load(data_of(run)).test
+    for name, path in zip(names, test.paths()[:3], strict=True):
+        (photos / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, photos / name)
+    (photos / "notes.txt").write_text("not a picture, and not taken for one")
+    table, lines = tmp_path / "out.csv", tmp_path / "out.json"
+    probs = predict.main([str(run), str(photos), "-g", "cpu", "--csv", str(table), "--json", str(lines), "--top", "2"])
+    with open(table, newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [Path(row["image"]).relative_to(photos).as_posix() for row in rows] == sorted(names)
+    model = models.load(run, "cpu")
+    assert np.allclose([[float(row[name]) for name in model.classes] for row in rows], probs, atol=1e-6)
+    assert [row["labels"].split("|") if row["labels"] else [] for row in rows] == model.labels(probs)
+    read = json.loads(lines.read_text())
+    assert [entry["labels"] for entry in read] == model.labels(probs)
+    assert list(read[0]["probabilities"]) == model.classes
+    out = capsys.readouterr().out.splitlines()
+    assert len(out) == 3 and all(sum(name in line.split("png")[1] for name in model.classes) == 2 for line in out)
+
+
+def test_one_threshold_for_all_may_be_asked_for(run, tmp_path):
+    photos = datasets.load(data_of(run)).test.paths()
+    predict.main([str(run), *photos, "-g", "cpu", "--threshold", "0", "--json", str(tmp_path / "all.json")])
+    assert all(len(entry["labels"]) == 3 for entry in json.loads((tmp_path / "all.json").read_text()))
+
+
+def test_a_photograph_that_is_none_is_skipped_and_listed(run, tmp_path, capsys):
+    good = datasets.load(data_of(run)).test.paths()[:2]
+    bad, table = tmp_path / "bad.jpg", tmp_path / "out.csv"
+    bad.write_text("no photograph")
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(run), good[0], str(bad), good[1], "-g", "cpu", "--csv", str(table), "--batch-size", "2"])
+    found = capsys.readouterr()
+    assert stop.value.code == 1
+    assert f"skipped: {bad} is not a readable image" in found.err and "1 of 3 files" in found.err
+    with open(table, newline="") as file:
+        assert [row["image"] for row in csv.DictReader(file)] == good
+
+
+def test_a_labelled_data_set_gives_the_metrics_of_the_run(run, capsys):
+    probs = predict.main([str(run), "--evaluate", "toy", "--data-root", str(data_of(run).parent), "-g", "cpu"])
+    out = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    result = json.loads((run / "test.json").read_text())
+    assert probs.shape == (10, 3)
+    assert {name: float(value) for name, value in out.items()} == pytest.approx(
+        {name.removeprefix("test_"): result[name] for name in result if name.removeprefix("test_") in out}, abs=1e-4
+    )
+    assert {"mAP", "micro_F1@chosen"} <= out.keys()
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], "name photographs or folders of them"),
+        (["a.jpg", "--evaluate", "toy"], "name photographs or folders of them"),
+        (["none.jpg"], "none.jpg not found; name photographs"),
+        (["{empty}"], "holds no pictures"),
+        (["{empty}", "--threshold", "half"], "a number in [0, 1] or per-class, not 'half'"),
+        (["{empty}", "--threshold", "2"], "a number in [0, 1] or per-class"),
+        (["{empty}", "--top", "0"], "must be at least 1"),
+        (["--evaluate", "none"], "unknown data set 'none'"),
+    ],
+)
+def test_misuse_is_one_line(run, tmp_path, fails, arguments, says):
+    (tmp_path / "empty").mkdir()
+    arguments = [argument.replace("{empty}", str(tmp_path / "empty")) for argument in arguments]
+    assert says in fails(predict.main, [str(run), *arguments, "-g", "cpu"])
+
+
+def test_metrics_are_told_of_the_models_own_classes_and_full_labels_alone(run, toy, fails):
+    arguments = [str(run), "--evaluate", str(toy), "-g", "cpu"]
+    (toy / "formatted_val_labels.npy").unlink()
+    assert "no test images with full labels" in fails(predict.main, arguments)
+    other = make_toy(toy.parent, "other")
+    (other / "classes.json").write_text('["red", "green", "violet"]')
+    assert "other classes than the model" in fails(predict.main, [str(run), "--evaluate", str(other), "-g", "cpu"])
+
+
+def test_weights_of_another_model_are_told(run, tmp_path, fails):
+    folder = copy(run, tmp_path / "model")
+    state = {"network.fc.weight": torch.zeros(1)}
+    (folder / "model.safetensors").write_bytes(saved.save(state))
+    assert "not the one that model.json was written for" in fails(predict.main, [str(folder), str(folder), "-g", "cpu"])
