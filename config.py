@@ -60,7 +60,7 @@ class Config:
     skip_missing: bool = option(TRAINING, False, "drop images that are not on the disk (after single positives and split are drawn)")
 
     teacher: str = option(TEACHER, teachers.DEFAULT, "open_clip model name, or FILE.json with an open_clip model config")
-    teacher_weights: str = option(TEACHER, teachers.DEFAULT_WEIGHTS, "open_clip tag, or a local FILE (which is given OpenAI's mean and std)")
+    teacher_weights: str = option(TEACHER, teachers.DEFAULT_WEIGHTS, "open_clip tag, or a local FILE")
     prompt: tuple[str, ...] = option(TEACHER, ("{}",), "caption of a class; {} stands for its prompt name; given more than once, the captions' normalised features are averaged; imagenet: CLIP's 80 templates for ImageNet")
     teacher_preprocess: str = option(TEACHER, "own", "own: the teacher's size, mean and std; reference: what the published code fed it", choices=("own", "reference"))
     text_features: str | None = option(TEACHER, None, "FILE.npy of (L, D) class text features, instead of the text tower", metavar="FILE")

@@ -96,7 +96,6 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
             dict(temperature=0.01, threshold=0.3, negative_fraction=0.2),
             [similarity],
             train.observed,
-            "none",
         )
         pseudo_labels.describe(pseudo, scores, train.observed, train.true)
     del similarity, scores

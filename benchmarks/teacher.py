@@ -107,11 +107,11 @@ def agreement(device: torch.device, workers: int) -> None:
     similarity = {}
     with tempfile.TemporaryDirectory() as temporary:
         for precision in ("float32", "bf16"):
-            teacher = replace(config, precision=precision).clip_teacher()
+            teacher = replace(config, precision=precision).asked_teacher()
             similarity[precision] = teachers.similarities(teacher, splits.train, splits.classes, Path(temporary), **how)
     rule, observed = config.method.pseudo_labels, splits.train.observed
     labels = {
-        precision: pseudo_labels.make(rule, config.settings, [values], observed, "none")[0]
+        precision: pseudo_labels.make(rule, config.settings, [values], observed)[0]
         for precision, values in similarity.items()
     }
     difference = np.abs(similarity["bf16"] - similarity["float32"])

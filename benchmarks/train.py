@@ -101,7 +101,7 @@ class Ours:
         pseudo, rule, observed = None, config.method.pseudo_labels, splits.train.observed
         if rule:
             views = [random_similarity(*observed.shape)]
-            pseudo, _, _ = pseudo_labels.make(rule, config.settings, views, observed, config.calibrate)
+            pseudo, _, _ = pseudo_labels.make(rule, config.settings, views, observed, calibration=config.calibrate)
         data = engine.TrainingSet.on(device, self.images["train"], splits.train, pseudo)
         model = models.build(
             config.model, len(splits.classes.names), image_size=config.image_size, pretrained=False

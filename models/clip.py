@@ -77,9 +77,15 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
 
 
 def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the pixels a tag was trained on; OpenAI's where the weights are a file."""
-    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+    """Mean and std of the pixels that a tag was trained on; for a file those of the model's tags, where all have the
+    same (as SigLIP's have), else OpenAI's."""
+    from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
-    about = get_pretrained_cfg(config_name(name), weights)
-    return tuple(about.get("mean", OPENAI_DATASET_MEAN)), tuple(about.get("std", OPENAI_DATASET_STD))
+    def of_tag(tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        about = get_pretrained_cfg(name, tag)
+        return tuple(about.get("mean", OPENAI_DATASET_MEAN)), tuple(about.get("std", OPENAI_DATASET_STD))
+
+    name = config_name(name)
+    of_tags = {of_tag(tag) for tag in list_pretrained_tags_by_model(name)}
+    return of_tags.pop() if local_file(weights) and len(of_tags) == 1 else of_tag(weights)

@@ -338,6 +338,16 @@ def test_models_of_the_kind_of_SigLIP_are_teachers_too(toy, tmp_path, name, conf
     assert np.isfinite(tiles).all()
 
 
+def test_a_file_of_weights_is_normalised_as_the_models_tags_are(tmp_path):
+    (tmp_path / "w.safetensors").write_bytes(b"")
+    half, file = ((0.5,) * 3, (0.5,) * 3), str(tmp_path / "w.safetensors")
+    assert clip.normalisation("ViT-B-16-SigLIP2", file) == clip.normalisation("ViT-B-16-SigLIP2", "webli") == half
+    openai = clip.normalisation("ViT-L-14-336-quickgelu", "openai")
+    assert openai != half
+    for name in ("ViT-L-14-336-quickgelu", "ViT-L-14", "models/digits_clip.json"):  # one tag, tags that differ, no tag
+        assert clip.normalisation(name, file) == openai
+
+
 def test_a_tokenizer_that_cannot_be_had_is_one_line(toy, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)  # not installed
     config = SIGLIP | {"text_cfg": SIGLIP["text_cfg"] | {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}
