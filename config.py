@@ -8,7 +8,7 @@ import argparse
 import sys
 import typing
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import losses
@@ -18,6 +18,7 @@ from datasets import check_name as check_dataset
 from losses import LOSSES, Method
 from models import BACKBONES, teachers
 from util.errors import OneLineParser, UserError, torchrun_rank
+from util.files import local_file
 from util.settings import Setting, flag
 
 WHAT, TRAINING, TEACHER, METHOD, RUN = (
@@ -40,9 +41,13 @@ class Config:
     # fmt: off
     dataset: str = option(WHAT, "pascal", "data set: a known one, or a folder of formatted files by its name below the data root or by its path", flags=("-d",))
     loss: str = option(WHAT, "EM_PL", "method", flags=("-l",), choices=tuple(LOSSES))
-    model: str = option(WHAT, "resnet50", "backbone; timm:NAME for any timm model", flags=("-m",))
+    model: str = option(WHAT, "resnet50", "backbone; timm:NAME for any of timm, clip:NAME:TAG for any image tower of open_clip, teacher for that of --teacher", flags=("-m",))
     seed: int = option(WHAT, 0, "seed of initialisation, order and flips", "[0, 4294967296)", flags=("-s", "--pytorch_seed"))
 
+    mode: str = option(TRAINING, "end_to_end", "train everything; or a linear head on the features of the frozen backbone; or that first, then everything from there", choices=("end_to_end", "linear", "linear_init"))
+    linear_epochs: int = option(TRAINING, 25, "epochs in which the linear head is trained alone; Cole et al.: 25", "[1, inf)", metavar="EPOCHS")
+    linear_batch_size: int = option(TRAINING, 64, "images per step of the linear head alone; Cole et al.: 8 or 16, which take as long a step", "[1, inf)", metavar="IMAGES")
+    linear_lr: float = option(TRAINING, 1e-3, "learning rate of the linear head alone; Cole et al. choose from 1e-2 to 1e-5", "(0, inf)", metavar="LR")
     epochs: int = option(TRAINING, 10, "passes over the training images; VLPL trains 10", "[1, inf)")
     batch_size: int = option(TRAINING, 8, "images per training step; VLPL: 8, and 6 for ViT-L", "[1, inf)", metavar="IMAGES")
     lr: float = option(TRAINING, 1e-5, "learning rate; where a schedule changes it, the highest", "(0, inf)")
@@ -50,8 +55,11 @@ class Config:
     optimizer: str = option(TRAINING, "adam", "optimizer; sgd has momentum 0.9. VLPL: adam", choices=("adam", "adamw", "sgd"))
     weight_decay: float = option(TRAINING, 0.0, "weight decay of backbone and head; VLPL: none", "[0, inf)", metavar="DECAY")
     schedule: str = option(TRAINING, "constant", "learning rate over the steps: half a cosine to 0, or one cycle up and down. VLPL: constant", choices=("constant", "cosine", "onecycle"))
+    ema: float = option(TRAINING, 0.0, "decay of a running average of the weights, which is then validated, chosen and tested (timm's ModelEmaV3, warmed up); 0: none", "[0, 1)", metavar="DECAY")
     image_size: int = option(TRAINING, 448, "side of the square that images are squashed to, in pixels", "[1, 4096]", metavar="PIXELS")
     flip: float = option(TRAINING, 0.5, "probability that a training image is mirrored", "[0, 1]")
+    crop: float = option(TRAINING, 1.0, "smallest share of its area that a random crop of a training image keeps; 1: no crops", "(0, 1]", metavar="SHARE")
+    randaugment: int = option(TRAINING, 0, "magnitude of RandAugment's two operations on a training image, of 30 (its authors: 9); 0: none", "[0, 30]", metavar="MAGNITUDE")
     precision: str = option(TRAINING, "auto", "arithmetic of backbone and teacher (of the teacher float16, unless it is float32); auto: bf16 on CUDA, else float32", choices=("auto", "float32", "tf32", "bf16"))
     pretrained: bool = option(TRAINING, True, "start from the backbone's published weights")
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
@@ -143,7 +151,7 @@ def resolve(given: dict[str, object]) -> Config:
     of_method = {name: values.get(dataset, values.get("*")) for name, values in method.recipe.items()}
     model = given.get("model", of_dataset.get("model", Config.model))
     model = models.ALIASES.get(model, model)
-    of_model = BACKBONES[model].settings if model in BACKBONES else {}
+    of_model = {} if model == "teacher" else models.settings_of(model)
     common = of_model | of_dataset | {name: value for name, value in of_method.items() if value is not None}
     common |= {name: value for name, value in given.items() if name in COMMON}
     settings = {
@@ -151,7 +159,24 @@ def resolve(given: dict[str, object]) -> Config:
         for name, setting in method.all_settings().items()
     }
     common["prompt"] = tuple(common.get("prompt", Config.prompt))
-    return Config(**common | {"model": model}, settings=settings)
+    config = Config(**common | {"model": model}, settings=settings)
+    if model == "teacher":
+        config = with_the_teachers_tower(config, "image_size" in common)
+    return linear_phase(config) if config.mode == "linear" else config
+
+
+def with_the_teachers_tower(config: Config, sized: bool) -> Config:
+    """-m teacher by its full name; sized: whether the image size was set, else it is the teacher's own."""
+    size = {} if sized else models.settings_of(f"clip:{config.teacher}")
+    if weights := config.weights or local_file(config.teacher_weights):
+        return replace(config, model=f"clip:{config.teacher}", weights=str(weights), **size)
+    return replace(config, model=f"clip:{config.teacher}:{config.teacher_weights}", pretrained=True, **size)
+
+
+def linear_phase(config: Config) -> Config:
+    """The run that trains the linear head alone."""
+    how = dict(epochs=config.linear_epochs, batch_size=config.linear_batch_size, lr=config.linear_lr)
+    return replace(config, mode="linear", head_rate=1.0, **how)
 
 
 def unread(config: Config) -> dict[str, str]:
@@ -173,6 +198,15 @@ def unread(config: Config) -> dict[str, str]:
             reasons.setdefault(name, "without --teacher-views tiles it has no effect")
     if config.text_features:
         reasons.setdefault("prompt", "--text-features replaces the prompts")
+    if config.mode == "end_to_end":
+        for name in ("linear_epochs", "linear_batch_size", "linear_lr"):
+            reasons[name] = "--mode end_to_end trains no linear head alone"
+    if config.mode == "linear":
+        for name in ("epochs", "batch_size", "lr"):
+            reasons[name] = f"--mode linear reads {flag(f'linear_{name}')} instead"
+        reasons["head_rate"] = "--mode linear trains the head alone, at --linear-lr"
+        for name in ("crop", "randaugment"):
+            reasons[name] = "--mode linear trains on features that are computed once"
     if config.weights:
         reasons["pretrained"] = "--weights replaces the published weights"
     for name, setting in config.method.all_settings().items():
@@ -198,7 +232,8 @@ def check(config: Config) -> None:
     for name, setting in config.method.all_settings().items():
         setting.check(name, config.settings[name])
     if config.method.check:
-        losses.with_settings(config.method.check, facts(config))()
+        for phase in (config, linear_phase(config))[: 1 + (config.mode == "linear_init")]:
+            losses.with_settings(config.method.check, facts(phase))()
     for prompt in config.prompt:
         if "{}" not in prompt and prompt != "imagenet":
             raise UserError(f"--prompt needs {{}} where the class name goes, or the name imagenet, not {prompt!r}")
@@ -238,7 +273,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     groups = {title: parser.add_argument_group(title) for title in (WHAT, TRAINING, TEACHER, METHOD, RUN)}
     kinds = typing.get_type_hints(Config)
-    listed = {"model": list(BACKBONES), "dataset": list(DATASETS)}
+    listed = {"model": [*BACKBONES, "teacher"], "dataset": list(DATASETS)}
     for name, about in COMMON.items():
         setting = about["setting"]
         help = _described(setting.help, [*_listed(listed.get(name) or setting.choices), *_values(name, setting)])
@@ -315,7 +350,7 @@ FIRST = ("dataset", "loss", "model", "seed")  # what a run is called by
 def show(config: Config) -> str:
     """The settings in at most three lines: what is trained, what differs from this method's defaults, and the rest."""
     names = ("dataset", "data_root", "loss", "model")
-    usual = read_settings(resolve({name: getattr(config, name) for name in names}))
+    usual = read_settings(resolve({name: getattr(config, name) for name in (*names, "mode")})) | {"mode": Config.mode}
     values = {name: value for name, value in read_settings(config).items() if name not in FIRST}
     changed = {name: value for name, value in values.items() if usual.get(name, value) not in (value, "auto")}
     rest = {name: value for name, value in values.items() if name not in changed and value is not None}

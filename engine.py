@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from datasets import MultiLabelDataset
-from datasets.images import Images, on_device, to_input
+from datasets.images import Augmentation, Images, on_device
 from losses import Loss, Targets
 from models import Backbone
+from models.linear import Features
 from util import distributed
 from util.devices import autocast, generator, random_state, seed_other_processes, set_random_state
 from util.errors import UserError, why
@@ -38,19 +39,19 @@ def epoch_flips(seed: int, epoch: int, num_images: int, probability: float) -> T
 class TrainingSet:
     """What a training step reads, on the device.
 
-    images    the training images
+    images    the training images, or their features
     observed  (N, L) int8 in {-1, 0, +1};  true  (N, L) int8 in {0, 1}, or None: not known
     pseudo    (N, L) int8 in {-1, 0, +1}, or float in [0, 1]; None without a teacher
     """
 
-    images: Images
+    images: Images | Features
     observed: Tensor
     true: Tensor | None
     pseudo: Tensor | None
 
     @classmethod
     def on(
-        cls, device: torch.device, images: Images, split: MultiLabelDataset, pseudo: np.ndarray | None
+        cls, device: torch.device, images: Images | Features, split: MultiLabelDataset, pseudo: np.ndarray | None
     ) -> "TrainingSet":
         """The only place where labels become tensors."""
         labels = (split.observed, split.true, pseudo)
@@ -150,7 +151,8 @@ class TrainingStep:
     def __call__(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         """This process's part of the loss of the batch, () float on the device, overwritten by the next step.
 
-        images      (B, 3, S, S) uint8;  index  (B,) int64 rows of the training set;  flips  (B,) bool
+        images      (B, 3, S, S) uint8, or features (B, V, D) float
+        index       (B,) int64 rows of the training set;  flips  (B,) bool
         batch_size  images of the batch on all processes
         Raises UserError where the step cannot be captured.
         """
@@ -177,7 +179,7 @@ class TrainingStep:
         self.optimizer.zero_grad(set_to_none=True)
         # SyncBatchNorm gathers float32 from processes with images, and wants the same type from one without
         with autocast(self.device, self.precision if len(index) else "float32"):
-            logits = self.network(to_input(images, self.model.mean, self.model.std, flips))
+            logits = self.network(self.model.to_input(images, flips))
         loss = self.loss_function(logits, self.data.targets(index))
         if len(index) != batch_size:
             loss = loss * (len(index) / batch_size)
@@ -212,6 +214,14 @@ class TrainingStep:
             group["capturable"] = on
 
 
+def running_average(model: Backbone, decay: float) -> torch.nn.Module:
+    """Of the model's weights over the steps, in its `module`. The decay rises to its value as 1 - t^(-2/3) with the
+    steps t, so that a short run forgets how it began."""
+    from timm.utils import ModelEmaV3
+
+    return ModelEmaV3(model, decay=decay, use_warmup=True)
+
+
 class Storage(Protocol):
     """Where a training is saved: the run's folder."""
 
@@ -220,8 +230,9 @@ class Storage(Protocol):
 
 
 class Training:
-    """All that training changes: weights, optimizer, loss, randomness, progress, history, best epoch.
+    """All that training changes: weights, their average, optimizer, loss, randomness, progress, history, best epoch.
 
+    evaluated     what is validated, chosen and tested: the model, or with `ema` the running average of its weights
     epoch, steps  the epoch that is trained, from 1, and the steps of it that are done
     history       one dict per finished epoch
     best          the epoch whose weights are kept: of the highest validation mAP, in percent, or the last
@@ -242,17 +253,21 @@ class Training:
         optimizer: str = "adam",
         weight_decay: float = 0.0,
         schedule: str = "constant",
+        ema: float = 0.0,
+        augmentation: Augmentation | None = None,
         precision: str = "float32",
         cuda_graph: bool = True,
         eval_batch_size: int = 64,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
         self.epochs, self.seed, self.flip, self.eval_batch_size = epochs, seed, flip, eval_batch_size
-        self.schedule = SCHEDULES[schedule]
+        self.schedule, self.augmentation = SCHEDULES[schedule], augmentation
         self.step = TrainingStep(
             model, loss_function, data, lr=lr, batch_size=batch_size, precision=precision, cuda_graph=cuda_graph,
             head_rate=head_rate, optimizer=optimizer, weight_decay=weight_decay, scheduled=self.schedule is not None,
         )  # fmt: skip
+        self.average = running_average(model, ema) if ema else None
+        self.evaluated = self.average.module if self.average else model
         self.device, self.precision = self.step.device, precision
         self.num_steps = -(-len(data.images) // batch_size)
         self.step_losses = torch.zeros(self.num_steps, device=self.device)  # this process's part of each step's loss
@@ -266,6 +281,7 @@ class Training:
         check_finite(losses, self.epoch)
         return {
             "model": self.model.state_dict(),
+            **({"average": self.evaluated.state_dict()} if self.average else {}),
             "optimizer": self.step.optimizer.state_dict(),
             "loss": self.loss_function.state_dict(),
             "random": random_state(self.device),
@@ -278,6 +294,8 @@ class Training:
 
     def load_state_dict(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
+        if self.average:
+            self.evaluated.load_state_dict(state["average"])
         self.step.load_optimizer(state["optimizer"])
         self.loss_function.load_state_dict(state["loss"])
         set_random_state(state["random"], self.device)
@@ -288,7 +306,7 @@ class Training:
 
     def fit(
         self,
-        validation: Images | None,
+        validation: Images | Features | None,
         score: Callable[[np.ndarray], float],
         storage: Storage,
         stop: Stop,
@@ -328,7 +346,7 @@ class Training:
             storage.save(self.state_dict())
             saved = time.monotonic()
             if self.best["epoch"] == epoch:
-                storage.save_best(self.model.state_dict())
+                storage.save_best(self.evaluated.state_dict())
             mark = " (best)" if by_score and self.best["epoch"] == epoch else ""
             validated = "" if val_map is None else f"  val mAP {val_map:.2f}{mark}"
             print(f"epoch {epoch}/{self.epochs}  loss {train_loss:.4f}{validated}  {seconds:.1f} s")
@@ -352,12 +370,17 @@ class Training:
             mininterval=REPORT_SECONDS,
         )  # fmt: skip
         with bar:
-            for pixels, index in zip(images.stream(mine, self.device), on_device(mine, self.device), strict=True):
+            batches_here = zip(mine, images.stream(mine, self.device), on_device(mine, self.device), strict=True)
+            for rows, pixels, index in batches_here:
                 number = (self.epoch - 1) * self.num_steps + self.steps  # of the step, from 0 over the whole training
                 self.loss_function.start_step(number)
                 if self.schedule:
                     self.step.set_rate(self.schedule(number, self.epochs * self.num_steps))
+                if self.augmentation:
+                    pixels = self.augmentation(pixels, rows, self.seed, self.epoch)
                 losses[self.steps] = self.step(pixels, index, flips[index], len(batches[self.steps]))
+                if self.average:
+                    self.average.update(self.model, number + 1)
                 self.steps += 1
                 bar.update()
                 if time.monotonic() - reported > REPORT_SECONDS:  # in a single process, the only wait for the device
@@ -366,16 +389,17 @@ class Training:
                     mean = losses[start : self.steps].mean().item() * distributed.world_size()
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                 after_step()
-        distributed.broadcast(self.model.buffers())  # on CPUs each process has its own batch norm statistics
+        for network in dict.fromkeys((self.model, self.evaluated)):
+            distributed.broadcast(network.buffers())  # on CPUs each process has its own batch norm statistics
         whole = distributed.all_sum(losses.clone())
         check_finite(whole, self.epoch)
         sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
         return float((whole * sizes).sum() / len(images))
 
-    def predict(self, images: Images, name: str, after_batch: Callable[[], None] = lambda: None) -> Tensor:
+    def predict(self, images: Images | Features, name: str, after_batch: Callable[[], None] = lambda: None) -> Tensor:
         """(N, L) float32 probabilities; see `predict`."""
         return predict(
-            self.model, images, self.data.observed.shape[1], batch_size=self.eval_batch_size,
+            self.evaluated, images, self.data.observed.shape[1], batch_size=self.eval_batch_size,
             precision=self.precision, device=self.device, name=name, after_batch=after_batch,
         )  # fmt: skip
 
@@ -393,7 +417,7 @@ def check_finite(losses: Tensor, epoch: int) -> None:
 @torch.inference_mode()
 def predict(
     model: Backbone,
-    images: Images,
+    images: Images | Features,
     num_labels: int,
     *,
     batch_size: int,
@@ -416,7 +440,7 @@ def predict(
     with distributed.progress_bar(total=len(mine), desc=name, unit="image", leave=False) as bar:
         for rows, batch in zip(batches, images.stream(batches, device), strict=True):
             with autocast(device, precision):
-                logits = model(to_input(batch, model.mean, model.std))
+                logits = model(model.to_input(batch))
             probs[rows[0] : rows[-1] + 1] = torch.sigmoid(logits.float())
             bar.update(len(batch))
             after_batch()

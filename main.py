@@ -24,8 +24,8 @@ import models
 import pseudo_labels
 import run_folder
 from config import Config
-from datasets.images import open_images, where_kept
-from models import teachers
+from datasets.images import Augmentation, Images, open_images, where_kept
+from models import linear, teachers
 from util import devices, distributed
 from util.files import digest, writable_folder
 from util.signals import Stop
@@ -46,13 +46,23 @@ def main(argv: list[str] | None = None) -> dict:
     device = devices.pick_device(config.gpu)
     distributed.initialize(device)
     if config.batch_size % distributed.world_size():
+        option = "--linear-batch-size" if config.mode == "linear" else "--batch-size"
         raise UserError(
-            f"--batch-size {config.batch_size} cannot be divided evenly among {distributed.world_size()} processes; "
+            f"{option} {config.batch_size} cannot be divided evenly among {distributed.world_size()} processes; "
             "start a number of them that divides it (torchrun --nproc-per-node), or change it"
         )
     if config.deterministic:
         devices.make_deterministic()
     config = replace(config, precision=devices.pick_precision(config.precision, device))
+    if config.mode == "linear_init" and not run_folder.finished(config):  # a run of its own, which others may share
+        train_and_test(settings.linear_phase(config), device)
+    result = train_and_test(config, device)
+    distributed.shut_down()
+    return result
+
+
+def train_and_test(config: Config, device: torch.device) -> dict:
+    """One run of these settings, or its result where it is finished already."""
     workers = config.workers or devices.default_workers()
     known = datasets.DATASETS.get(config.dataset_name)
     if known and known.make:
@@ -60,7 +70,6 @@ def main(argv: list[str] | None = None) -> dict:
     if result := run_folder.finished(config):
         score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
         print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
-        distributed.shut_down()
         return result
     print(settings.show(config))
 
@@ -102,14 +111,13 @@ def main(argv: list[str] | None = None) -> dict:
             name: open_images(split, config.image_size, where, cache, device, workers)
             for name, split in splits.named().items()
         }
-        train, val = images["train"], images.get("validation")
 
         # Backbone and loss
         torch.manual_seed(config.seed)
-        smallest_batch = len(train) % config.batch_size or config.batch_size
+        smallest_batch = len(splits.train) % config.batch_size or config.batch_size
         if device.type == "cpu":  # on GPUs batch norm sees the whole batch
             smallest_batch = max(1, smallest_batch // distributed.world_size())
-        model = models.build(
+        backbone = models.build(
             config.model,
             len(names),
             image_size=config.image_size,
@@ -117,6 +125,13 @@ def main(argv: list[str] | None = None) -> dict:
             weights=config.weights,
             smallest_batch=smallest_batch,
         ).to(device, memory_format=torch.channels_last)
+        if config.mode == "linear_init":
+            first = Path(config.results_dir) / run_folder.run_name(settings.linear_phase(config))
+            run_folder.load_best(first, linear.Probe(linear.head_of(backbone)))
+        if config.mode == "linear":
+            images = frozen_features(config, backbone, splits, images, cache, device)
+        model = linear.Probe(linear.head_of(backbone)) if config.mode == "linear" else backbone
+        train, val = images["train"], images.get("validation")
         data = engine.TrainingSet.on(device, train, splits.train, pseudo)
         training = engine.Training(
             model,
@@ -128,6 +143,8 @@ def main(argv: list[str] | None = None) -> dict:
             optimizer=config.optimizer,
             weight_decay=config.weight_decay,
             schedule=config.schedule,
+            ema=config.ema,
+            augmentation=Augmentation(config.crop, config.randaugment),
             batch_size=config.batch_size,
             eval_batch_size=config.eval_batch_size,
             seed=config.seed,
@@ -144,13 +161,17 @@ def main(argv: list[str] | None = None) -> dict:
             training.fit(val, score, run, stop, config.checkpoint_minutes, config.select)
 
             # Thresholds, then the test, once, from the chosen epoch (differs: published after every epoch)
-            run.load_best(model)
+            run.load_best(training.evaluated)
             val_probs, probs = (
                 training.predict(images[name], name, stop.raise_if_asked_anywhere).cpu().numpy() if split else None
                 for name, split in (("validation", splits.val), ("test", splits.scored()))
             )
             thresholds = choose_thresholds(val_probs, val_labels, val_kind, len(names))
-            trained = (model, training.history, about_pseudo and about_pseudo["quality"])
+            if config.mode == "linear":
+                whole = linear.with_head(backbone, training.evaluated.network)
+            else:
+                whole = training.evaluated
+            trained = (whole, training.history, about_pseudo and about_pseudo["quality"])
             return finish(config, splits, run, probs, training.best, chosen_by, thresholds, *trained)
 
 
@@ -182,6 +203,7 @@ def finish(
     result = {
         **{name: getattr(config, name) for name in ("loss", "model", "seed")},
         "dataset": config.dataset_name,
+        "mode": config.mode,
         "best_epoch": best["epoch"],
         "chosen_by": chosen_by,
         "thresholds_chosen_by": thresholds[1],
@@ -206,8 +228,26 @@ def finish(
     epoch = f"{'last' if chosen_by == LAST else 'best'} epoch {best['epoch']}" if history else "nothing was trained"
     print(f"{epoch}{validated}: {metrics.summary(result)}")
     print(f"results: {run.folder}")
-    distributed.shut_down()
     return result
+
+
+def frozen_features(
+    config: Config,
+    backbone: models.Backbone,
+    splits: datasets.Splits,
+    images: dict[str, Images],
+    cache: Path,
+    device: torch.device,
+) -> dict[str, linear.Features]:
+    """What the backbone makes of the images of each split, computed once and cached; of the training images, where
+    they are to be flipped, also of the mirrored ones."""
+    how = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
+    return {
+        name: linear.features(
+            backbone, config.model, split, images[name], cache, mirrored=name == "train" and config.flip > 0, **how
+        )
+        for name, split in splits.named().items()
+    }
 
 
 def check_labels(config: Config, splits: datasets.Splits) -> None:

@@ -62,6 +62,7 @@ class State(Protocol):
     epoch: int
     steps: int
     best: dict
+    evaluated: torch.nn.Module
 
     def load_state_dict(self, state: dict) -> None: ...
 
@@ -100,7 +101,7 @@ class Run:
         if not distributed.all_equal(training.epoch, training.steps):
             raise UserError(f"{self.folder}/last.pt is not yet the same on all nodes; wait a minute and run it again")
         if training.steps == 0 and training.best["epoch"] == training.epoch - 1:
-            self.save_best(self.checkpoint["model"])  # the process may have died before it was written
+            self.save_best(training.evaluated.state_dict())  # the process may have died before it was written
         print(f"resuming in epoch {training.epoch} after {training.steps} batches: {self.folder}")
 
     def save(self, state: dict) -> None:
@@ -149,10 +150,7 @@ class Run:
     def load_best(self, model: torch.nn.Module) -> None:
         """Give the model, on all processes, the weights of the best validation epoch."""
         self.wait()
-        if distributed.is_main():
-            with fitting(self.folder / "best.pt"):
-                model.load_state_dict(read_tensors(self.folder / "best.pt"))
-        distributed.broadcast(model.state_dict().values())
+        load_best(self.folder, model)
 
     def finish(
         self,
@@ -191,6 +189,14 @@ def draw_figure(path: Path, draw: Callable, *arguments: object) -> None:
             draw(temporary, *arguments)
     except ImportError as error:  # no reason to lose a run
         print(f"{path.name} is not drawn ({error}); install the packages of requirements.txt")
+
+
+def load_best(folder: Path, model: torch.nn.Module) -> None:
+    """Give the model, on all processes, the weights that a run in the folder has kept."""
+    if distributed.is_main():
+        with fitting(folder / "best.pt"):
+            model.load_state_dict(read_tensors(folder / "best.pt"))
+    distributed.broadcast(model.state_dict().values())
 
 
 def write_tensors(path: Path, state: dict) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from datasets.dataset import MultiLabelDataset
 from util import distributed
+from util.devices import generator
 from util.errors import UserError
 from util.row_cache import cached_rows
 
@@ -198,3 +199,34 @@ def to_input(images: Tensor, mean: Tensor, std: Tensor, flip: Tensor | None = No
     if flip is not None:
         images = torch.where(flip[:, None, None, None], images.flip(-1), images)
     return (images * (1 / 255) - mean) / std
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Random changes of a training image that are a function of (seed, epoch, row), so that resuming needs no state.
+
+    crop         the smallest share of its area that a random crop keeps (torchvision's RandomResizedCrop); 1 = no crop
+    randaugment  the magnitude of RandAugment's two operations (Cubuk et al. 2020), of 30; 0 = none
+    """
+
+    crop: float = 1.0
+    randaugment: int = 0
+
+    def __bool__(self) -> bool:
+        return self.crop < 1 or self.randaugment > 0
+
+    def __call__(self, images: Tensor, rows: Tensor, seed: int, epoch: int) -> Tensor:
+        """(B, 3, S, S) uint8 -> the same, changed; rows  (B,) int64 on the CPU."""
+        from torchvision.transforms import v2
+
+        changes = []
+        if self.crop < 1:
+            changes.append(v2.RandomResizedCrop(images.shape[-1], (self.crop, 1.0), antialias=True))
+        if self.randaugment:
+            changes.append(v2.RandAugment(2, self.randaugment, interpolation=v2.InterpolationMode.BILINEAR))
+        change, result = v2.Compose(changes), torch.empty_like(images)
+        with torch.random.fork_rng(devices=[]):  # torchvision draws from the CPU's global generator
+            for place, row in enumerate(rows.tolist()):
+                torch.default_generator.set_state(generator(seed, epoch, 2, row).get_state())
+                result[place] = change(images[place])
+        return result

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 
 from models.backbone import Backbone
+from models.clip import config_name, own_size
 from models.resnet import resnet50
 from models.saved import Saved, load
 from models.timm_any import timm_any
-from models.vit_clip import vit_clip
+from models.vit_clip import clip_tower, vit_clip
 from util.errors import UserError, why
 
 
@@ -32,14 +33,18 @@ BACKBONES = {
     "convnext_xlarge_22k": Architecture(partial(timm_any, "convnext_xlarge.fb_in22k")),
     "convnext_xlarge_1k": Architecture(partial(timm_any, "convnext_xlarge.fb_in22k_ft_in1k")),
 }
+FAMILIES = {"timm:": timm_any, "clip:": clip_tower}  # NAME of that library
 ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
-__all__ = ["ALIASES", "BACKBONES", "Backbone", "Saved", "build", "check_name", "load"]
+__all__ = ["ALIASES", "BACKBONES", "Backbone", "Saved", "build", "check_name", "load", "settings_of"]
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a name that is neither of BACKBONES nor timm:NAME with a model of timm."""
+    """Raises UserError for a name that is none of BACKBONES, and no timm:NAME or clip:NAME that the library has."""
     if name in BACKBONES:
+        return
+    if name.startswith("clip:"):
+        config_name(name.split(":")[1])
         return
     if name.startswith("timm:"):
         import timm
@@ -54,7 +59,14 @@ def check_name(name: str) -> None:
         raise UserError(
             f"timm has no model {name.removeprefix('timm:')!r}" + (f"; it has {', '.join(close)}" if close else "")
         )
-    raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, and timm:NAME")
+    raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG")
+
+
+def settings_of(name: str) -> dict[str, object]:
+    """Common settings that a backbone sets otherwise than their defaults."""
+    if name.startswith("clip:"):
+        return dict(image_size=own_size(name.split(":")[1]))
+    return BACKBONES[name].settings if name in BACKBONES else {}
 
 
 def build(
@@ -74,7 +86,7 @@ def build(
     Raises UserError where the weights are neither cached nor downloadable, or do not fit.
     """
     check_name(name)
-    make = BACKBONES[name].make if name in BACKBONES else partial(timm_any, name.removeprefix("timm:"))
+    make = BACKBONES[name].make if name in BACKBONES else partial(FAMILIES[name[:5]], name[5:])
     try:
         model = make(num_labels, image_size=image_size, pretrained=pretrained, weights=weights)
         _try_shapes(model, (smallest_batch, 3, image_size, image_size))

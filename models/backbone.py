@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from datasets.images import to_input
+
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFLINE = "give --weights FILE, or train from scratch with --no-pretrained"
 
@@ -39,6 +41,10 @@ class Backbone(nn.Module):
 
     def head_parameters(self) -> list[nn.Parameter]:
         return [parameter for head in self.heads for parameter in self.network.get_submodule(head).parameters()]
+
+    def to_input(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
+        """(B, 3, S, S) uint8 -> the same as float, normalised; flip: (B,) bool, which of them to mirror."""
+        return to_input(images, self.mean, self.std, flip)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float, normalised -> (B, L) logits."""

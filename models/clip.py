@@ -1,9 +1,11 @@
 """open_clip models (Ilharco et al.) by name, by configuration file, with weights by tag or by file."""
 
 import json
+import logging
 import os
 from pathlib import Path
 
+import numpy as np
 from torch import nn
 
 from models.weights import hub_file, read_weights, torchvision_file
@@ -68,12 +70,23 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
 
     name = config_name(name)
     if file is None:
-        return open_clip.create_model(name, force_image_size=image_size)
+        logging.disable(logging.WARNING)  # open_clip warns that random weights are random
+        try:
+            return open_clip.create_model(name, force_image_size=image_size)
+        finally:
+            logging.disable(logging.NOTSET)
     try:
         return open_clip.create_model(name, pretrained=str(file), force_image_size=image_size)
     except Exception as error:  # torch, safetensors and open_clip each raise their own
         read_weights(file)  # says so if the file itself is bad
         raise UserError(f"{file} does not fit the model {name} ({why(error)})") from None
+
+
+def own_size(name: str) -> int:
+    """The image size that a model is made for, in pixels."""
+    from open_clip import get_model_config
+
+    return int(np.max(get_model_config(config_name(name))["vision_cfg"]["image_size"]))
 
 
 def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

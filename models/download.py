@@ -18,7 +18,9 @@ from util.errors import OneLineParser, run_script
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
-    parser.add_argument("names", nargs="+", metavar="NAME", help=f"teacher, {', '.join(models.BACKBONES)}, timm:NAME")
+    parser.add_argument(
+        "names", nargs="+", metavar="NAME", help=f"teacher, {', '.join(models.BACKBONES)}, timm:NAME, clip:NAME:TAG"
+    )
     names = parser.parse_args(argv).names
     for name in names:
         if name != "teacher":
@@ -27,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         if name == "teacher":
             print(f"{name}: {clip_file(DEFAULT, DEFAULT_WEIGHTS, name, OFFLINE)}")
         else:
-            models.build(name, 1, image_size=336 if name == "vit_clip" else 224)
+            models.build(name, 1, image_size=models.settings_of(name).get("image_size", 224))
             print(f"{name}: ready")
 
 

@@ -1,10 +1,13 @@
-"""CLIP's image tower, fine-tuned with a linear head: VLPL's transformer backbone."""
+"""The image towers of CLIP and its successors (open_clip) with a linear head; VLPL's transformer backbone is one."""
+
+from functools import partial
 
 from torch import Tensor, nn
 
 from models.backbone import OFFLINE, Backbone, Float32Linear
-from models.clip import clip_file, create_clip, normalisation
+from models.clip import clip_file, config_name, create_clip, normalisation
 from models.weights import load_weights
+from util.errors import UserError
 
 NAME, TAG = "ViT-L-14-336-quickgelu", "openai"  # the teacher's default too
 
@@ -19,11 +22,23 @@ class TowerWithHead(nn.Module):
         return self.head(self.tower(images))
 
 
-def vit_clip(num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:
-    """ViT-L/14 at 336 px with OpenAI's weights; another image_size resamples the position embeddings."""
-    file = clip_file(NAME, TAG, "vit_clip", OFFLINE) if pretrained and not weights else None
-    clip = create_clip(NAME, file, image_size)
-    network = TowerWithHead(clip.visual, clip.visual.output_dim, num_labels)
+def clip_tower(name: str, num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:
+    """The image tower of an open_clip model, `NAME`, `NAME:TAG` or `FILE.json`, with a new head of num_labels.
+
+    weights  a local file, of the tower or of a whole CLIP, instead of the tag's
+    Another image_size than the model's own resamples the position embeddings.
+    """
+    import open_clip
+
+    name, _, tag = name.partition(":")
+    if pretrained and not weights and not tag:
+        raise UserError(f"clip:{name} names no weights; take clip:{name}:TAG with a tag of open_clip, or {OFFLINE}")
+    file = clip_file(name, tag, f"clip:{name}:{tag}", OFFLINE) if pretrained and not weights else None
+    clip = create_clip(name, file, image_size)
+    network = TowerWithHead(clip.visual, open_clip.get_model_config(config_name(name))["embed_dim"], num_labels)
     if weights:
-        load_weights(network, weights, head=("head.",), rename=("visual.", "tower."))  # also a whole CLIP
-    return Backbone(network, *normalisation(NAME, TAG), heads=("head",))
+        load_weights(network, weights, head=("head.",), rename=("visual.", "tower."))
+    return Backbone(network, *normalisation(name, tag), heads=("head",))
+
+
+vit_clip = partial(clip_tower, f"{NAME}:{TAG}")  # ViT-L/14 at 336 px with OpenAI's weights

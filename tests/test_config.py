@@ -145,7 +145,7 @@ def test_the_settings_are_shown_in_three_lines_those_that_were_changed_apart():
     lines = settings.show(parse("-d coco -th 0.2 --lr 1e-4 -s 3".split())).splitlines()
     assert lines[0] == "coco, EM_PL, resnet50, seed 3"
     assert lines[1] == "changed: lr=0.0001, threshold=0.2"
-    assert len(lines) == 3 and lines[2].startswith("defaults: epochs=10") and "alpha=0.1" in lines[2]
+    assert len(lines) == 3 and lines[2].startswith("defaults: mode=end_to_end, epochs=10") and "alpha=0.1" in lines[2]
     assert not any("beta_neg" in line for line in lines)  # without negative pseudo-labels it has no effect
 
 

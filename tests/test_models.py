@@ -1,7 +1,5 @@
 """Backbones, with random weights saved to files and loaded back; nothing is fetched."""
 
-import sys
-
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -20,10 +18,9 @@ def test_a_backbone_turns_pixels_into_logits_and_owns_its_normalisation(name):
     assert model.mean.shape == model.std.shape == (3, 1, 1) and (model.std > 0).all()
 
 
-@pytest.mark.parametrize("name", ["resnet50", "vit_clip", "timm:test_resnet", "timm:test_vit"])
-def test_a_backbones_head_is_its_last_layer_alone(name, monkeypatch, tiny_clip):
-    monkeypatch.setattr(sys.modules["models.vit_clip"], "NAME", tiny_clip[0])
-    size = 32 if name == "vit_clip" else 64
+@pytest.mark.parametrize("name", ["resnet50", "clip", "timm:test_resnet", "timm:test_vit"])
+def test_a_backbones_head_is_its_last_layer_alone(name, tiny_clip):
+    name, size = (f"clip:{tiny_clip[0]}", 32) if name == "clip" else (name, 64)
     model = models.build(name, 5, pretrained=False, image_size=size)
     assert [len(parameter) for parameter in model.head_parameters()] == [5, 5]  # weights and biases of five labels
     assert {parameter for parameter in model.head_parameters()} < set(model.parameters())
@@ -34,10 +31,9 @@ def test_a_size_that_does_not_fit_is_told_before_training():
         models.build("timm:test_vit", 5, pretrained=False, image_size=65)
 
 
-def test_the_clip_backbone_is_the_image_tower_with_a_linear_head(monkeypatch, tiny_clip):
-    monkeypatch.setattr(sys.modules["models.vit_clip"], "NAME", tiny_clip[0])
+def test_the_clip_backbone_is_the_image_tower_with_a_linear_head(tiny_clip):
     for size in (32, 48):
-        model = models.build("vit_clip", 5, pretrained=False, image_size=size)
+        model = models.build(f"clip:{tiny_clip[0]}", 5, pretrained=False, image_size=size)
         assert model(torch.zeros(2, 3, size, size)).shape == (2, 5)
         assert model.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
 
@@ -48,10 +44,14 @@ def test_a_last_batch_that_batch_norm_refuses_is_told_before_training():
         models.build("timm:test_resnet", 5, pretrained=False, image_size=32, smallest_batch=1)
 
 
-def test_a_whole_clip_can_be_the_clip_backbones_weights(monkeypatch, tiny_clip):
-    monkeypatch.setattr(sys.modules["models.vit_clip"], "NAME", tiny_clip[0])
-    model = models.build("vit_clip", 5, pretrained=False, image_size=32, weights=tiny_clip[1])
+def test_a_whole_clip_can_be_the_clip_backbones_weights(tiny_clip):
+    model = models.build(f"clip:{tiny_clip[0]}", 5, pretrained=False, image_size=32, weights=tiny_clip[1])
     assert torch.equal(model.network.tower.proj, weights.read_weights(tiny_clip[1])["visual.proj"])
+
+
+def test_a_tower_of_open_clip_needs_weights_unless_it_is_told_otherwise(tiny_clip):
+    with pytest.raises(UserError, match=r"names no weights; take clip:.*:TAG"):
+        models.build(f"clip:{tiny_clip[0]}", 5, image_size=32)
 
 
 def test_logits_are_float32_under_bf16():

@@ -1,13 +1,27 @@
-"""The ways to train: optimizers and schedules, by hand and against PyTorch's, and by the real command."""
+"""The ways to train: optimizers, schedules, averages, augmentation, a linear head alone; by hand, and by the real
+command."""
 
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
-from conftest import toy_arguments
-from training import fit, tiny_training
+from conftest import same_numbers, taught_arguments, toy_arguments
+from training import StopAfter, fit, tiny_training
 
 import engine
 import main
-from config import COMMON
+import models
+import run_folder
+from config import COMMON, linear_phase, parse
+from datasets.images import Augmentation
+from models import linear
+from models.backbone import Float32Linear
+from util.errors import Interrupted
+
+EVERYTHING = "--optimizer adamw --weight-decay 0.1 --schedule onecycle --ema 0.9 --crop 0.5 --randaugment 9".split()
 
 
 def test_the_command_line_names_what_training_knows():
@@ -67,8 +81,148 @@ def test_a_scheduled_rate_that_stays_learns_what_a_constant_one_learns(optimizer
     assert one[0] == pytest.approx(other[0], abs=1e-6) and torch.allclose(one[1], other[1], atol=1e-6)
 
 
-def test_optimizer_decay_and_schedule_make_runs_of_their_own(toy):
-    lines = [[], ["--optimizer", "adamw", "--weight-decay", "0.1"], ["--optimizer", "sgd", "--schedule", "onecycle"]]
-    results = [main.main(toy_arguments(toy, "-l", "an", "--epochs", "1", *line)) for line in lines]
-    assert len({result["folder"] for result in results}) == 3
-    assert len({result["val_mAP"] for result in results}) > 1
+def test_the_average_of_the_weights_is_what_is_validated_and_kept():
+    """By hand: decay d_t = min(0.5, 1 - t^(-2/3)) at step t, counted from 1; the first is a copy."""
+    training, seen = tiny_training("an", epochs=1, ema=0.5), []
+    real = training.average.update
+
+    def update(model, step):
+        seen.append(model.network[4].weight.detach().clone())
+        real(model, step)
+
+    training.average.update = update
+    _, probs = fit(training)
+    expected = seen[0]
+    for step, weight in enumerate(seen[1:], start=2):
+        decay = min(0.5, 1 - step ** (-2 / 3))
+        expected = decay * expected + (1 - decay) * weight
+    assert torch.allclose(training.evaluated.network[4].weight, expected, atol=1e-6)
+    assert not torch.allclose(training.model.network[4].weight, expected, atol=1e-4)
+    images = next(training.data.images.stream([torch.arange(36)], training.device))
+    with torch.no_grad():
+        logits = training.evaluated(training.evaluated.to_input(images))
+    assert torch.allclose(probs, torch.sigmoid(logits), atol=1e-6)
+
+
+def test_an_augmented_image_is_a_function_of_seed_epoch_and_row_alone():
+    images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows, before = torch.tensor([5, 9, 2, 30]), torch.get_rng_state()
+    for augmentation in (Augmentation(crop=0.4), Augmentation(randaugment=15), Augmentation(0.4, 15)):
+        changed = augmentation(images, rows, 3, 7)
+        assert changed.dtype == torch.uint8 and changed.shape == images.shape and not torch.equal(changed, images)
+        assert torch.equal(augmentation(images[[2, 0]], rows[[2, 0]], 3, 7), changed[[2, 0]])
+        assert not torch.equal(augmentation(images, rows, 3, 8), changed)
+        assert not torch.equal(augmentation(images, rows, 4, 7), changed)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not Augmentation()
+
+
+def test_a_crop_keeps_the_share_that_was_asked_for():
+    """Of an image that is 255 in its left half and 0 in its right, a crop of at least 0.9 of the area shows both."""
+    image = torch.zeros(1, 3, 20, 20, dtype=torch.uint8)
+    image[..., :10] = 255
+    wide = [Augmentation(crop=0.9)(image, torch.tensor([row]), 0, 1).float().mean() / 255 for row in range(50)]
+    narrow = [Augmentation(crop=0.05)(image, torch.tensor([row]), 0, 1).float().mean() / 255 for row in range(50)]
+    assert min(wide) > 0.4 and max(wide) < 0.6
+    assert min(narrow) < 0.1 and max(narrow) > 0.9
+
+
+def test_every_option_makes_a_run_of_its_own_and_all_together_resume_to_the_same_numbers(toy, tmp_path, monkeypatch):
+    usual = run_folder.run_name(parse(toy_arguments(toy)))
+    for flag, value in zip(EVERYTHING[::2], EVERYTHING[1::2], strict=True):
+        assert run_folder.run_name(parse(toy_arguments(toy, flag, value))) != usual
+    arguments = toy_arguments(toy, "-l", "an", "--checkpoint-minutes", "0", *EVERYTHING)
+    undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "Stop", lambda: StopAfter(5))  # in the second epoch
+        with pytest.raises(Interrupted):
+            main.main(arguments)
+    assert same_numbers(Path(main.main([*arguments, "--resume"])["folder"]), Path(undisturbed))
+
+
+def test_features_are_what_the_head_reads_and_are_computed_once(toy, monkeypatch):
+    arguments = toy_arguments(toy, "-l", "an", "--mode", "linear", "--linear-epochs", "2", "--flip", "0.5")
+    result = main.main(arguments)
+    cached = sorted((toy.parent / "toy/cache").glob("features_*.npy"))
+    assert sorted(np.load(path).shape[:2] for path in cached) == [(6, 1), (10, 1), (24, 2)]  # train: mirrored too
+    with np.load(Path(result["folder"]) / "predictions.npz") as file:
+        images, probs = file["images"].tolist(), file["probs"]
+    whole = models.load(result["folder"], "cpu")  # the network with the trained head
+    assert np.allclose(whole.predict([toy / "images" / name for name in images]), probs, atol=1e-5)
+
+    monkeypatch.setattr(main.linear.Images, "stream", None)  # from now on no image is read
+    main.main([*arguments, "--linear-lr", "1e-2"])
+    assert sorted((toy.parent / "toy/cache").glob("features_*.npy")) == cached
+
+
+def test_features_of_other_weights_are_other_features(toy):
+    for seed in ("0", "1"):  # the weights are random: another seed is another backbone
+        main.main(toy_arguments(toy, "-l", "an", "--mode", "linear", "--linear-epochs", "1", "-s", seed))
+    assert len(list((toy.parent / "toy/cache").glob("features_*.npy"))) == 6
+
+
+def test_the_mirrored_view_is_taken_where_an_image_is_flipped():
+    probe = linear.Probe(Float32Linear(1, 1))
+    views = torch.tensor([[[1.0], [10.0]], [[2.0], [20.0]]])
+    assert probe.to_input(views, torch.tensor([False, True])).tolist() == [[1.0], [20.0]]
+    assert probe.to_input(views).tolist() == [[1.0], [2.0]]
+    assert probe.to_input(views[:, :1], torch.tensor([True, True])).tolist() == [[1.0], [2.0]]
+
+
+@pytest.mark.parametrize("half", ["linear", "end_to_end"])
+def test_linear_init_goes_on_from_the_linear_head_and_resumes_from_either_half(toy, tmp_path, monkeypatch, half):
+    arguments = toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--mode", "linear_init", "--epochs", "2")
+    arguments += ["--linear-epochs", "3", "--linear-lr", "1e-2", "--checkpoint-minutes", "0", "--ema", "0.9"]
+    results, kept = toy.parent.parent / "results", tmp_path / "undisturbed"
+    undisturbed = Path(main.main(arguments)["folder"])
+    names = [run_folder.run_name(config) for config in (linear_phase(parse(arguments)), parse(arguments))]
+    names = {path.name for path in results.iterdir() if path.is_dir()}
+    assert len(names) == 2 and undisturbed.name in names
+    results.rename(kept)
+    begun = []
+
+    def stop():
+        begun.append(1)
+        return StopAfter(2 if len(begun) == 1 + (half == "end_to_end") else 10**6)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(main, "Stop", stop)
+        with pytest.raises(Interrupted):
+            main.main(arguments)
+    main.main([*arguments, "--resume"])
+    for name in names:
+        assert same_numbers(results / name, kept / name)
+    identity = json.loads((results / undisturbed.name / "config.json").read_text())["identity"]
+    assert identity["linear_lr"] == 1e-2 and identity["epochs"] == 2
+
+
+def test_the_teachers_image_tower_serves_as_a_frozen_backbone(toy):
+    arguments = taught_arguments(toy, "-l", "EM_PL", "--mode", "linear", "--linear-epochs", "2")
+    where = arguments.index("-m")
+    arguments[where + 1] = "teacher"
+    result = main.main([*arguments[: where + 2], *arguments[where + 3 :]])  # without --no-pretrained
+    assert result["model"] == "clip:models/digits_clip.json" and result["mode"] == "linear"
+    assert parse(["-m", "teacher"]).model == "clip:ViT-L-14-336-quickgelu:openai"
+    assert parse(["-m", "teacher"]).image_size == 336
+
+
+@pytest.mark.parametrize(
+    "line, says",
+    [
+        ("--ema 1", "[0, 1)"),
+        ("--crop 0", "(0, 1]"),
+        ("--randaugment 31", "[0, 30]"),
+        ("--optimizer lion", "adamw"),
+        ("-m clip:nothing", "no open_clip model"),
+    ],
+)
+def test_a_mistake_is_one_line(line, says, fails):
+    assert says in fails(parse, line.split())
+
+
+def test_a_backbone_without_one_linear_head_trains_none_alone(toy, fails):
+    arguments = toy_arguments(toy, "-l", "an", "--mode", "linear")
+    arguments[arguments.index("-m") + 1] = "timm:test_vit"
+    assert main.main([*arguments, "--linear-epochs", "1"])["mode"] == "linear"
+    model = models.Backbone(torch.nn.Sequential(torch.nn.Flatten()), heads=())
+    assert "one linear head" in fails(lambda argv: linear.head_of(model), [])

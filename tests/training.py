@@ -17,7 +17,8 @@ from util.signals import Stop
 
 TRAINED = [name for name, method in losses.LOSSES.items() if method.loss]  # all but the teacher alone
 STATEFUL = [name for name, method in losses.LOSSES.items() if isinstance(method.loss, type)]  # that remember something
-ALL_WAYS = dict(optimizer="sgd", weight_decay=1e-2, schedule="onecycle", head_rate=3.0)  # every option of training on
+# every option of training at once
+ALL_WAYS = dict(optimizer="sgd", weight_decay=1e-2, schedule="onecycle", head_rate=3.0, ema=0.9)
 NUM_IMAGES, BATCH, SIZE, LABELS = 36, 8, 16, 3  # four full batches and a half one
 
 

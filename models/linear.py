@@ -1,0 +1,115 @@
+"""Linear classification on a frozen backbone: its features are computed once, and a head is trained on them.
+
+To the training a head is a backbone like any other (`Probe`) and features are images like any others (`Features`).
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from datasets.dataset import MultiLabelDataset
+from datasets.images import Images, on_device
+from models.backbone import Backbone, Float32Linear
+from util.devices import autocast
+from util.errors import UserError
+from util.files import digest
+from util.row_cache import cached_rows
+
+
+@dataclass(frozen=True)
+class Features:
+    """The images of one split as a frozen backbone sees them.
+
+    kept  (N, V, D) float32 on the device; V = 2 where the second view is the mirrored image, else 1
+    """
+
+    kept: Tensor
+
+    def __len__(self) -> int:
+        return len(self.kept)
+
+    def stream(self, batches: Sequence[Tensor], device: torch.device) -> Iterator[Tensor]:
+        """(B, V, D) on `device`: the features of each batch, (B,) int64 rows on the CPU."""
+        for rows in on_device(batches, device):
+            yield self.kept[rows]
+
+
+class Probe(Backbone):
+    """A linear head alone, as a backbone whose images are features."""
+
+    def __init__(self, head: Float32Linear) -> None:
+        super().__init__(head, heads=("",))
+
+    def to_input(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
+        """(B, V, D) features -> (B, D), of the mirrored images where `flip`, (B,) bool, says so."""
+        if flip is None or images.shape[1] == 1:
+            return images[:, 0]
+        return torch.where(flip[:, None], images[:, 1], images[:, 0])
+
+
+def head_of(model: Backbone) -> Float32Linear:
+    """The backbone's head. Raises UserError where that is not one linear layer."""
+    found = [model.network.get_submodule(name) for name in model.heads]
+    if len(found) != 1 or not isinstance(found[0], nn.Linear):
+        kinds = ", ".join(type(head).__name__ for head in found) or "none that timm names"
+        raise UserError(f"a linear head is trained alone on a backbone with one linear head; this one's is: {kinds}")
+    return found[0]
+
+
+def with_head(model: Backbone, head: nn.Module) -> Backbone:
+    """The backbone with another head, in place."""
+    model.network.set_submodule(model.heads[0], head)
+    return model
+
+
+def features(
+    model: Backbone,
+    name: str,
+    split: MultiLabelDataset,
+    images: Images,
+    folder: Path,
+    *,
+    mirrored: bool,
+    batch_size: int,
+    precision: str,
+    device: torch.device,
+) -> Features:
+    """What the backbone makes of a split's images before its head, from the cache in `folder`, which is filled first.
+
+    name      of the architecture, a part of the cache's key like the weights, the images and their size
+    mirrored  keep the features of the mirrored images beside them
+    """
+    head, frozen = head_of(model), with_head(model, nn.Identity()).eval()
+    weights = {key: digest(value.detach().cpu().numpy()) for key, value in frozen.state_dict().items()}
+    key = {
+        "images": split.image_key(),
+        "image_size": images.size,
+        "backbone": name,
+        "weights": digest(weights),
+        "precision": precision,
+        "mirrored": mirrored,
+    }
+
+    @torch.inference_mode()
+    def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
+        batches = torch.from_numpy(rows).split(batch_size)
+        for batch in images.stream(batches, device):
+            flips = [None, torch.ones(len(batch), dtype=torch.bool, device=device)] if mirrored else [None]
+            with autocast(device, precision):
+                views = [frozen(frozen.to_input(batch, flip)).float() for flip in flips]
+            block = torch.stack(views, dim=1).cpu().numpy()
+            if not np.isfinite(block).all():
+                raise UserError(f"the features of {name} are not finite at --precision {precision}; take float32")
+            yield block
+
+    shape = (len(split), 1 + mirrored, head.in_features)
+    path = folder / f"features_{digest(key)}.npy"
+    try:
+        kept = cached_rows(path, shape, np.float32, rows_from, "features of the frozen backbone", about=key)
+    finally:
+        with_head(model, head)
+    return Features(torch.from_numpy(np.array(kept)).to(device))
