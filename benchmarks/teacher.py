@@ -8,6 +8,7 @@ threshold.
 
 import sys
 import tempfile
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from benchmarks.common import (
     positive,
     random_teacher,
     rate,
+    seconds,
     side_by_side,
     table,
 )
@@ -38,11 +40,13 @@ from models.teachers import clip as teachers
 from util.devices import default_workers, pick_device
 from util.errors import run_script
 
-MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the product that is the matrix rate's measure
+MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the products that are the matrix rate's measure
+PRODUCT_SECONDS = 0.1  # at least, of products in a row: a clock that has just risen falls again under load
 
 
 def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: torch.device, workers: int) -> None:
     teacher = random_teacher(name, 20).to(device)
+    half = deepcopy(teacher).to_precision("bf16")
     batch_size = min(batch_size, len(paths))
     batch = torch.randint(256, (batch_size, 3, teacher.size, teacher.size), dtype=torch.uint8, device=device)
     torch.backends.mha.set_fastpath_enabled(False)  # whose attention the counter does not see
@@ -51,15 +55,21 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
     torch.backends.mha.set_fastpath_enabled(True)
     flops = counter.get_total_flops()
     side = MATRIX[device.type]
-    left, right = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(2))
+    left, right, result = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(3))
+
+    once = max(seconds(lambda: left @ right, device) for _ in range(2))
+    products = max(1, round(PRODUCT_SECONDS / min(once, PRODUCT_SECONDS)))
+
+    def multiply() -> None:
+        for _ in range(products):
+            torch.mm(left, right, out=result)
 
     @torch.inference_mode()
-    def forward(precision: str) -> None:
-        with teachers.autocast(device, precision):
-            teacher(batch)
+    def forward(teacher: teachers.Scorer) -> None:
+        teacher(batch)
 
-    def whole(precision: str) -> None:
-        for _ in teachers.score(teacher, paths, np.arange(len(paths)), batch_size, device, precision, workers):
+    def whole(teacher: teachers.Scorer) -> None:
+        for _ in teachers.score(teacher, paths, np.arange(len(paths)), batch_size, device, workers):
             pass
 
     def decoding() -> None:
@@ -67,15 +77,15 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
         for _ in decode_batches(paths, teacher.size, batches, workers, teachers.RESAMPLE):
             pass
 
-    precisions = {"float32": "float32", "float16": "bf16"}  # as named here: as named by --precision
+    both = {"float32": teacher, "float16": half}
     taken = side_by_side(
-        {"product": lambda: left @ right, "decoding alone": decoding}
-        | {f"{name}, one batch on the device": lambda p=p: forward(p) for name, p in precisions.items()}
-        | {f"{name}, whole pass over files": lambda p=p: whole(p) for name, p in precisions.items()},
+        {"products": multiply, "decoding alone": decoding}
+        | {f"{name}, one batch on the device": lambda one=one: forward(one) for name, one in both.items()}
+        | {f"{name}, whole pass over files": lambda one=one: whole(one) for name, one in both.items()},
         repeats,
         device,
     )
-    peak = 2 * side**3 / np.median(taken.pop("product"))
+    peak = 2 * side**3 * products / np.median(taken.pop("products"))
     rows = []
     for what, values in taken.items():
         images = batch_size if "batch" in what else len(paths)
@@ -93,7 +103,7 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
         f"The teacher {name}: {len(paths)} images, {flops / 1e9:,.0f} GFLOP each, batches of {batch_size}",
         ["", "images/s", "TFLOP/s", "share of the bf16 matrix rate"],
         rows,
-        f"Matrix rate: {peak / 1e12:,.2f} TFLOP/s, a bf16 product of {side} x {side} matrices beside it. "
+        f"Matrix rate: {peak / 1e12:,.2f} TFLOP/s, of {products} bf16 products in a row, {side} x {side} matrices. "
         f"Median (lowest to highest), n {repeats}. {environment(device, ('open_clip_torch', 'timm'))}",
     )
 

@@ -102,10 +102,15 @@ class Images:
         else:
             blocks = decode_batches(self.paths, self.size, batches, self.workers)
         for block in blocks:
-            images = torch.from_numpy(block)
-            if device.type == "cuda":
-                images = images.pin_memory().to(device, non_blocking=True)
-            yield images.permute(0, 3, 1, 2)
+            yield moved(block, device)
+
+
+def moved(block: np.ndarray, device: torch.device) -> Tensor:
+    """(B, S, S, 3) uint8 in memory -> (B, 3, S, S) on a device, channels last; a GPU goes on computing meanwhile."""
+    images = torch.from_numpy(block)
+    if device.type == "cuda":
+        images = images.pin_memory().to(device, non_blocking=True)
+    return images.permute(0, 3, 1, 2)
 
 
 def on_device(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tensor]:

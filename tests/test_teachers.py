@@ -111,12 +111,58 @@ def test_similarities_in_half_precision_are_not_rounded_to_it(toy, tiny_clip, tm
     assert 0 < np.abs(whole - half).max() < 2e-3
 
 
+def test_a_folded_quick_gelu_is_the_same_function(tiny_clip):
+    """x sigmoid(1.702 x) by one SiLU: to rounding in float32; every block of ViT-B/32's kind is folded."""
+    model = clip.create_clip(*map(str, tiny_clip)).eval()
+    torch.manual_seed(0)
+    images = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        before = model.encode_image(images)
+        clip_teacher.fold_quick_gelu(model.visual)
+        after = model.encode_image(images)
+        clip_teacher.fold_quick_gelu(model.visual)  # which finds nothing more to fold
+        assert torch.equal(model.encode_image(images), after)
+    assert not torch.equal(before, after) and torch.allclose(before, after, atol=1e-5)
+    assert all(isinstance(block.mlp.gelu, torch.nn.SiLU) for block in model.visual.transformer.resblocks)
+
+
+def operations(function) -> dict[str, int]:
+    """How often a call runs each of PyTorch's operations."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        function()
+    return {event.key: event.count for event in profile.key_averages()}
+
+
+def test_half_precision_takes_the_fused_attention_and_casts_the_pixels_alone(tiny_clip):
+    scorer = clip_teacher.Scorer(
+        clip.create_clip(*map(str, tiny_clip)).eval(), torch.randn(3, 8), *[(0.5,) * 3] * 2, "own"
+    )
+    scorer.to_precision("bf16").requires_grad_(False)
+    images = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    with torch.inference_mode():
+        counts = operations(lambda: scorer(images))
+    assert counts["aten::_native_multi_head_attention"] == counts["aten::silu"] == 1
+    assert "aten::sigmoid" not in counts and counts["aten::_to_copy"] <= 4
+
+
+def test_results_are_read_one_behind_and_all_arrive():
+    launched = []
+
+    def results():
+        for number in range(3):
+            launched.append(number)
+            yield torch.tensor([number])
+
+    read = [(int(block[0]), len(launched)) for block in clip_teacher.read_behind(results())]
+    assert read == [(0, 2), (1, 3), (2, 3)] and not list(clip_teacher.read_behind([]))
+
+
 def test_similarities_that_overflow_are_one_line(toy, tiny_clip, tmp_path, monkeypatch):
     monkeypatch.setattr(
         clip_teacher.Scorer, "forward", lambda self, images, flip=None: torch.full((len(images), 3), torch.inf)
     )
     teacher, splits = teaching(toy, tiny_clip)
-    with pytest.raises(UserError, match="not finite at --precision bf16; take float32"):
+    with pytest.raises(UserError, match="not finite in float16; take --precision float32"):
         scores(replace(teacher, precision="bf16"), splits, tmp_path / "cache")
 
 

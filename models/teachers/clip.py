@@ -5,7 +5,7 @@ are cached beside the data set. What follows from them (temperature, threshold, 
 these never runs the teacher again.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
-from datasets.images import decode_batches, to_input
+from datasets.images import decode_batches, moved, to_input
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.clip import clip_file, create_clip, normalisation
 from models.teachers.patches import patch_features
@@ -74,7 +74,7 @@ class ClipTeacher:
             "weights": file_digest(weights) if weights else self.weights,
             "text": file_digest(self.text_features) if self.text_features else self.captions(classes),
             "preprocess": self.preprocess,
-            "precision": "float32" if self.precision == "float32" else str(HALF),
+            "precision": "float32" if self.precision == "float32" else f"{HALF} weights",
             "view": [view, self.tiles] if view == "tiles" else view,
         }
 
@@ -92,7 +92,7 @@ def templates(prompts: tuple[str, ...]) -> list[str]:
 class Scorer(nn.Module):
     """Pixels to cosine similarities.
 
-    clip           an open_clip model
+    clip           an open_clip model, whose image tower this one changes
     text_features  (L, D) float, any norm
     """
 
@@ -100,7 +100,8 @@ class Scorer(nn.Module):
         self, clip: nn.Module, text_features: Tensor, mean: tuple[float, ...], std: tuple[float, ...], preprocess: str
     ) -> None:
         super().__init__()
-        self.clip = clip
+        fold_quick_gelu(clip.visual)
+        self.clip, self.dtype = clip, torch.float32
         self.size = int(torch.tensor(clip.visual.image_size).max())
         self.preprocess = preprocess
         if preprocess == "reference":  # differs: published always so
@@ -109,21 +110,40 @@ class Scorer(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
+    def to_precision(self, precision: str) -> "Scorer":
+        """The same with the image tower's weights in half precision, unless precision is float32. Without autocast,
+        which would cast them for every batch and keep PyTorch from its fused attention."""
+        self.dtype = torch.float32 if precision == "float32" else HALF
+        self.clip.visual.to(self.dtype)
+        return self
+
     def forward(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32 cosine similarities."""
         images = to_input(images, self.mean, self.std, flip)
         if self.preprocess == "reference":
             images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
-        features = self.clip.encode_image(images)
-        with torch.autocast(features.device.type, enabled=False):  # a cosine in half precision has coarse steps
-            return F.normalize(features.float(), dim=1) @ self.text_features.T
+        features = self.clip.encode_image(images.to(self.dtype))
+        return F.normalize(features.float(), dim=1) @ self.text_features.T  # in half precision it has coarse steps
 
     def patches(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32: T log of the largest over the patches of softmax(cosine / T)."""
-        features = patch_features(self.clip.visual, to_input(images, self.mean, self.std))
-        with torch.autocast(features.device.type, enabled=False):
-            cosine = F.normalize(features.float(), dim=2) @ self.text_features.T
-            return PATCH_TEMPERATURE * torch.log_softmax(cosine / PATCH_TEMPERATURE, dim=2).amax(dim=1)
+        features = patch_features(self.clip.visual, to_input(images, self.mean, self.std).to(self.dtype))
+        cosine = F.normalize(features.float(), dim=2) @ self.text_features.T
+        return PATCH_TEMPERATURE * torch.log_softmax(cosine / PATCH_TEMPERATURE, dim=2).amax(dim=1)
+
+
+@torch.no_grad()
+def fold_quick_gelu(tower: nn.Module) -> None:
+    """Turn every QuickGELU between two linear layers into one SiLU, in place, by x sigmoid(c x) = silu(c x) / c: the
+    first layer is multiplied by c = 1.702 and the second one's weights are divided by it."""
+    from open_clip.transformer import QuickGELU
+
+    for mlp in tower.modules():
+        if isinstance(getattr(mlp, "gelu", None), QuickGELU):
+            mlp.c_fc.weight.mul_(1.702)
+            mlp.c_fc.bias.mul_(1.702)
+            mlp.c_proj.weight.div_(1.702)
+            mlp.gelu = nn.SiLU()
 
 
 def cut(images: Tensor, tiles: int) -> Tensor:
@@ -198,18 +218,14 @@ def similarities(
     key = teacher.key(classes, split, view)
 
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-        scorer = build(teacher, classes).to(device)
+        scorer = build(teacher, classes).to_precision(teacher.precision).to(device)
         how = dict(view=view, tiles=teacher.tiles)
-        return score(scorer, split.paths(), rows, batch_size, device, teacher.precision, workers, **how)
+        return score(scorer, split.paths(), rows, batch_size, device, workers, **how)
 
     num_images, num_labels = len(split), len(classes.names)
     shape = (num_images, teacher.tiles**2, num_labels) if view == "tiles" else (num_images, num_labels)
     path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
     return np.array(cached_rows(path, shape, np.float32, rows_from, description, about=key))
-
-
-def autocast(device: torch.device, precision: str) -> torch.autocast:
-    return torch.autocast(device.type, HALF, enabled=precision != "float32")
 
 
 @torch.inference_mode()
@@ -219,7 +235,6 @@ def score(
     rows: np.ndarray,
     batch_size: int,
     device: torch.device,
-    precision: str,
     workers: int,
     *,
     view: str = "global",
@@ -232,15 +247,39 @@ def score(
         size, batch_size = tiles * size, max(1, batch_size // tiles**2)
     flips = torch.rand(len(paths), generator=torch.Generator().manual_seed(0)) < 0.5  # a function of the row
     batches = torch.from_numpy(rows).split(batch_size)
-    for batch, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
-        images = torch.from_numpy(block).to(device, non_blocking=True).permute(0, 3, 1, 2)
-        flip = flips[batch].to(device) if reference else None
-        with autocast(device, precision):
+
+    def launched() -> Iterator[Tensor]:
+        for batch, block in zip(batches, decode_batches(paths, size, batches, workers, resample), strict=True):
+            images = moved(block, device)
             if view == "tiles":
-                block = scorer(cut(images, tiles)).unflatten(0, (len(batch), -1))
+                yield scorer(cut(images, tiles)).unflatten(0, (len(batch), -1))
+            elif view == "patches":
+                yield scorer.patches(images)
             else:
-                block = scorer.patches(images) if view == "patches" else scorer(images, flip)
-        block = block.cpu().numpy()
+                yield scorer(images, flips[batch].to(device) if reference else None)
+
+    for block in read_behind(launched()):
         if not np.isfinite(block).all():
-            raise UserError(f"the teacher's similarities are not finite at --precision {precision}; take float32")
+            precision = str(scorer.dtype).removeprefix("torch.")
+            raise UserError(f"the teacher's similarities are not finite in {precision}; take --precision float32")
         yield block
+
+
+def read_behind(results: Iterable[Tensor]) -> Iterator[np.ndarray]:
+    """The values of tensors on a device, each read when the next one has been launched, so that a GPU never waits."""
+    before = None
+    for result in results:
+        after = result.to("cpu", non_blocking=True), torch.cuda.Event() if result.is_cuda else None
+        if after[1] is not None:
+            after[1].record()
+        if before is not None:
+            yield _read(*before)
+        before = after
+    if before is not None:
+        yield _read(*before)
+
+
+def _read(values: Tensor, copied: torch.cuda.Event | None) -> np.ndarray:
+    if copied is not None:
+        copied.synchronize()
+    return values.numpy()
