@@ -195,7 +195,29 @@ def write_split(folder: Path, split: str, images: list[str] | np.ndarray, labels
 
 
 def write_observed(folder: Path, split: str, observed: np.ndarray) -> None:
-    write_array(array_path(folder, split, "labels_obs"), observed.astype(np.int8))
+    write_array(array_path(folder, split, "labels_obs"), observed.astype(np.int8, copy=False))
+
+
+def write_own(
+    folder: Path,
+    splits: dict[str, tuple[list[str], np.ndarray | None, np.ndarray]],
+    names: list[str],
+    prompt_names: list[str],
+    image_root: Path,
+) -> None:
+    """Write {split: (images, (N, L) full labels in {0, 1} or None, observed labels in {-1, 0, +1})} as the whole of a
+    data set of one's own; what an earlier one of that name had besides is removed."""
+    for split in ("train", VALIDATION, "val"):
+        for part in ("images", "labels", "labels_obs"):
+            array_path(folder, split, part).unlink(missing_ok=True)
+    (Path(folder) / "observed.json").unlink(missing_ok=True)
+    write_description(folder, names, prompt_names, image_root)
+    for split in sorted(splits, key=lambda split: split == "train"):  # what a killed process left is no data set
+        images, true, observed = splits[split]
+        if true is not None:
+            write_array(array_path(folder, split, "labels"), true)
+        write_observed(folder, split, observed)
+        write_array(array_path(folder, split, "images"), np.asarray(images, dtype=np.str_))
 
 
 def write_drawn(folder: Path, drawn: dict[str, np.ndarray]) -> None:
