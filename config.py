@@ -82,6 +82,7 @@ class Config:
     workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, inf)")
     cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a memory-mapped file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
     cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
+    checks: bool = option(RUN, True, "check for about a second at the start that a GPU computes what it should")
     deterministic: bool = option(RUN, False, "only algorithms that give the same numbers every time, on a GPU too; slower there")
     eval_batch_size: int = option(RUN, 64, "evaluation batch size", "[1, inf)", metavar="IMAGES")
     checkpoint_minutes: float = option(RUN, 10.0, "minutes between checkpoints inside an epoch", "[0, inf)")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+import checks
 from datasets import MultiLabelDataset
 from datasets.images import Augmentation, Images, on_device
 from losses import Loss, Targets
@@ -105,6 +106,8 @@ class TrainingStep:
     batch is captured in a CUDA graph, after WARM_UP eager steps, and replayed from then on; a smaller last batch is
     trained eagerly. A replay reads and writes the memory of the capture: weights, optimizer state and a loss's buffers
     may change between steps, but only in place; so does a learning rate that has a schedule, which is a tensor then.
+    Where a plain number of the loss has changed, the step is captured again; where it changes all the time, or where a
+    capture fails or its replay learns something else than the eager step (`checks`), steps stay eager, with a note.
 
     With several processes each computes its part of the batch, and no step is captured.
     """
@@ -123,9 +126,10 @@ class TrainingStep:
         optimizer: str = "adam",
         weight_decay: float = 0.0,
         scheduled: bool = False,
+        checked: bool = True,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
-        self.batch_size, self.precision = batch_size, precision
+        self.batch_size, self.precision, self.checked = batch_size, precision, checked
         self.device = data.observed.device
         groups = parameter_groups(model, loss_function, lr, head_rate)
         self.rates = [group["lr"] for group in groups]
@@ -135,7 +139,8 @@ class TrainingStep:
         self.network = distributed.wrap(model, self.device)
         captures = cuda_graph and self.device.type == "cuda" and distributed.world_size() == 1
         self.stream = torch.cuda.Stream(self.device) if captures else None
-        self.warmed_up = 0
+        self.captures = captures
+        self.warmed_up = self.replays = self.short = 0  # short: captures in a row that were of use once
         self.graph: torch.cuda.CUDAGraph | None = None
 
     def set_rate(self, multiple: float) -> None:
@@ -154,26 +159,51 @@ class TrainingStep:
         images      (B, 3, S, S) uint8, or features (B, V, D) float
         index       (B,) int64 rows of the training set;  flips  (B,) bool
         batch_size  images of the batch on all processes
-        Raises UserError where the step cannot be captured.
         """
         full = batch_size == self.batch_size
         torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
+        batch = (images, index, flips)
         if self.stream is None:
-            return self._eager(images, index, flips, batch_size)
-        if self.graph is None or not full:
-            if full and self.warmed_up == WARM_UP:
-                self._capture(images, index, flips)
-            else:
-                self.warmed_up += full
-                self.stream.wait_stream(torch.cuda.current_stream())
-                with torch.cuda.stream(self.stream):  # gradients must be created on the capture stream
-                    loss = self._eager(images, index, flips, batch_size)
-                torch.cuda.current_stream().wait_stream(self.stream)
-                return loss
+            return self._eager(*batch, batch_size)
+        if full and self.captures and self.warmed_up == WARM_UP:
+            self._capture_if_stale(*batch)
+        if full and self.graph is not None:
+            self.replays += 1
+            return self._checked_replay(*batch) if self.checked and self.replays == 2 else self._replay(*batch)
+        self.warmed_up += full and self.warmed_up < WARM_UP
+        return self._beside(*batch, batch_size)
+
+    def _beside(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
+        """The eager step on the capture stream, where the gradients of a step that is captured must be created."""
+        self.stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self.stream):
+            loss = self._eager(images, index, flips, batch_size)
+        torch.cuda.current_stream().wait_stream(self.stream)
+        return loss
+
+    def _replay(self, images: Tensor, index: Tensor, flips: Tensor) -> Tensor:
         for held, given in zip(self.held, (images, index, flips), strict=True):
             held.copy_(given, non_blocking=True)
         self.graph.replay()
         return self.loss
+
+    def _checked_replay(self, *batch: Tensor) -> Tensor:
+        """The replay of another batch than the captured one, if it is what the eager step is, else the eager step."""
+        loss, wrong = checks.replay(
+            lambda: self._beside(*batch, self.batch_size), lambda: self._replay(*batch), self._state(), self.device
+        )
+        if wrong:
+            self._stay_eager(wrong)
+        return loss
+
+    def _state(self) -> dict[str, list[Tensor]]:
+        """All that a step changes, by kind."""
+        return {
+            "weights": list(self.model.parameters()),
+            "buffers": list(self.model.buffers()),
+            "optimizer": [tensor for state in self.optimizer.state.values() for tensor in state.values()],
+            "loss": [*self.loss_function.parameters(), *self.loss_function.buffers()],
+        }
 
     def _eager(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
@@ -191,22 +221,42 @@ class TrainingStep:
         self.optimizer.step()
         return loss.detach()
 
+    def _capture_if_stale(self, images: Tensor, index: Tensor, flips: Tensor) -> None:
+        constants = checks.constants(self.loss_function)
+        if self.graph is not None:
+            if constants == self.constants:
+                return
+            self.short = self.short + 1 if self.replays == 1 else 0
+            if self.short == 2:
+                self._stay_eager("the loss changes plain numbers at every step; a buffer, changed in place, would do")
+                return
+        self.constants, self.graph = constants, None
+        self._capture(images, index, flips)
+
     def _capture(self, images: Tensor, index: Tensor, flips: Tensor) -> None:
-        """Record the step of a full batch, without computing it; `held` is where a replay reads its batch."""
+        """Record the step of a full batch, without computing it; `held` is where a replay reads its batch. Where that
+        fails nothing has been computed either, so weights and optimizer are as they were."""
         self.held = [given.clone(memory_format=torch.preserve_format) for given in (images, index, flips)]
-        graph = torch.cuda.CUDAGraph()
+        graph, current, self.replays = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), 0
         self._capturable(True)
-        try:
-            with torch.cuda.graph(graph, stream=self.stream):
+        try:  # thread_local: a thread that copies a checkpoint meanwhile is no error
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.loss = self._eager(*self.held, self.batch_size)
-        except torch.OutOfMemoryError:
-            raise
+            self.graph = graph
         except RuntimeError as error:
-            cause = error.__context__ or error  # leaving the capture fails too, and says less
-            raise UserError(f"the step cannot become a CUDA graph ({why(cause)}); use --no-cuda-graph") from None
+            torch.cuda.set_stream(current)  # leaving a capture that failed does not
+            cause = error.__context__ or error  # leaving it fails too, and says less
+            out = isinstance(cause, torch.OutOfMemoryError)
+            self._stay_eager("the GPU is out of memory for it" if out else why(cause))
         finally:
             self._capturable(False)
-        self.graph = graph
+
+    def _stay_eager(self, reason: str) -> None:
+        """Give the graph up, and its memory."""
+        self.captures, self.graph, self.held = False, None, None
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        print(f"note: steps are not replayed as a CUDA graph, which is slower: {reason}")
 
     def _capturable(self, on: bool) -> None:
         """Adam must be marked so during a capture, and warns if it is elsewhere; a fused one is capturable anyway."""
@@ -257,6 +307,7 @@ class Training:
         augmentation: Augmentation | None = None,
         precision: str = "float32",
         cuda_graph: bool = True,
+        checked: bool = True,
         eval_batch_size: int = 64,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
@@ -265,6 +316,7 @@ class Training:
         self.step = TrainingStep(
             model, loss_function, data, lr=lr, batch_size=batch_size, precision=precision, cuda_graph=cuda_graph,
             head_rate=head_rate, optimizer=optimizer, weight_decay=weight_decay, scheduled=self.schedule is not None,
+            checked=checked,
         )  # fmt: skip
         self.average = running_average(model, ema) if ema else None
         self.evaluated = self.average.module if self.average else model

@@ -151,6 +151,7 @@ def train_and_test(config: Config, device: torch.device) -> dict:
             flip=config.flip,
             precision=config.precision,
             cuda_graph=config.cuda_graph,
+            checked=config.checks,
         )
 
         # Train and validate

@@ -1,14 +1,14 @@
 """Training: a captured and replayed step is the eager one (on a GPU, and without one on a stand-in), and a training
 that is stopped goes on to the same numbers."""
 
-import contextlib
-
 import pytest
 import torch
+from replay import Graph, emulate
 from training import ALL_WAYS, BATCH, SIZE, STATEFUL, TRAINED, MemoryStorage, StopAfter, early, fit, tiny_training
 
 import engine
-from util.errors import Interrupted, UserError
+import losses
+from util.errors import Interrupted
 
 CPU = torch.device("cpu")
 WAYS = [*((loss, {}) for loss in TRAINED), ("EM_PL", ALL_WAYS), ("EM_APL", ALL_WAYS | dict(optimizer="adamw"))]
@@ -23,56 +23,13 @@ def needs_gpu(test):
 
 @pytest.mark.parametrize(("loss", "options"), WAYS)
 def test_a_captured_step_learns_what_the_usual_one_learns(monkeypatch, loss, options):
-    """Without a GPU: a stand-in that, like a CUDA graph, records without computing, and replays on the same memory."""
+    """Without a GPU: emulated, as a graph that replays the recorded operations on the memory that they were recorded
+    with."""
     training = tiny_training(loss, **options)
-    step, replays, read = training.step, [], []
-
-    def held_fast() -> list:
-        """Where all lies that a replay reads and writes, and the plain numbers of loss and optimizer, which a capture
-        turns into constants."""
-        data = (step.data.observed, step.data.true, step.data.pseudo)
-        state = (tensor for state in step.optimizer.state.values() for tensor in state.values())
-        memory = (*step.model.parameters(), *step.model.buffers(), *own_tensors(), *step.held)
-        numbers = {name: value for name, value in vars(step.loss_function).items() if isinstance(value, int | float)}
-        rates = [group["lr"] for group in step.optimizer.param_groups]
-        constant = [rate for rate in rates if isinstance(rate, float)]
-        rates = [rate for rate in rates if isinstance(rate, torch.Tensor)]
-        return [numbers, constant, *(tensor.data_ptr() for tensor in (*data, *state, *memory, *rates))]
-
-    def own_tensors() -> list[torch.Tensor]:
-        return [*step.loss_function.parameters(), *step.loss_function.buffers()]
-
-    class Graph:
-        def replay(self) -> None:
-            assert held_fast() == read
-            replays.append(len(step.held[1]))
-            step.loss = step._eager(*step.held, BATCH)
-
-    @contextlib.contextmanager
-    def recording(graph, stream):
-        """Undo what the recorded step computes."""
-        read[:] = held_fast()
-        assert all(group["capturable"] for group in step.optimizer.param_groups)
-        state = [tensor for state in step.optimizer.state.values() for tensor in state.values()]
-        changing = [*step.model.parameters(), *own_tensors(), *state]
-        before = [tensor.detach().clone() for tensor in changing]
-        yield
-        with torch.no_grad():
-            for tensor, value in zip(changing, before, strict=True):
-                tensor.copy_(value)
-
-    class Stream:
-        def wait_stream(self, other) -> None:
-            pass
-
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", Graph)
-    monkeypatch.setattr(torch.cuda, "graph", recording)
-    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
-    step.stream = Stream()
+    replays = emulate(monkeypatch, training.step)
     captured = fit(training)
-    assert not any(group["capturable"] for group in step.optimizer.param_groups)
-    assert replays == [BATCH] * (3 * 4 - engine.WARM_UP)
+    assert not any(group["capturable"] for group in training.step.optimizer.param_groups)
+    assert replays == [BATCH] * (3 * 4 - engine.WARM_UP) and training.step.captures
     usual = fit(tiny_training(loss, **options))
     assert captured[0] == usual[0] and torch.equal(captured[1], usual[1])
 
@@ -124,17 +81,111 @@ def test_a_process_without_images_computes_in_float32(monkeypatch):
     assert enabled == [False, True]
 
 
-def test_a_step_that_cannot_be_captured_is_one_line(monkeypatch):
-    training = tiny_training("EM_PL")
-    training.step.stream, training.step.warmed_up = object(), engine.WARM_UP
+class Scheduled(losses.Loss):
+    """A loss whose weight is a plain number, which a capture freezes; `hide` puts it where nobody looks."""
 
-    def refused(graph, stream):
-        raise RuntimeError("operation not permitted when stream is capturing")
+    def __init__(self, every_step: bool = False, hide: bool = False) -> None:
+        super().__init__()
+        self.every_step, self.hidden = every_step, [1.0] if hide else None
+        self.weight = 1.0
 
-    monkeypatch.setattr(torch.cuda, "CUDAGraph", object)
-    monkeypatch.setattr(torch.cuda, "graph", refused)
-    with pytest.raises(UserError, match=r"not permitted when stream is capturing.*--no-cuda-graph"):
+    def start_epoch(self, epoch: int) -> None:
+        self.change(epoch)
+
+    def start_step(self, step: int) -> None:
+        if self.every_step:
+            self.change(step)
+
+    def change(self, value: float) -> None:
+        if self.hidden:
+            self.hidden[0] = value
+        else:
+            self.weight = value
+
+    def per_label(self, logits: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return (self.hidden[0] if self.hidden else self.weight) * (logits - observed).square()
+
+
+def with_loss(loss: losses.Loss, **options: object) -> engine.Training:
+    training = tiny_training("an", **options)
+    training.loss_function = training.step.loss_function = loss
+    return training
+
+
+@pytest.mark.parametrize(("every_step", "replayed"), [(False, 3 * 4 - engine.WARM_UP), (True, 2)])
+def test_a_plain_number_of_a_loss_is_not_frozen_by_a_capture(monkeypatch, capsys, every_step, replayed):
+    """It changes between epochs: the step is captured again. At every step: steps stay eager, which is said."""
+    training = with_loss(Scheduled(every_step))
+    replays = emulate(monkeypatch, training.step)
+    captured, usual = fit(training), fit(with_loss(Scheduled(every_step)))
+    assert captured[0] == usual[0] and torch.equal(captured[1], usual[1]) and len(replays) == replayed
+    assert capsys.readouterr().out.count("the loss changes plain numbers at every step") == every_step
+
+
+def test_the_emulated_replay_freezes_what_a_gpu_would_freeze(monkeypatch):
+    training = with_loss(Scheduled(hide=True), checked=False)  # or the check would find it here
+    emulate(monkeypatch, training.step)
+    captured, usual = fit(training), fit(with_loss(Scheduled(hide=True)))
+    assert captured[0][0] == usual[0][0] and captured[0][1] != usual[0][1]
+
+
+class Waiting(Scheduled):
+    def per_label(self, logits: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        return super().per_label(logits, observed) * (2.0 if float(logits.detach().sum()) > 1e9 else 1.0)
+
+
+class Hungry(Scheduled):
+    """Out of memory in the capture, which needs memory of its own."""
+
+    step = None
+
+    def per_label(self, logits: torch.Tensor, observed: torch.Tensor) -> torch.Tensor:
+        if any(group.get("capturable") for group in self.step.optimizer.param_groups):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return super().per_label(logits, observed)
+
+
+@pytest.mark.parametrize(("loss", "says"), [(Waiting, "operation not permitted"), (Hungry, "out of memory for it")])
+def test_a_step_that_cannot_be_captured_stays_eager_with_a_note_and_untouched_weights(monkeypatch, capsys, loss, says):
+    training, other, streams = with_loss(loss()), with_loss(loss()), []
+    training.loss_function.__dict__["step"], other.loss_function.__dict__["step"] = training.step, other.step
+    replays = emulate(monkeypatch, training.step)
+    monkeypatch.setattr(torch.cuda, "set_stream", streams.append)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    captured, usual = fit(training), fit(other)
+    assert captured[0] == usual[0] and torch.equal(captured[1], usual[1]) and not replays
+    assert len(streams) == 1  # the stream that was current before the capture is so again
+    out = capsys.readouterr().out
+    assert out.count("note: steps are not replayed as a CUDA graph") == out.count(says) == 1
+
+
+def test_a_gpu_that_is_out_of_memory_in_an_eager_step_ends_the_run(monkeypatch):
+    training = with_loss(Hungry())
+    training.loss_function.__dict__["step"] = training.step
+    training.step.optimizer.param_groups[0]["capturable"] = True
+    with pytest.raises(torch.OutOfMemoryError):
         fit(training)
+
+
+class Stale(Graph):
+    """Learns the batch that was captured again and again, as a graph would that reads other memory than is written."""
+
+    def replay(self) -> None:
+        if not hasattr(self, "first"):
+            self.first = [held.clone() for held in self.step.held]
+        for held, first in zip(self.step.held, self.first, strict=True):
+            held.copy_(first)
+        super().replay()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_a_replay_that_learns_something_else_is_found_by_the_check(monkeypatch, capsys, checked):
+    training = tiny_training("EM_PL", checked=checked, epochs=2)
+    replays = emulate(monkeypatch, training.step, Stale)
+    captured, usual = fit(training), fit(tiny_training("EM_PL", epochs=2))
+    assert (captured[0] == usual[0] and torch.equal(captured[1], usual[1])) == checked
+    assert len(replays) == (2 if checked else 5)
+    assert ("the replayed step differs from the eager one" in capsys.readouterr().out) == checked
 
 
 @needs_gpu

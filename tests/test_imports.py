@@ -18,13 +18,15 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "models": {"util", "datasets"},
     "config": BELOW_CONFIG,
     "run_folder": {"util", "metrics", "label_quality", "config", "models", "datasets"},
-    "engine": {"util", "losses", "datasets", "models"},
+    "checks": {"util", "datasets"},
+    "engine": {"checks", "util", "losses", "datasets", "models"},
     "preproc": {"util", "datasets"},
     "reporting": BELOW_CONFIG | {"config", "label_quality"},
     "report": BELOW_CONFIG | {"config", "label_quality", "reporting"},
     "benchmarks": BELOW_CONFIG | {"config", "run_folder", "engine", "preproc", "main"},
 }
 ON_TOP = BELOW_CONFIG | {
+    "checks",
     "config",
     "label_quality",
     "run_folder",
