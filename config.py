@@ -56,6 +56,7 @@ class Config:
     weight_decay: float = option(TRAINING, 0.0, "weight decay of backbone and head; VLPL: none", "[0, inf)", metavar="DECAY")
     schedule: str = option(TRAINING, "constant", "learning rate over the steps: half a cosine to 0, or one cycle up and down. VLPL: constant", choices=("constant", "cosine", "onecycle"))
     ema: float = option(TRAINING, 0.0, "decay of a running average of the weights, which is then validated, chosen and tested (timm's ModelEmaV3, warmed up); 0: none", "[0, 1)", metavar="DECAY")
+    head: str = option(TRAINING, "linear", "classifier head: linear on pooled features, or BoostLU's class activation maps (Kim et al. 2023), for backbones with feature maps", choices=models.HEADS)
     image_size: int = option(TRAINING, 448, "side of the square that images are squashed to, in pixels", "[1, 4096]", metavar="PIXELS")
     flip: float = option(TRAINING, 0.5, "probability that a training image is mirrored", "[0, 1]")
     crop: float = option(TRAINING, 1.0, "smallest share of its area that a random crop of a training image keeps; 1: no crops", "(0, 1]", metavar="SHARE")
@@ -230,6 +231,9 @@ def check(config: Config) -> None:
     check_dataset(config.folder)
     for name, about in COMMON.items():
         about["setting"].check(name, getattr(config, name))
+    if config.head != "linear" and config.mode != "end_to_end":
+        raise UserError(f"--mode {config.mode} trains a linear head alone; leave out --head {config.head}")
+    models.check_head(config.model, config.head, config.image_size)
     for name, setting in config.method.all_settings().items():
         setting.check(name, config.settings[name])
     if config.method.check:

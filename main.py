@@ -123,6 +123,7 @@ def train_and_test(config: Config, device: torch.device) -> dict:
             image_size=config.image_size,
             pretrained=config.pretrained,
             weights=config.weights,
+            head=config.head,
             smallest_batch=smallest_batch,
         ).to(device, memory_format=torch.channels_last)
         if config.mode == "linear_init":
@@ -215,7 +216,7 @@ def finish(
         "folder": str(run.folder),
     }
     about = {
-        **{name: getattr(config, name) for name in ("model", "image_size", "precision")},
+        **{name: getattr(config, name) for name in ("model", "head", "image_size", "precision")},
         "classes": names,
         "prompt_names": splits.classes.prompt_names,
         "thresholds": thresholds[0].tolist(),

@@ -10,7 +10,8 @@ from functools import partial
 
 import torch
 
-from models.backbone import Backbone
+from models.backbone import Backbone, output_shape
+from models.boostlu import no_maps, use_boostlu
 from models.clip import config_name, own_size
 from models.resnet import resnet50
 from models.saved import Saved, load
@@ -34,9 +35,12 @@ BACKBONES = {
     "convnext_xlarge_1k": Architecture(partial(timm_any, "convnext_xlarge.fb_in22k_ft_in1k")),
 }
 FAMILIES = {"timm:": timm_any, "clip:": clip_tower}  # NAME of that library
+HEADS = ("linear", "boostlu")
 ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
-__all__ = ["ALIASES", "BACKBONES", "Backbone", "Saved", "build", "check_name", "load", "settings_of"]
+__all__ = [
+    "ALIASES", "BACKBONES", "HEADS", "Backbone", "Saved", "build", "check_head", "check_name", "load", "settings_of",
+]  # fmt: skip
 
 
 def check_name(name: str) -> None:
@@ -69,6 +73,15 @@ def settings_of(name: str) -> dict[str, object]:
     return BACKBONES[name].settings if name in BACKBONES else {}
 
 
+def check_head(name: str, head: str, image_size: int) -> None:
+    """Raises UserError where the backbone has no feature maps and the head needs some; of shapes alone."""
+    if head != "linear":
+        if name == "vit_clip" or name.startswith("clip:"):  # a transformer's patches, or a tower that pools
+            raise no_maps(name)
+        with torch.device("meta"):
+            build(name, 1, image_size=image_size, pretrained=False, head=head)
+
+
 def build(
     name: str,
     num_labels: int,
@@ -76,12 +89,14 @@ def build(
     image_size: int,
     pretrained: bool = True,
     weights: str | None = None,
+    head: str = "linear",
     smallest_batch: int = 2,
 ) -> Backbone:
     """A backbone, on the CPU in float32.
 
     pretrained      start from the published weights
     weights         a local checkpoint instead
+    head            one of HEADS
     smallest_batch  images of the smallest training step, which batch norm may refuse
     Raises UserError where the weights are neither cached nor downloadable, or do not fit.
     """
@@ -89,18 +104,12 @@ def build(
     make = BACKBONES[name].make if name in BACKBONES else partial(FAMILIES[name[:5]], name[5:])
     try:
         model = make(num_labels, image_size=image_size, pretrained=pretrained, weights=weights)
-        _try_shapes(model, (smallest_batch, 3, image_size, image_size))
+        if head == "boostlu":
+            use_boostlu(model, name, num_labels, image_size)
+        output_shape(model, (smallest_batch, 3, image_size, image_size))  # what does not fit fails now, not later
     except (AssertionError, RuntimeError, ValueError) as error:  # what timm, open_clip and torch raise about sizes
         raise UserError(
             f"{name} cannot be trained with --image-size {image_size} and a batch of {smallest_batch} images: "
             f"{why(error)}"
         ) from None
     return model
-
-
-def _try_shapes(model: Backbone, shape: tuple[int, ...]) -> None:
-    """A forward pass in training mode of shapes alone, on the meta device: what does not fit fails now, not later."""
-    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
-    with torch.no_grad():
-        torch.func.functional_call(model.train(), shapes, torch.empty(shape, device="meta"))

@@ -49,3 +49,11 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float, normalised -> (B, L) logits."""
         return self.network(images)
+
+
+def output_shape(module: nn.Module, shape: tuple[int, ...]) -> torch.Size:
+    """What a module in training mode makes of an input of that shape; on the meta device, which computes no number."""
+    tensors = dict(module.named_parameters()) | dict(module.named_buffers())
+    shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
+    with torch.no_grad():
+        return torch.func.functional_call(module.train(), shapes, torch.empty(shape, device="meta")).shape

@@ -172,7 +172,8 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
         raise UserError(f"{path} not found; a model is {weights} and model.json: copy both")
     if about.get("weights", file_digest(path)) != file_digest(path):
         raise UserError(f"{path} is damaged, or not the one that model.json was written for; copy both again")
-    network = models.build(about["model"], len(classes), image_size=about["image_size"], pretrained=False)
+    how = dict(image_size=about["image_size"], head=about.get("head", "linear"), pretrained=False)
+    network = models.build(about["model"], len(classes), **how)
     try:
         network.load_state_dict(read_weights(path))
     except RuntimeError as error:
@@ -211,6 +212,6 @@ def _earlier(folder: Path) -> tuple[dict, str]:
     config = read_json(folder / "config.json", Recorded).config
     with open(folder / "per_class.csv", newline="") as file:
         classes = [row["class"] for row in csv.DictReader(file)]
-    about = {name: config[name] for name in ("model", "image_size", "precision") if name in config}
+    about = {name: config[name] for name in ("model", "head", "image_size", "precision") if name in config}
     data = {"dataset": config.get("dataset"), "method": config.get("loss")}
     return about | data | {"classes": classes, "prompt_names": classes}, "best.pt"

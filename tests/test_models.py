@@ -1,10 +1,15 @@
 """Backbones, with random weights saved to files and loaded back; nothing is fetched."""
 
+from pathlib import Path
+
 import pytest
 import torch
+from conftest import toy_arguments
 from safetensors.torch import save_file
 
+import main
 import models
+from config import parse
 from models import weights
 from util.errors import UserError
 
@@ -58,6 +63,53 @@ def test_logits_are_float32_under_bf16():
     for name in ("resnet50", "timm:test_resnet", "timm:test_vit"):
         with torch.autocast("cpu", torch.bfloat16):
             assert models.build(name, 5, **UNTRAINED)(torch.zeros(2, 3, 64, 64)).dtype == torch.float32
+
+
+# BoostLU
+
+
+@pytest.mark.parametrize("name", ["timm:test_resnet", "timm:test_convnext", "timm:test_mambaout"])
+def test_boostlu_classifies_by_feature_maps(name):
+    model = models.build(name, 5, **UNTRAINED, head="boostlu").eval()
+    weight, bias = model.head_parameters()
+    assert len(weight) == len(bias) == 5 and weight.shape[2:] == (1, 1)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        images = torch.randn(2, 3, 64, 64)
+        maps, logits = model.network.maps(images), model(images)
+    assert logits.shape == (2, 5) and logits.dtype == torch.float32
+    if "mambaout" in name:  # its channels are last
+        maps = maps.permute(0, 3, 1, 2)
+    activations = torch.einsum("bchw,lc->blhw", maps.float(), weight[:, :, 0, 0]) + bias[:, None, None]
+    expected = (activations + 4 * activations.clamp(min=0)).mean(dim=(2, 3))
+    assert (activations > 0).any() and torch.allclose(logits, expected, atol=1e-4)
+
+
+def test_every_weight_of_a_boostlu_network_is_used():
+    """No pooling or linear head is left over, which several processes would wait for."""
+    for name in ("resnet50", "timm:test_convnext"):
+        model = models.build(name, 5, **UNTRAINED, head="boostlu")
+        logits = model(torch.randn(2, 3, 64, 64))
+        logits.sum().backward()
+        assert logits.shape == (2, 5) and all(parameter.grad is not None for parameter in model.parameters())
+
+
+@pytest.mark.parametrize("name", ["vit_clip", "clip:ViT-B-16:openai", "timm:test_vit"])
+def test_boostlu_without_feature_maps_is_told_before_any_data_is_read(fails, name):
+    line = fails(parse, ["-m", name, "--head", "boostlu", "--image-size", "160"])
+    assert f"--head boostlu needs feature maps, and {name} makes none" in line
+
+
+def test_two_heads_at_once_are_one_line(fails):
+    line = fails(parse, ["--head", "boostlu", "--mode", "linear_init"])
+    assert "--mode linear_init trains a linear head alone; leave out --head boostlu" in line
+
+
+def test_boostlu_trains(toy):
+    result = main.main(toy_arguments(toy, "-l", "LL_R", "--head", "boostlu", "--image-size", "64"))
+    network = models.load(result["folder"], "cpu").network
+    assert network.network.head.weight.shape == (3, 96, 1, 1)
+    state = torch.load(Path(result["folder"]) / "best.pt", weights_only=True)
+    assert torch.equal(network.network.head.weight, state["network.head.weight"])
 
 
 def test_a_timm_model_without_published_weights_is_told():
