@@ -256,5 +256,5 @@ ROLE = Method(
     settings=dict(expected_positives=EXPECTED_POSITIVES, eps=EPS),
     published=dict(pascal=87.77, coco=67.04, nuswide=41.63, cub=13.66),
     source=ZHOU,
-    note="after linear training (--mode linear_init), by Kim et al. 2023: pascal 88.26, coco 69.12, nuswide 45.98, cub 14.86",
+    note="with --mode linear_init, by Kim et al. 2023: pascal 88.26, coco 69.12, nuswide 45.98, cub 14.86",
 )
