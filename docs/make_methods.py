@@ -25,12 +25,14 @@ def values(setting: Setting) -> str:
 
 
 def recipe(method: Method) -> list[str]:
-    """The common settings that the method sets otherwise, as `--lr 0.001` or `--lr 0.001 (pascal)`."""
-    return [
-        f"`{flag(name)} {value}`" + ("" if dataset == "*" else f" ({dataset})")
-        for name, by_dataset in method.recipe.items()
-        for dataset, value in by_dataset.items()
-    ]
+    """The common settings that the method sets otherwise, as `--lr 0.001` or `--lr 0.001` (pascal, coco)."""
+    rows = []
+    for name, by_dataset in method.recipe.items():
+        for value in dict.fromkeys(by_dataset.values()):
+            where = ", ".join(dataset for dataset, own in by_dataset.items() if own == value and dataset != "*")
+            shown = " ".join(f'"{part}"' for part in value) if isinstance(value, tuple) else value
+            rows.append(f"`{flag(name)} {shown}`" + (f" ({where})" if where else ""))
+    return rows
 
 
 def inputs(method: Method) -> str:
@@ -51,7 +53,8 @@ def section(name: str, method: Method) -> str:
     if rows := [f"`{flag(key)}` {values(setting)}" for key, setting in method.settings.items()]:
         lines.append(f"- Settings: {'; '.join(rows)}")
     if method.pseudo_labels and method.pseudo_labels.settings:
-        own = ", ".join(f"`{flag(key)}` {values(setting)}" for key, setting in method.pseudo_labels.settings.items())
+        rule = {key: setting for key, setting in method.pseudo_labels.settings.items() if key not in method.settings}
+        own = "; ".join(f"`{flag(key)}` {values(setting)}" for key, setting in rule.items())
         lines.append(f"- Pseudo-labels: {own}")
     lines += [f"- Sets: {', '.join(rows)}"] if (rows := recipe(method)) else []
     if method.published:

@@ -10,10 +10,11 @@ from torch import Tensor
 from losses.base import Method
 from losses.chen2024 import EPS, MU, OFFSET, Q2, Q3, RECIPE, SIGMA, SLOPE, GeneralizedRobust, gr
 from losses.terms import EXPECTED_POSITIVES, excess_positives, nlls
-from pseudo_labels import THRESHOLD_RULE
+from pseudo_labels import DAMP_RULE
 from util.errors import UserError
 from util.settings import Setting, flag
 
+PUBLISHED = dict(pascal=90.46, coco=73.54, nuswide=50.70, cub=24.89)
 NEGATIVE_FRACTION = Setting(
     0.2,  # in the middle of the grid of VLPL's code
     "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
@@ -90,7 +91,7 @@ GPR = Method(
     equation="as gr; pseudo-label +1: clamp(1-V, min_weight, max_weight) (rho nll(p) + (1-rho) nll(1-p)); -1: "
     "V nll(1-p); to the mean is added reg R, R as in epr",
     paper="Tran et al. 2025, arXiv 2508.20381",
-    pseudo_labels=THRESHOLD_RULE,
+    pseudo_labels=DAMP_RULE,
     settings=dict(
         rho=Setting(0.9, "share of a positive pseudo-label's weight that goes to the positive loss", "[0.5, 1]"),
         min_weight=Setting(0.4, "least weight of a positive pseudo-label", "[0, 1]", coco=0.5, nuswide=0.5, cub=0.2),
@@ -106,8 +107,13 @@ GPR = Method(
         q3=Setting(1.0, Q3, "(0, inf)", cub=1.5),
         eps=EPS,
     ),
-    recipe=RECIPE,
+    recipe=RECIPE
+    | dict(
+        teacher=dict.fromkeys(PUBLISHED, "ViT-B-16-quickgelu"),
+        prompt=dict.fromkeys(PUBLISHED, ("a photo of a {}.",)),
+        teacher_views={"*": "tiles"},
+        teacher_tiles={"*": 4, "cub": 5},
+    ),
     check=check_bounds,
-    published=dict(pascal=90.46, coco=73.54, nuswide=50.70, cub=24.89),
-    note="with its own pseudo-labels (DAMP), of CLIP ViT-B/16",
+    published=PUBLISHED,
 )

@@ -50,14 +50,16 @@ def make_toy(root: Path, name: str = "toy", train: int = 30, test: int = 10, siz
 
 
 def toy_similarity(folder: Path) -> Path:
-    """A similarity file for the toy's training images: the truth, blurred. Made before the truth is taken away."""
+    """A similarity file for the toy's training images and two tiles of each: the truth, blurred. Made before the truth
+    is taken away."""
     path = folder / "similarity.npz"
     if path.exists() and not (folder / "formatted_train_labels.npy").exists():
         return path
     images = np.load(folder / "formatted_train_images.npy")
     labels = np.load(folder / "formatted_train_labels.npy")
     similarity = (0.2 + 0.02 * labels + 0.004 * np.random.RandomState(1).randn(*labels.shape)).astype(np.float32)
-    np.savez(path, images=images, classes=np.array(list(COLOURS)), similarity=similarity)
+    tiles = np.stack([similarity, similarity - 0.01], axis=1)
+    np.savez(path, images=images, classes=np.array(list(COLOURS)), similarity=similarity, tiles=tiles)
     return path
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 import engine
 import losses
+import pseudo_labels
 from datasets.images import Images
 from datasets.protocol import observe
 from models import Backbone
@@ -42,10 +43,12 @@ def values_of(name: str, **changes: object) -> dict[str, object]:
 
 
 def pseudo_labels_of(name: str, similarity: np.ndarray, values: dict[str, object]) -> np.ndarray:
-    """What the method's rule makes of similarities; all 0 for a method without a teacher, which does not read them."""
+    """What the method's rule makes of similarities, of an image and of two tiles that say the same, where nothing is
+    observed; all 0 for a method without a teacher, which does not read them."""
     if (rule := losses.find(name).pseudo_labels) is None:
         return np.zeros(similarity.shape, dtype=np.int8)
-    return losses.with_settings(rule.label, values)(losses.with_settings(rule.score, values)(similarity))
+    views = [similarity, np.stack([similarity, similarity], axis=1)] if rule.of_tiles else [similarity]
+    return pseudo_labels.make(rule, values, views, np.zeros(similarity.shape, dtype=np.int8))[0]
 
 
 def tiny_training(loss: str, device: str = "cpu", *, epochs: int = 3, **options: object) -> engine.Training:
