@@ -94,6 +94,17 @@ def test_a_teacher_alone_scores_the_test_images(toy, fails):
     assert "no row for the image 'val/000.png' (10 of the images are missing)" in says
 
 
+def test_tiles_and_known_labels_reach_the_training(toy):
+    """The teacher looks at tiles, the known labels calibrate it, and what it says is another thing each time."""
+    found = [
+        main.main(taught_arguments(toy, "-l", "CTL", "--epochs", "1", *more))
+        for more in ((), ("--calibrate", "none"), ("--teacher-views", "tiles", "--teacher-tiles", "2"))
+    ]
+    assert len({run["folder"] for run in found}) == 3
+    assert len({run["pseudo_labels"]["mAP of the teacher, %"] for run in found}) == 3
+    assert all("recall of positives, unobserved entries" in run["pseudo_labels"] for run in found)
+
+
 def test_training_learns_the_toy(toy):
     result = main.main(toy_arguments(toy, "-l", "bce", "--epochs", "8", "--lr", "3e-3"))
     assert result["test_mAP"] > 90
