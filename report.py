@@ -7,11 +7,12 @@ cell of the table would hold runs that differ in more, each setting has a row of
 """
 
 import argparse
+import shlex
 import sys
 import time
 from pathlib import Path
 
-from reporting import tables
+from reporting import page, tables
 from reporting.runs import Run, read_history, read_runs, seconds_since_written
 from util.errors import OneLineParser, UserError, run_script
 from util.files import write_text
@@ -20,7 +21,8 @@ WATCH_SECONDS = 10.0
 
 
 def main(argv: list[str] | None = None) -> None:
-    options = parse(argv)
+    arguments = sys.argv[1:] if argv is None else argv
+    options = parse(arguments)
     if options.watch:
         return watch(options)
     runs = read_runs(options.results)
@@ -34,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
         runs.unread.append((run.folder.name, f"unfinished, {progress(run)}: --resume goes on"))
     if runs.unread:
         print("not in the table: " + ", ".join(f"{name} ({reason})" for name, reason in runs.unread))
+    if options.html and rows:
+        write_text(options.html, page.make(runs, chosen, rows, baseline, shlex.join(["report.py", *arguments])))
+        print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
     if not rows:
         what = " that meets --where" if runs.finished else ""
         raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
@@ -48,6 +53,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--columns", nargs="+", metavar="NAME", help=about)
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) instead of Markdown")
     parser.add_argument("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables, charts and a gallery")
     about = "line of the table that others are compared with, seed by seed (default: the first that is no oracle)"
     parser.add_argument("--baseline", metavar="LINE", help=about)
     parser.add_argument("--watch", action="store_true", help="show the unfinished runs and how far they are")

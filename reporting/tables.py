@@ -14,6 +14,7 @@ from datasets import DATASETS
 from losses import LOSSES
 from reporting.runs import Run
 from util.errors import UserError
+from util.files import digest
 
 CONFIDENCE = 0.95  # of the interval of a paired difference
 PROTOCOL = {"model": "resnet50", "image_size": 448, "pretrained": True}  # of the published numbers
@@ -78,6 +79,11 @@ def deviation(values: Iterable[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
+def key(row: Row) -> str:
+    """The same as Run.key of the row's runs."""
+    return digest(row.setting)
+
+
 def group(runs: list[Run]) -> list[Row]:
     """The rows, in the order of the tables: data sets, then methods, each in the order of its list."""
     by_setting = defaultdict(list)
@@ -103,7 +109,7 @@ def group(runs: list[Run]) -> list[Row]:
 
 
 def _order(row: Row) -> tuple:
-    return place(DATASETS, row.dataset), place(LOSSES, row.loss), [_natural(value) for value in row.apart.values()]
+    return place(DATASETS, row.dataset), place(LOSSES, row.loss), [natural(value) for value in row.apart.values()]
 
 
 def place(known: Iterable[str], name: str) -> tuple[int, str]:
@@ -112,7 +118,11 @@ def place(known: Iterable[str], name: str) -> tuple[int, str]:
     return (names.index(name) if name in names else len(names), name)
 
 
-def _natural(text: str) -> tuple[float, str]:
+def is_number(text: str) -> bool:
+    return natural(text)[0] != math.inf
+
+
+def natural(text: str) -> tuple[float, str]:
     try:
         return float(text), text
     except ValueError:
@@ -157,7 +167,7 @@ def where(runs: list[Run], conditions: list[str]) -> list[Run]:
 
 
 def _matches(shown: str, values: list[str]) -> bool:
-    return any(shown == value or _natural(shown)[0] == _natural(value)[0] != math.inf for value in values)
+    return any(shown == value or natural(shown)[0] == natural(value)[0] != math.inf for value in values)
 
 
 # Cells

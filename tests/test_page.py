@@ -1,0 +1,246 @@
+"""The page of results: what it holds, that it needs no network, and that it works in a real browser."""
+
+import base64
+import csv
+import io
+import json
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from browser import Browser
+from conftest import make_toy, only_run, toy_arguments
+
+import main
+import report
+from reporting import gallery
+
+NAMES = ['<img src=x onerror="document.title=1">', "a|b \"c\" & 'd'", "é$x_1$ ]]>"]
+IMAGE = "val/<b onclick='x'> é\".png"
+
+
+def odd_toy(root: Path) -> Path:
+    """The toy data set with names that a page must escape."""
+    toy = make_toy(root / "data")
+    classes = json.loads((toy / "classes.json").read_text())
+    (toy / "classes.json").write_text(json.dumps(classes | {"names": NAMES}))
+    images = np.load(toy / "formatted_val_images.npy").astype("U40")
+    (toy / "images" / images[0]).rename(toy / "images" / IMAGE)
+    images[0] = IMAGE
+    np.save(toy / "formatted_val_images.npy", images)
+    return toy
+
+
+def train(toy: Path) -> Path:
+    arguments = toy_arguments(toy)
+    with np.load(toy / "similarity.npz") as file:
+        scores = dict(file)
+    np.savez(toy / "similarity.npz", **scores | {"classes": np.array(NAMES)})
+    main.main(arguments)
+    return only_run(toy)
+
+
+def vary(run: Path, results: Path, loss: str, seed: int, **more: object) -> Path:
+    """A copy of a run under another identity, with other numbers."""
+    folder = results / f"{loss}_{seed}_{len(list(results.glob('*')))}"
+    shutil.copytree(run, folder)
+    about = json.loads((folder / "config.json").read_text())
+    about["identity"] |= {"loss": loss, "seed": seed} | more
+    (folder / "config.json").write_text(json.dumps(about))
+    random, result = np.random.RandomState(seed), json.loads((folder / "test.json").read_text())
+    result |= {"test_mAP": 50 + 10 * random.rand(), "val_mAP": 50 + 10 * random.rand()}
+    (folder / "test.json").write_text(json.dumps(result))
+    with open(folder / "per_class.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    with open(folder / "per_class.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(row | {"test_AP": 100 * random.rand()} for row in rows)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory) -> Path:
+    """Two settings of a method over two seeds each, two other methods, and an unfinished run."""
+    root = tmp_path_factory.mktemp("page")
+    run = train(odd_toy(root))
+    results = root / "many"
+    for seed in (0, 1):
+        vary(run, results, "an", seed)
+        vary(run, results, "EM_PL", seed, threshold=0.2)
+        vary(run, results, "EM_PL", seed + 2, threshold=0.3)
+    vary(run, results, "bce", 0)
+    (vary(run, results, "EM", 5) / "test.json").unlink()
+    return results
+
+
+@pytest.fixture(scope="module")
+def page(results) -> Path:
+    report.main([str(results), "--html", str(results.parent / "page.html")])
+    return results.parent / "page.html"
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    browser = Browser(tmp_path_factory.mktemp("browser"))
+    yield browser
+    browser.close()
+
+
+def shown_rows(browser: Browser) -> list[str]:
+    """Method and threshold of the rows that are shown, in their order."""
+    script = """return [...document.querySelectorAll("tr[data-row]")].filter(row => row.offsetParent !== null)
+        .map(row => row.cells[0].textContent.trim() + " " + row.cells[2].textContent)"""
+    return [row.strip() for row in browser.run(script)]
+
+
+def shown_lines(browser: Browser) -> int:
+    script = "return [...document.querySelectorAll('g[id^=train_loss]')].filter(g => g.getClientRects().length).length"
+    return browser.run(script)
+
+
+def type_filter(browser: Browser, text: str) -> None:
+    browser.run(
+        f"const box = document.getElementById('filter'); box.value = {json.dumps(text)}; "
+        "box.dispatchEvent(new Event('input'))"
+    )
+
+
+def test_rows_are_filtered_by_words_and_settings_and_the_curves_with_them(page, browser):
+    browser.open(page)
+    assert shown_rows(browser) == ["an", "EM_PL 0.2", "EM_PL 0.3", "bce"]
+    assert shown_lines(browser) == 7
+    for text, count, lines in (("em_pl", 2, 4), ("threshold=0.2", 1, 2), ("loss=an", 1, 2), ("threshold=0", 0, 0)):
+        type_filter(browser, text)
+        assert (len(shown_rows(browser)), shown_lines(browser)) == (count, lines), text
+    type_filter(browser, "")
+    assert browser.run("return document.getElementById('count').textContent") == "4 of 4"
+    assert browser.complaints() == []
+
+
+def test_rows_are_sorted_by_number_both_ways(page, browser):
+    browser.open(page)
+    script = """const [table, name] = [document.querySelector("table.runs"), "test mAP"];
+        const column = [...table.querySelectorAll("th")].findIndex(th => th.textContent === name);
+        table.querySelectorAll("th")[column].firstElementChild.click();
+        return [...table.tBodies[0].rows].map(row => +row.cells[column].textContent)"""
+    once, twice = browser.run(script), browser.run(script)
+    assert once == sorted(once, reverse=True) and twice == sorted(once) and len(once) == 3
+    assert browser.complaints() == []
+
+
+def test_a_menu_shows_another_setting(page, browser):
+    browser.open(page)
+    script = """const menu = document.querySelector("select[data-menu^=classes]");
+        menu.value = "1"; menu.dispatchEvent(new Event("change"));
+        return [...document.querySelectorAll("[data-choice^=classes]")].map(choice => !choice.hidden)"""
+    assert browser.run(script)[:2] == [False, True]
+
+
+@pytest.mark.parametrize("width", [1280, 400])
+@pytest.mark.parametrize("dark", [False, True])
+def test_the_page_fits_its_window_and_its_text_stands_out(page, browser, width, dark):
+    browser.open(page, width, dark=dark)
+    assert browser.run("return document.documentElement.scrollWidth") <= width
+    colours = "const s = getComputedStyle(document.body); return [s.color, s.backgroundColor]"
+    text, ground = (sum(map(int, re.findall(r"\d+", colour)[:3])) for colour in browser.run(colours))
+    assert (text > ground) == dark and abs(text - ground) > 400
+    ink = browser.run("return getComputedStyle(document.querySelector('svg text')).fill")
+    assert sum(map(int, re.findall(r"\d+", ink)[:3])) == text
+    assert browser.complaints() == []
+
+
+def test_names_with_tags_do_nothing(page, browser):
+    browser.open(page)
+    assert browser.run("return document.title") == "Results: toy"
+    assert browser.run("return document.querySelectorAll('img[src=x], b[onclick]').length") == 0
+    text = browser.run("return document.body.textContent")
+    assert all(name in text for name in NAMES) and IMAGE in text
+    assert browser.complaints() == []
+
+
+def test_the_page_is_one_file_that_loads_nothing(page):
+    text = page.read_text()
+    assert page.stat().st_size < 20 * 2**20
+    assert not re.findall(r"""(?:src|href)=["'](?!data:|#)""", text)
+    assert "@import" not in text and "url(http" not in text
+    found = re.search(r'href="data:text/csv;base64,([^"]*)"', text)
+    if found:
+        rows = list(csv.reader(io.StringIO(base64.b64decode(found[1]).decode())))
+        assert rows[0] == ["image", "class", "probability"] and {row[1] for row in rows[1:]} <= set(NAMES)
+
+
+def test_the_gallery_puts_the_most_probable_unlabelled_labels_first(results, tmp_path):
+    run = shutil.copytree(next(results.glob("EM_PL_0_*")), tmp_path / "run")
+    labels = np.zeros((10, 3), dtype=np.int8)
+    probs = np.full((10, 3), 0.01, dtype=np.float32)
+    labels[4, 1], probs[4, 1] = 1, 0.02  # missed
+    labels[5, 2], probs[5, 2] = 1, 0.97  # a hit
+    probs[[3, 7], [0, 2]] = 0.99, 0.95  # not labelled
+    with np.load(run / "predictions.npz") as file:
+        images = file["images"]
+    np.savez(run / "predictions.npz", images=images, probs=probs, labels=labels)
+    model = json.loads((run / "model.json").read_text())
+    (run / "model.json").write_text(json.dumps(model | {"thresholds": [0.5, 0.5, 0.5]}))
+    made = gallery.make(report.read_runs([run]).finished[0])
+    assert made.suspects == [(images[3], NAMES[0], pytest.approx(0.99)), (images[7], NAMES[2], pytest.approx(0.95))]
+    assert [card.name for card in made.missing_labels] == [images[3], images[7]]
+    by_class = {name: [card.headline for card in cards] for name, _, cards in made.by_class}
+    assert by_class[NAMES[1]] == [f"{NAMES[1]} 0.02, missed"]
+    kinds = {label.name: label.kind for label in made.missing_labels[0].labels}
+    assert kinds[NAMES[0]] == "extra"
+    assert made.missing_labels[0].picture.startswith("data:image/jpeg;base64,")
+    assert gallery.to_csv(made.suspects).splitlines()[0] == "image,class,probability"
+
+
+def test_a_page_of_images_that_have_moved_says_so_and_goes_on(results, tmp_path):
+    data = results.parent / "data"
+    (data / "toy" / "images").rename(data / "toy" / "elsewhere")
+    try:
+        report.main([str(results), "--html", str(tmp_path / "page.html")])
+    finally:
+        (data / "toy" / "elsewhere").rename(data / "toy" / "images")
+    text = (tmp_path / "page.html").read_text()
+    assert "have they moved since the run?" in text and "image not found" in text
+
+
+@pytest.mark.parametrize("content", [b"\x00garbage", None])
+def test_a_damaged_file_of_a_run_leaves_a_page_without_it(results, tmp_path, content):
+    run = next(results.glob("EM_PL_0_*"))
+    for number, name in enumerate(("metrics.jsonl", "per_class.csv", "pseudo_labels.json", "predictions.npz")):
+        damaged = vary(run, tmp_path / "runs", "EM_PL", number, image_size=number) / name
+        damaged.unlink() if content is None else damaged.write_bytes(content)
+    report.main([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")])
+    text = (tmp_path / "page.html").read_text()
+    assert "metrics.jsonl" in text or content is None
+    assert "is not compared class by class" in text and "</html>" in text
+    report.main([str(damaged.parent), "--html", str(tmp_path / "page.html")])
+    assert "no gallery: " in (tmp_path / "page.html").read_text()
+
+
+def test_a_page_of_a_thousand_runs_takes_seconds_and_still_scrolls(results, tmp_path, browser):
+    run = next(results.glob("EM_PL_0_*"))
+    for number in range(1000):
+        folder = tmp_path / "runs" / str(number)
+        folder.mkdir(parents=True)
+        about = json.loads((run / "config.json").read_text())
+        about["identity"] |= {"seed": number % 2, "lr": number // 2}
+        (folder / "config.json").write_text(json.dumps(about))
+        for name in ("test.json", "metrics.jsonl", "per_class.csv"):
+            shutil.copy(run / name, folder)
+    began = time.process_time()
+    report.main([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")])
+    assert time.process_time() - began < 15
+    browser.open(tmp_path / "page.html")
+    assert len(shown_rows(browser)) == 500
+    assert browser.run("return document.querySelector('.scroll').clientHeight") < 900
+    type_filter(browser, "lr=17")
+    assert len(shown_rows(browser)) == 1 and browser.complaints() == []
+
+
+def test_no_page_is_made_of_nothing(tmp_path, fails):
+    assert "no finished run" in fails(report.main, [str(tmp_path), "--html", str(tmp_path / "page.html")])
+    assert not (tmp_path / "page.html").exists()
