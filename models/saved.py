@@ -1,6 +1,6 @@
 """A trained model as two files, which are all that is needed to use it: the weights, and how to build and read it.
 
-model.safetensors  the weights of the chosen epoch
+model.safetensors  the weights of the chosen epoch, by the names that the backbone's library gives them
 model.json         backbone, image size, mean and std, classes, thresholds, data, method, metrics
 """
 
@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save
 
 import models
-from datasets.images import ahead, decode, squash, to_input
+from datasets.images import ahead, decode, squash
 from models.backbone import Backbone
 from models.weights import read_weights
 from util.devices import autocast, default_workers
@@ -139,7 +139,7 @@ class Saved:
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
         precision = self.about.get("precision", "float32") if self.device.type == "cuda" else "float32"
         with autocast(self.device, precision):
-            logits = self.network(to_input(images, self.network.mean, self.network.std))
+            logits = self.network(self.network.to_input(images))
         return torch.sigmoid(logits.float()).cpu().numpy()
 
 
@@ -148,7 +148,7 @@ def write(folder: Path, model: Backbone, about: dict) -> None:
 
     about  JSON: model (its name), image_size, classes, prompt_names, thresholds, and whatever else should be known
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     path = folder / "model.safetensors"
     with atomic(path) as temporary:
         temporary.write_bytes(save(tensors))
@@ -175,7 +175,7 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
     how = dict(image_size=about["image_size"], head=about.get("head", "linear"), pretrained=False)
     network = models.build(about["model"], len(classes), **how)
     try:
-        network.load_state_dict(read_weights(path))
+        network.network.load_state_dict({name.removeprefix("network."): t for name, t in read_weights(path).items()})
     except RuntimeError as error:
         raise UserError(f"{path} does not fit {about['model']} with {len(classes)} classes ({why(error)})") from None
     for name in ("mean", "std"):

@@ -1,0 +1,99 @@
+"""A run's model leaves for other programs: ONNX with the same probabilities, a folder that timm opens."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import make_toy, toy_arguments
+
+import datasets
+import export
+import main
+import models
+from datasets.images import decode
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """A finished run on the toy data set, which no test changes."""
+    toy = make_toy(tmp_path_factory.mktemp("trained") / "data")
+    return Path(main.main(toy_arguments(toy, "-l", "an"))["folder"])
+
+
+def test_images(run: Path) -> list[str]:
+    return datasets.load(run.parent.parent / "data/toy").test.paths()
+
+
+test_images.__test__ = False
+
+
+def test_onnx_gives_the_probabilities_of_pytorch_for_any_batch(run, tmp_path, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    export.main([str(run), "--onnx", str(tmp_path / "model.onnx")])
+    assert "within" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"), providers=["CPUExecutionProvider"])
+    model, paths = models.load(run, "cpu"), test_images(run)
+    for count in (1, 10):
+        pixels = np.stack([decode(path, 32) for path in paths[:count]])
+        (probs,) = session.run(None, {"pixels": pixels})
+        assert np.abs(probs - model.predict(paths[:count])).max() <= 1e-4
+    about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    assert about["classes"] == ["red", "green", "blue"] and about["image_size"] == 32
+    assert about["thresholds"] == model.thresholds.tolist()
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_library_that_is_missing_is_named(run, tmp_path, monkeypatch, fails):
+    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+    line = fails(export.main, [str(run), "--onnx", str(tmp_path / "model.onnx")])
+    assert "--onnx needs onnxscript: pip install -r requirements-export.txt" in line
+
+
+def test_an_onnx_model_that_differs_is_not_left_behind(run, tmp_path, monkeypatch, fails):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    assert "differs from PyTorch by" in fails(export.main, [str(run), "--onnx", str(tmp_path / "model.onnx")])
+    assert not list(tmp_path.iterdir())
+
+
+def test_timm_and_this_code_open_a_folder_for_the_hub(run, tmp_path, offline, capsys):
+    folder = tmp_path / "hub folder"
+    export.main([str(run), "--hub", str(folder)])
+    assert f"timm opens it as local-dir:{folder}" in capsys.readouterr().out
+    paths, model = test_images(run), models.load(run, "cpu")
+    expected = model.predict(paths)
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    pixels = torch.from_numpy(np.stack([decode(path, 32) for path in paths])).permute(0, 3, 1, 2)
+    with torch.inference_mode():
+        probs = torch.sigmoid(network(model.network.to_input(pixels))).numpy()
+    assert np.allclose(probs, expected, atol=1e-5)
+    assert tuple(network.pretrained_cfg["mean"]) == tuple(model.about["mean"])
+    assert network.pretrained_cfg["input_size"] == (3, 32, 32) or network.pretrained_cfg["input_size"] == [3, 32, 32]
+    assert np.allclose(models.load(folder, "cpu").predict(paths), expected)
+    text = (folder / "README.md").read_text()
+    for part in ("license: mit", "library_name: timm", "toy", "Cole et al.", "| mAP |", "red, green, blue", "24 train"):
+        assert part in text
+
+
+def test_a_torchvision_backbone_is_opened_by_timm_too(run, tmp_path):
+    torch.manual_seed(0)
+    model = models.build("resnet50", 3, image_size=32, pretrained=False)
+    about = json.loads((run / "model.json").read_text()) | {"model": "resnet50"}
+    models.saved.write(tmp_path, model, {name: about[name] for name in about if name not in ("format", "weights")})
+    export.main([str(tmp_path), "--hub", str(tmp_path / "hub")])
+    network = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).eval()
+    pixels = torch.rand(2, 3, 32, 32)
+    with torch.inference_mode():
+        assert torch.allclose(network(pixels), model.eval()(pixels), atol=1e-4)
+
+
+def test_misuse_is_one_line(run, tmp_path, fails):
+    assert "give --onnx FILE, --hub DIR, or both" in fails(export.main, [str(run)])
+    assert "is no folder" in fails(export.main, [str(tmp_path / "none"), "--hub", str(tmp_path / "hub")])
+    for name in ("config.json", "best.pt", "per_class.csv"):
+        shutil.copy(run / name, tmp_path)
+    assert "is of an earlier version" in fails(export.main, [str(tmp_path), "--hub", str(tmp_path / "hub")])
