@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A sweep as a SLURM array, a run a task: the same lines that the sweep would run, in any order, on any node.
+# A sweep as a SLURM array, one run per task: the same lines that the sweep would run, in any order, on any node.
 #
 #   LIST=1 sweeps/paper_table.sh >jobs.txt
 #   sbatch --array=1-$(wc -l <jobs.txt)%8 sweeps/slurm.sh jobs.txt
