@@ -20,6 +20,16 @@ class Float32Linear(nn.Linear):
             return F.linear(features.float(), self.weight, self.bias)
 
 
+def starts_as_linear(head: nn.Linear) -> bool:
+    """Whether a head's weights can be those that nn.Linear draws: uniform within 1 / sqrt(D) of 0.
+
+    Some of timm's families start a head for a few labels an order wider, and learn less in their first epochs.
+    """
+    bound = head.in_features**-0.5
+    as_wide = 0.8 < head.weight.std().item() / (bound / 3**0.5) < 1.25  # the deviation of so few numbers is not exact
+    return as_wide and head.weight.abs().max().item() <= bound
+
+
 class Backbone(nn.Module):
     """A network from pixels to logits, with the normalisation that it expects.
 

@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from models.backbone import OFFLINE, Backbone, Float32Linear
+from models.backbone import OFFLINE, Backbone, Float32Linear, starts_as_linear
 from models.weights import hub_file, load_weights, read_weights
 from util.errors import UserError
 
@@ -34,7 +34,8 @@ def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, w
         linear = network.get_submodule(head)
         if type(linear) is nn.Linear:
             linear.__class__ = Float32Linear  # the same parameters
-            linear.reset_parameters()  # some families start it an order too wide for a few labels
+            if not starts_as_linear(linear):
+                linear.reset_parameters()
     if weights:
         load_weights(network, weights, head=tuple(f"{head}." for head in heads))
     return Backbone(network, network.pretrained_cfg["mean"], network.pretrained_cfg["std"], heads)

@@ -11,6 +11,7 @@ import main
 import models
 from config import parse
 from models import weights
+from models.backbone import starts_as_linear
 from util.errors import UserError
 
 UNTRAINED = dict(image_size=64, pretrained=False)
@@ -189,3 +190,22 @@ def test_weights_in_the_librarys_cache_are_used_without_a_network(offline):
     torch.save(cached, offline / "hub/checkpoints/resnet50-0676ba61.pth")
     model = models.build("resnet50", 20, image_size=64)
     assert torch.equal(model.network.conv1.weight, cached["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "name", ["timm:test_resnet", "timm:test_vit", "timm:mobilenetv1_100", "timm:test_efficientnet"]
+)
+def test_a_new_head_starts_as_pytorch_starts_a_linear_layer(name):
+    torch.manual_seed(0)
+    model = models.build(name, 20, image_size=160, pretrained=False)
+    (head,) = (model.network.get_submodule(name) for name in model.heads)
+    assert starts_as_linear(head)
+
+
+def test_a_head_that_starts_wider_narrower_or_at_0_is_noticed():
+    head = torch.nn.Linear(64, 20)
+    assert starts_as_linear(head)
+    for start in (lambda w: w.normal_(0, 1), lambda w: w.normal_(0, 0.02), lambda w: w.zero_()):
+        with torch.no_grad():
+            start(head.weight)
+        assert not starts_as_linear(head)
