@@ -51,8 +51,10 @@ def main(argv: list[str] | None = None) -> None:
     known = datasets.DATASETS.get(config.dataset_name)
     if known and known.make:
         known.make(config.folder)
+    cache = writable_folder(config.cache_folder, "--cache-root")
     splits = datasets.load(
         config.folder,
+        cache=cache,
         image_root=config.image_root,
         skip_missing=config.skip_missing,
         need_images=not config.similarity,
@@ -62,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         config.asked_teacher(),
         train,
         classes,
-        writable_folder(config.cache_folder, "--cache-root"),
+        cache,
         batch_size=config.eval_batch_size,
         device=devices.pick_device(config.gpu),
         workers=config.workers or devices.default_workers(),

@@ -27,7 +27,7 @@ from config import Config
 from datasets.images import Augmentation, Images, open_images, where_kept
 from models import linear, teachers
 from util import devices, distributed
-from util.files import digest, writable_folder
+from util.files import writable_folder
 from util.signals import Stop
 
 LAST = "the last epoch"
@@ -67,30 +67,30 @@ def train_and_test(config: Config, device: torch.device) -> dict:
     known = datasets.DATASETS.get(config.dataset_name)
     if known and known.make:
         known.make(config.folder)
-    if result := run_folder.finished(config):
-        score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
-        print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
-        return result
-    print(settings.show(config))
 
     with Stop() as stop:
         # Data
-        splits = datasets.load(config.folder, image_root=config.image_root, skip_missing=config.skip_missing)
+        cache = writable_folder(config.cache_folder, "--cache-root")
+        how = dict(image_root=config.image_root, skip_missing=config.skip_missing)
+        splits = datasets.load(config.folder, cache=cache, **how)
+        if result := run_folder.finished(config, splits):
+            score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
+            print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
+            return result
+        print(settings.show(config))
         names = splits.classes.names
         counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
         print(f"{config.dataset_name}: {counts} images, {len(names)} labels")
         check_labels(config, splits)
-        cache = writable_folder(config.cache_folder, "--cache-root")
         writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
         chosen_by, val_kind, val_labels = selection(config, splits.val)
-        data_key = digest([split.key() for split in splits.named().values()])
 
         def score(probs: np.ndarray) -> float:
             return metrics.mean_average_precision(probs, val_labels)
 
         # A teacher alone: its scores are the predictions, and nothing is trained
         if config.method.loss is None:
-            with run_folder.open_run(config, data_key, device) as run:
+            with run_folder.open_run(config, splits, device) as run:
                 parts = (splits.val, splits.scored())
                 val_probs, probs = (
                     None if part is None else ask_teacher(config, part, splits.classes, cache, device, workers)[0]
@@ -156,7 +156,7 @@ def train_and_test(config: Config, device: torch.device) -> dict:
         )
 
         # Train and validate
-        with run_folder.open_run(config, data_key, device) as run, stop.deferred():
+        with run_folder.open_run(config, splits, device) as run, stop.deferred():
             run.restore(training)
             if about_pseudo:
                 run.keep_pseudo_labels(about_pseudo)

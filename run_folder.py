@@ -1,19 +1,21 @@
 """results/<run>/: one folder per run, found by the run's identity; created, recorded, checkpointed, resumed, finished.
 
 config.json      settings, identity, command, git commit, versions, device
+images.npz       names of the images that it reads, and a hash of each one's content
 pseudo_labels.json  how good the pseudo-labels are, at this threshold and at others; pseudo_labels.png shows it
 metrics.jsonl    one line per epoch
 last.pt          everything needed to resume; not needed once the run is finished
-best.pt          the backbone at the best validation epoch (or the last, see test.json)
+best.pt          the weights at the best validation epoch (or the last, see test.json), with the run's key
 model.safetensors, model.json  the same weights and all that is needed to use them (models/saved.py)
-test.json        the result: test is scored once, from best.pt. Written last: where it is, the run is finished
-per_class.csv    class, test positives, test AP
 predictions.npz  test images, probs, labels
-curves.png       loss and validation mAP over the epochs
+per_class.csv    class, test positives, test AP
+test.json        the result: test is scored once, from best.pt. Where it is, the run is finished
+curves.png       loss and validation mAP over the epochs, where they can be drawn
 """
 
 import csv
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -26,19 +28,34 @@ from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, BinaryIO, Protocol
 
+import msgspec
 import numpy as np
 import torch
 
 import config as settings
 import label_quality
 from config import Config
-from datasets import files
+from datasets import Splits, files
 from models import Backbone, saved
+from models.weights import check_finite, check_kinds
 from util import devices, distributed
 from util.errors import UserError, why
-from util.files import atomic, digest, file_digest, local_file, locked, read_json, write_arrays, write_json
+from util.files import (
+    atomic,
+    digest,
+    file_digest,
+    local_file,
+    locked,
+    open_regular,
+    read_arrays,
+    read_json,
+    write_arrays,
+    write_json,
+)
+
+RESTART = "start the run over with --overwrite"
 
 
 def identity(config: Config) -> dict:
@@ -59,6 +76,8 @@ def run_name(config: Config) -> str:
 class State(Protocol):
     """What a checkpoint saves and restores: engine.Training."""
 
+    epochs: int
+    num_steps: int
     epoch: int
     steps: int
     best: dict
@@ -67,19 +86,64 @@ class State(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
+class Best(msgspec.Struct):
+    epoch: Annotated[int, msgspec.Meta(ge=0)]
+    val_mAP: float | None
+
+
+class Epoch(msgspec.Struct):
+    epoch: int
+    train_loss: float
+    val_mAP: float | None
+
+
+class Progress(msgspec.Struct):
+    """The part of last.pt that is not tensors."""
+
+    run: str
+    epoch: Annotated[int, msgspec.Meta(ge=1)]
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    best: Best
+    history: list[Epoch]
+
+    def check(self, key: str, epochs: int, num_steps: int) -> None:
+        """Raises ValueError where this is not a state that the run of this key can be in."""
+        if self.run != key:
+            raise ValueError("it is another run's")
+        if self.epoch > epochs + 1 or self.step > (num_steps if self.epoch <= epochs else 0):
+            raise ValueError(f"it is in epoch {self.epoch} after {self.step} batches of {num_steps}")
+        if [row.epoch for row in self.history] != list(range(1, self.epoch)) or self.best.epoch >= self.epoch:
+            raise ValueError(f"its history is not that of {self.epoch - 1} epochs")
+        if self.best.epoch and self.history[self.best.epoch - 1].val_mAP != self.best.val_mAP:
+            raise ValueError(f"its best epoch {self.best.epoch} is not in its history")
+
+
 class Run:
     """One run's folder, which only the main process writes.
 
     Checkpoints are written by a thread, one after the other, from a copy of the state, while training goes on. What
     goes wrong there is raised by the next `save`, and at the latest by `wait`.
 
+    about       what config.json says
+    images      names and keys of the images
     checkpoint  the state to resume from, or None
     device      of the states that are saved
     thread      writes the checkpoints
     """
 
-    def __init__(self, folder: Path, checkpoint: dict | None, device: torch.device, thread: ThreadPoolExecutor) -> None:
-        self.folder, self.checkpoint, self.device, self.thread = folder, checkpoint, device, thread
+    def __init__(
+        self,
+        folder: Path,
+        about: dict,
+        images: dict[str, np.ndarray],
+        checkpoint: dict | None,
+        device: torch.device,
+        thread: ThreadPoolExecutor,
+    ) -> None:
+        self.folder, self.about, self.images, self.checkpoint = folder, about, images, checkpoint
+        self.device, self.thread = device, thread
+        self.key = digest(about["identity"], about["data_key"])
+        self.best_epoch, self.best_file = 0, None
         self.writing: Future | None = None
 
     def keep_pseudo_labels(self, about: dict) -> None:
@@ -97,34 +161,55 @@ class Run:
             print(f"run: {self.folder}")
             return
         with fitting(self.folder / "last.pt"):
+            plain = {name: self.checkpoint[name] for name in Progress.__struct_fields__}
+            msgspec.convert(plain, Progress).check(self.key, training.epochs, training.num_steps)
+            check_finite(self.checkpoint)
+            check_kinds(self.checkpoint["model"], training.model.state_dict())
             training.load_state_dict(self.checkpoint)
         if not distributed.all_equal(training.epoch, training.steps):
             raise UserError(f"{self.folder}/last.pt is not yet the same on all nodes; wait a minute and run it again")
-        if training.steps == 0 and training.best["epoch"] == training.epoch - 1:
+        self.best_epoch = training.best["epoch"]
+        if training.steps == 0 and self.best_epoch and self.best_epoch == training.epoch - 1:
             self.save_best(training.evaluated.state_dict())  # the process may have died before it was written
+        elif self.best_epoch and distributed.is_main():
+            self.keep_best()
         print(f"resuming in epoch {training.epoch} after {training.steps} batches: {self.folder}")
 
     def save(self, state: dict) -> None:
         """Write last.pt, then metrics.jsonl, which repeats the history that last.pt holds."""
         self.wait()  # so that there is never more than one copy of the state
-        self._later(self._write_last, state)
+        self.best_epoch = state["best"]["epoch"]
+        self.make_again()
+        self._later(self._write_last, state | {"run": self.key})
 
     def _write_last(self, state: dict) -> None:
         with atomic(self.folder / "last.pt") as temporary:
             write_tensors(temporary, state)
         self.write_history(state["history"])
 
+    def make_again(self) -> None:
+        """Make the folder again where somebody has removed it, or its description, while the run trains."""
+        if distributed.is_main() and not (self.folder / "config.json").exists():
+            print(f"warning: {self.folder} was removed while the run was in it; it is made again, and the run goes on")
+            _describe(self.folder, self.about, self.images)
+
     def write_history(self, history: list[dict]) -> None:
         with atomic(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
 
     def save_best(self, model: dict) -> None:
-        """Write best.pt, after last.pt, which can stand for it if the process dies in between."""
-        self._later(self._write_best, model)
+        """Write best.pt, the weights of the epoch that the last saved state calls the best; last.pt, which is written
+        before it, can stand for it if the process dies in between."""
+        self._later(self._write_best, {"model": model, "run": self.key, "epoch": self.best_epoch})
 
-    def _write_best(self, model: dict) -> None:
+    def _write_best(self, best: dict) -> None:
         with atomic(self.folder / "best.pt") as temporary:
-            write_tensors(temporary, model)
+            write_tensors(temporary, best)
+        self.keep_best()
+
+    def keep_best(self) -> None:
+        """Keep best.pt open: it can be read to the end of the run, also where somebody removes it."""
+        self.best_file = open_regular(self.folder / "best.pt", RESTART)
 
     def _later(self, write: Callable[[dict], None], state: dict) -> None:
         """Call write(copy of the state) in the thread, unless what was to be written before it could not be."""
@@ -150,7 +235,7 @@ class Run:
     def load_best(self, model: torch.nn.Module) -> None:
         """Give the model, on all processes, the weights of the best validation epoch."""
         self.wait()
-        load_best(self.folder, model)
+        load_best(self.folder, model, (self.key, self.best_epoch), self.best_file)
 
     def finish(
         self,
@@ -161,41 +246,54 @@ class Run:
         predictions: dict[str, np.ndarray] | None,
         per_class: list[dict] | None,
     ) -> None:
-        """Write what a finished run leaves: first what is needed to use its model, last the result.
+        """Write what a finished run leaves: what is needed to use its model, the result, then what is nice to have.
 
         model, about            the chosen epoch's weights, and what model.json says of them; None: nothing was trained
         predictions, per_class  of the test images; None where nothing was tested
         """
         if not distributed.is_main():
             return
+        self.make_again()
         if model is not None:
             saved.write(self.folder, model, about)
         self.write_history(history)  # again: the process that wrote last.pt may have died before it was written
         if predictions is not None:
             write_arrays(self.folder / "predictions.npz", **predictions)
-            with atomic(self.folder / "per_class.csv") as temporary, open(temporary, "w", newline="") as file:
-                writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
-                writer.writeheader()
-                writer.writerows(per_class)
+            with atomic(self.folder / "per_class.csv") as temporary:
+                with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+                    writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
+                    writer.writeheader()
+                    writer.writerows(per_class)
+        write_json(self.folder / "test.json", result)
         if history:
             draw_figure(self.folder / "curves.png", draw_curves, history, result)
-        write_json(self.folder / "test.json", result)
 
 
 def draw_figure(path: Path, draw: Callable, *arguments: object) -> None:
     """Write the figure that draw(path, *arguments) makes."""
+    os.environ.pop("MPLBACKEND", None)  # of a notebook, say: nothing is shown here
     try:
         with atomic(path) as temporary:
             draw(temporary, *arguments)
-    except ImportError as error:  # no reason to lose a run
-        print(f"{path.name} is not drawn ({error}); install the packages of requirements.txt")
+    except Exception as error:  # of the library, its backend or its fonts: no reason to lose a run
+        print(f"{path.name} is not drawn ({why(error)}); everything else is written")
 
 
-def load_best(folder: Path, model: torch.nn.Module) -> None:
-    """Give the model, on all processes, the weights that a run in the folder has kept."""
+def load_best(
+    folder: Path, model: torch.nn.Module, expected: tuple[str, int] | None = None, file: BinaryIO | None = None
+) -> None:
+    """Give the model, on all processes, the weights that a run in the folder has kept.
+
+    expected  the run's key and its best epoch; None: any run's
+    """
     if distributed.is_main():
         with fitting(folder / "best.pt"):
-            model.load_state_dict(read_tensors(folder / "best.pt"))
+            best = read_tensors(folder / "best.pt", file)
+            if expected is not None and expected != (best["run"], best["epoch"]):
+                raise ValueError("it is another run's, or of another epoch")
+            check_finite(best["model"])
+            check_kinds(best["model"], model.state_dict())
+            model.load_state_dict(best["model"])
     distributed.broadcast(model.state_dict().values())
 
 
@@ -208,20 +306,20 @@ def write_tensors(path: Path, state: dict) -> None:
             raise UserError(f"{path.parent}: a checkpoint could not be written ({error}); is the disk full?") from None
 
 
-def read_tensors(path: Path) -> dict:
-    """A checkpoint of ours; raises UserError where it is absent or damaged."""
+def read_tensors(path: Path, file: BinaryIO | None = None) -> dict:
+    """A checkpoint of ours, from the file if it is open; raises UserError where it is absent or damaged."""
+    file = file or open_regular(path, RESTART)
     try:
-        with zipfile.ZipFile(path) as file:
-            if broken := file.testzip():  # torch.load does not compare checksums
+        with zipfile.ZipFile(file) as archive:
+            if broken := archive.testzip():  # torch.load does not compare checksums
                 raise ValueError(f"the checksum of {broken} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        file.seek(0)
+        state = torch.load(file, map_location="cpu", weights_only=True)
         if not isinstance(state, dict):
             raise TypeError(f"it holds a {type(state).__name__}")
         return state
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; start the run over with --overwrite") from None
     except Exception as error:  # zip, pickle and PyTorch each raise their own
-        raise UserError(f"{path} is damaged ({why(error)}); start the run over with --overwrite") from None
+        raise UserError(f"{path} is damaged ({why(error)}); {RESTART}") from None
 
 
 @contextmanager
@@ -229,63 +327,105 @@ def fitting(path: Path) -> Iterator[None]:
     """Turn what goes wrong inside, while a checkpoint is put to use, into a UserError that names it."""
     try:
         yield
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path} does not fit this run ({why(error)}); start the run over with --overwrite") from None
+    except UserError:
+        raise
+    except Exception as error:  # msgspec, PyTorch and Python each raise their own
+        raise UserError(f"{path} does not fit this run ({why(error)}); {RESTART}") from None
 
 
-def finished(config: Config) -> dict | None:
+def finished(config: Config, splits: Splits | None = None) -> dict | None:
     """The result of the run of this identity, if it is finished and not to be overwritten.
 
-    Raises UserError where it is unfinished and neither --resume nor --overwrite is given: at once, not after an hour
-    of preparation.
+    splits: the data set as it is now; None: the images are not compared.
+    Raises UserError where its images are not those that the run read, and where the run is unfinished and neither
+    --resume nor --overwrite is given: at once, not after an hour of preparation.
     """
     folder = Path(config.results_dir) / run_name(config)
     if config.overwrite or not folder.exists():
         return None
     if (folder / "test.json").exists():
-        return read_json(folder / "test.json")
+        if splits is not None:
+            check_images(folder, splits.images())
+        return read_json(folder / "test.json", dict[str, object], RESTART)
     if not config.resume:
         raise UserError(f"{folder} holds an unfinished run; go on with --resume, or start over with --overwrite")
     return None
 
 
+def check_images(folder: Path, images: dict[str, np.ndarray]) -> None:
+    """Raises UserError, with what differs, where these are not the images that a run reads or has read."""
+    parts = ("splits", "names", "keys")
+    then = dict(zip(parts, read_arrays(folder / "images.npz", parts, RESTART), strict=True))
+    if all(np.array_equal(then[part], images[part]) for part in parts):
+        return
+    before, now = (
+        dict(zip(zip(*(array[part].tolist() for part in parts[:2]), strict=True), array["keys"].tolist(), strict=True))
+        for array in (then, images)
+    )
+    found = {
+        "are gone": [image for image in before if image not in now],
+        "hold another picture": [image for image in before if now.get(image, before[image]) != before[image]],
+        "are new": [image for image in now if image not in before],
+    }
+    told = ", ".join(f"{len(images):,} {how} ({' '.join(images[0])})" for how, images in found.items() if images)
+    raise UserError(
+        f"the images are not those of {folder}: {told or 'their order is another'}; put those back, name their folder "
+        "with --image-root DIR, or start over with --overwrite"
+    )
+
+
+class Description(msgspec.Struct):
+    """What is read of config.json."""
+
+    identity: dict[str, object]
+    data_key: str
+
+
 @contextmanager
-def open_run(config: Config, data_key: str, device: torch.device) -> Iterator[Run]:
+def open_run(config: Config, splits: Splits, device: torch.device) -> Iterator[Run]:
     """The run of this identity, created or resumed, held against other runs of it.
 
-    data_key: digest of the images and labels that the run reads. Pseudo-labels are made of these and of what the run's
-    identity names, and soft ones differ in their last bits between machines.
+    Pseudo-labels are made of its images and labels and of what the run's identity names; soft ones differ in their last
+    bits between machines, and are not compared.
     Raises UserError where the data is not what the run began with, and where another process is running it.
     """
     folder = Path(config.results_dir) / run_name(config)
     busy = f"{folder} is being run by another process"
     with locked(folder, wait=False, busy=busy) if distributed.is_main() else nullcontext():
+        images, data_key = splits.images(), digest([split.key() for split in splits.named().values()])
+        about = describe(config, data_key, device)
         if distributed.is_main():
             if config.overwrite and folder.exists():
                 shutil.rmtree(folder)
             if not folder.exists():
-                _create(folder, config, data_key, device)
+                making = folder.with_name(f".{folder.name}.new")  # renamed, so that the folder never lacks a file
+                shutil.rmtree(making, ignore_errors=True)
+                _describe(making, about, images)
+                making.rename(folder)
         distributed.barrier()
         distributed.wait_for_file(folder / "config.json")
-        if read_json(folder / "config.json").get("data_key") != data_key:
-            raise UserError(f"images or labels are not those that {folder} began with; start over with --overwrite")
+        check_images(folder, images)
+        if read_json(folder / "config.json", Description, RESTART).data_key != data_key:
+            raise UserError(f"the labels are not those that {folder} began with; {RESTART}")
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
         with ThreadPoolExecutor(1, "checkpoints") as thread:
-            run = Run(folder, checkpoint, device, thread)
+            run = Run(folder, about, images, checkpoint, device, thread)
             try:
                 yield run
             finally:
                 run.wait()
 
 
-def _create(folder: Path, config: Config, data_key: str, device: torch.device) -> None:
-    """The folder with its config.json, made under another name and renamed, so that it never lacks it."""
-    making = folder.with_name(f".{folder.name}.new")
-    shutil.rmtree(making, ignore_errors=True)
-    making.mkdir(parents=True)
+def _describe(folder: Path, about: dict, images: dict[str, np.ndarray]) -> None:
+    write_arrays(folder / "images.npz", **images)
+    write_json(folder / "config.json", about)
+
+
+def describe(config: Config, data_key: str, device: torch.device) -> dict:
+    """What config.json says of a run."""
     versions = {module: sys.modules[module].__version__ for module in ("torch", "numpy")}
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    about = {
+    return {
         "identity": identity(config),
         "config": asdict(config),
         "data_key": data_key,
@@ -295,8 +435,6 @@ def _create(folder: Path, config: Config, data_key: str, device: torch.device) -
         "device": f"{device.type}: {name}",
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
-    write_json(making / "config.json", about)
-    making.rename(folder)
 
 
 def git_commit() -> str | None:

@@ -1,11 +1,14 @@
 """One data set class for all: data sets differ in data, not in code."""
 
+import itertools
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from datasets import files
+from datasets.content import ABSENT, ImageFile, content_keys
 from datasets.files import Classes
 from datasets.protocol import split_indices
 from util.errors import UserError
@@ -18,14 +21,14 @@ class MultiLabelDataset:
 
     root      folder that `names` are relative to
     names     (N,) str
-    stats     (N, 2) int64: bytes and time of change of each file; -1 where it is missing
+    keys      (N,) uint64: a hash of each file's content; ABSENT where it is missing
     true      (N, L) int8 in {0, 1}; None where the full labels are not known
     observed  (N, L) int8 in {-1, 0, +1}; 0 = unknown
     """
 
     root: Path
     names: np.ndarray
-    stats: np.ndarray
+    keys: np.ndarray
     true: np.ndarray | None
     observed: np.ndarray
 
@@ -34,18 +37,21 @@ class MultiLabelDataset:
 
     def rows(self, index: np.ndarray) -> "MultiLabelDataset":
         true = None if self.true is None else self.true[index]
-        return MultiLabelDataset(self.root, self.names[index], self.stats[index], true, self.observed[index])
+        return MultiLabelDataset(self.root, self.names[index], self.keys[index], true, self.observed[index])
 
-    def paths(self) -> list[str]:
-        return [str(self.root / name) for name in self.names.tolist()]
+    def paths(self) -> list[ImageFile]:
+        return [
+            ImageFile(os.path.join(self.root, name), key)
+            for name, key in zip(self.names.tolist(), self.keys.tolist(), strict=True)
+        ]
 
     def image_key(self) -> str:
-        """Digest of the image list and of every file's size and time: what a cache made from images depends on."""
-        return digest(self.names, self.stats)
+        """Digest of the image list and of every file's content: what a cache made from images depends on."""
+        return digest(self.names, self.keys)
 
     def key(self) -> str:
         """Digest of images and labels: a run must not be resumed on other ones."""
-        return digest(self.names, self.stats[:, 0], self.true, self.observed)
+        return digest(self.names, self.keys, self.true, self.observed)
 
 
 @dataclass(frozen=True)
@@ -71,15 +77,30 @@ class Splits:
         """The test set, if its full labels are known: scores are computed from nothing less."""
         return self.test if self.test is not None and self.test.true is not None else None
 
+    def images(self) -> dict[str, np.ndarray]:
+        """Which pictures these are: split, name and key of each, (N,)."""
+        splits = self.named()
+        return {
+            "splits": np.repeat(list(splits), [len(split) for split in splits.values()]),
+            "names": np.concatenate([split.names for split in splits.values()]),
+            "keys": np.concatenate([split.keys for split in splits.values()]),
+        }
+
 
 def load(
-    folder: Path, *, image_root: str | None = None, skip_missing: bool = False, need_images: bool = True
+    folder: Path,
+    *,
+    image_root: str | None = None,
+    skip_missing: bool = False,
+    need_images: bool = True,
+    cache: Path | None = None,
 ) -> Splits:
     """The splits of a formatted data set. One without validation images of its own sets a fifth of train aside.
 
     image_root    where the images lie, if not where the formatted files say
     skip_missing  drop images that are not on the disk, after the split is drawn
     need_images   False: only names and labels are read, and no image need be on the disk
+    cache         folder that remembers what the image files hold
     Raises UserError for files that are absent or contradict each other, and for missing images.
     """
     there = [name for name in ("train", files.VALIDATION, "val") if name == "train" or files.has_split(folder, name)]
@@ -94,10 +115,11 @@ def load(
             )
     classes = files.read_classes(folder, num_labels)
     root = files.image_root(folder, image_root)
-    found = {
-        name: MultiLabelDataset(root, images, files.image_stats(root, images), true, observed)
-        for name, (images, true, observed) in arrays.items()
-    }
+    found = {}
+    for name, (images, true, observed) in arrays.items():
+        keys = content_keys(root, images, cache) if need_images else np.full(len(images), ABSENT, np.uint64)
+        found[name] = MultiLabelDataset(root, images, keys, true, observed)
+    _check_apart(found)
     train, val, test = (found.get(name) for name in ("train", files.VALIDATION, "val"))
     if val is None:
         train, val = (train.rows(rows) for rows in split_indices(len(train)))
@@ -110,9 +132,23 @@ def load(
     return Splits(_present(train, "train", skip_missing), present(val, "validation"), present(test, "test"), classes)
 
 
+def _check_apart(found: dict[str, MultiLabelDataset]) -> None:
+    """Raises UserError where two splits name the same file; says so where files of two splits hold the same picture."""
+    for one, other in itertools.combinations(found, 2):
+        a, b = found[one], found[other]
+        if len(both := np.intersect1d(a.names, b.names)):
+            raise UserError(
+                f"{both[0]} is in both the {one} and the {other} images ({len(both):,} are), and may be in one only"
+            )
+        both, in_a, in_b = np.intersect1d(a.keys, b.keys, return_indices=True)
+        if len(same := np.flatnonzero(both != ABSENT)):
+            names = f"{a.names[in_a[same[0]]]} = {b.names[in_b[same[0]]]}"
+            print(f"warning: {len(same):,} pictures are in both the {one} and the {other} images, the first {names}")
+
+
 def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:
     """The split without its missing images; raises UserError where images may not be missing."""
-    there = split.stats[:, 0] >= 0
+    there = split.keys != ABSENT
     if not there.all() and not skip_missing:
         raise UserError(
             f"{split.paths()[int(np.argmin(there))]} not found ({np.count_nonzero(~there):,} of {len(split):,} {name} "

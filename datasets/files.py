@@ -285,16 +285,3 @@ def duplicate(names: Iterable[str]) -> str | None:
     """The first name that is there twice."""
     seen: set[str] = set()
     return next((name for name in names if name in seen or seen.add(name)), None)
-
-
-def image_stats(root: Path, images: np.ndarray) -> np.ndarray:
-    """(N, 2) int64: bytes and time of change (ns) of each image file; -1 where there is none."""
-
-    def stat(name: str) -> tuple[int, int]:
-        try:
-            about = os.stat(os.path.join(root, name))
-        except (FileNotFoundError, NotADirectoryError):
-            return -1, -1
-        return about.st_size, about.st_mtime_ns
-
-    return np.array([stat(name) for name in images.tolist()], dtype=np.int64).reshape(-1, 2)

@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from datasets.content import read_image
 from datasets.dataset import MultiLabelDataset
 from util import distributed
 from util.devices import generator
-from util.errors import UserError
-from util.row_cache import cached_rows
+from util.errors import UserError, why
+from util.row_cache import RowFile, cached_rows
 
 DECODED = 32  # images per block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
@@ -35,15 +37,16 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     resample: "bilinear" or "bicubic", with antialiasing. PyTorch computes Pillow's filter of that name to within 2 of
     255 levels, and no library tried is much faster (benchmarks/decode.py).
     """
+    content = read_image(path)
     try:
-        with Image.open(path) as image:
+        with Image.open(BytesIO(content)) as image:
             pixels = np.array(image.convert("RGB"))
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; name its folder with --image-root DIR") from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # each of Pillow's formats raises its own
         raise UserError(
-            f"{path} is not a readable image ({error}); replace it (`python preproc/check.py --dataset NAME` lists "
-            "every bad image)"
+            f"{path} is not a readable image ({why(error)}); replace it (`python preproc/check.py --dataset NAME` "
+            "lists every bad image)"
         ) from None
     return squash(pixels, size, resample)
 
@@ -79,13 +82,13 @@ class Images:
     """The images of one split at one size, wherever they are kept.
 
     paths  N files
-    kept   (N, S, S, 3) uint8: a tensor on the device (gpu), a memory-mapped file (disk), or None: decoded each time
+    kept   (N, S, S, 3) uint8: a tensor on the device (gpu), a file (disk), or None: decoded each time
            they are asked for (none)
     """
 
     paths: list[str]
     size: int
-    kept: Tensor | np.ndarray | None
+    kept: Tensor | RowFile | None
     workers: int
 
     def __len__(self) -> int:
@@ -137,15 +140,15 @@ def decode_batches(
 
 
 def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
-    """Named by image list, file sizes and times, and pixel size: another list or picture makes another file."""
+    """Named by image list, contents and pixel size: another list or picture makes another file."""
     return folder / f"images_{size}px_{split.image_key()}.npy"
 
 
 def where_kept(mode: str, splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
     """gpu, disk or none: what --cache means for the images of `splits` at `size` pixels.
 
-    auto takes the GPU if they leave RESERVE, or half if that is less, of its free memory; else a memory-mapped file if
-    the disk has room; else images are decoded in every epoch. The system keeps in memory what it can of a mapped file,
+    auto takes the GPU if they leave RESERVE, or half if that is less, of its free memory; else a file if
+    the disk has room; else images are decoded in every epoch. The system keeps in memory what it can of a file,
     one copy for all processes, and gives it up when memory is asked for: it is read as fast as an array of our own, and
     no limit on memory (cgroup, SLURM) is ever exceeded by it.
     """
@@ -188,7 +191,7 @@ def open_images(
     if where == "gpu":
         resident = torch.empty(kept.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(kept), MOVED):
-            resident[start : start + MOVED] = torch.from_numpy(np.array(kept[start : start + MOVED]))
+            resident[start : start + MOVED] = torch.from_numpy(kept[start : start + MOVED])
         kept = resident
     return Images(paths, size, kept, workers)
 

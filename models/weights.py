@@ -87,6 +87,22 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
+def check_finite(value: object) -> None:
+    """Raises ValueError where a tensor, in dicts and lists of any depth, has a number that is complex or not finite."""
+    if isinstance(value, Tensor) and (value.is_complex() or not torch.isfinite(value).all()):
+        raise ValueError("it holds numbers that are complex or not finite")
+    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
+        check_finite(part)
+
+
+def check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
+    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones, or the other way round:
+    PyTorch would round them."""
+    for name, tensor in state.items():
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+            raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
+
+
 def load_weights(
     network: nn.Module, path: str | Path, head: tuple[str, ...], rename: tuple[str, str] = ("network.", "")
 ) -> None:

@@ -19,13 +19,13 @@ from PIL import Image
 import run_folder
 from util.files import read_json
 
-# main.py with small blocks, recorded at once, so that a toy's passes have many moments to be killed in
+# main.py with small blocks, so that a toy's passes have many moments to be killed in
 DRIVER = f"""
 import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 import datasets.images, main
-from util import errors, row_cache
-row_cache.SAVE_SECONDS, datasets.images.DECODED = 0.0, 2
+from util import errors
+datasets.images.DECODED = 2
 errors.run_script(lambda: main.main(sys.argv[1:]))
 """
 MOMENTS = {  # what there is to be seen from outside when a stage has begun, and how long it lasts at most

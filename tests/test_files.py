@@ -1,11 +1,12 @@
 """Files are whole or absent, and passes go on where they stopped."""
 
+import os
 import threading
 
 import numpy as np
 import pytest
 
-from util import files, row_cache
+from util import files
 from util.errors import UserError
 from util.row_cache import cached_rows
 
@@ -20,8 +21,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
+def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path):
     truth, asked = np.arange(60, dtype=np.float32).reshape(20, 3), []
 
     def rows_from(rows, stop_at=99):
@@ -35,9 +35,9 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         cached_rows(path, truth.shape, np.float32, lambda rows: rows_from(rows, 8), "test")
     assert not path.exists()
-    assert (cached_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
+    assert (cached_rows(path, truth.shape, np.float32, rows_from, "test")[:] == truth).all()
     assert asked == [[*range(20)], [*range(8, 20)]]
-    assert (cached_rows(path, truth.shape, np.float32, rows_from, "test") == truth).all()
+    assert (cached_rows(path, truth.shape, np.float32, rows_from, "test")[[3, 1]] == truth[[3, 1]]).all()
     assert len(asked) == 2
     assert {file.name for file in tmp_path.iterdir()} <= {"rows.npy", ".rows.npy.lock"}
 
@@ -65,25 +65,47 @@ def all_twos(rows):
     return [np.full((len(rows), 3), 2, np.float32)]
 
 
-def test_rows_written_after_the_last_record_are_written_again(tmp_path, monkeypatch):
-    """As after a power cut: what was not recorded is worth nothing."""
-    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
+def damaged(path, where: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[where] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("where, ones", [(-1, 2), (-45, 1), (-60, 1)])  # a hole, a checksum, values
+def test_rows_of_a_partial_file_that_are_not_whole_are_written_again(tmp_path, where, ones):
+    """As after a power cut."""
     path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
     with pytest.raises(KeyboardInterrupt):
         cached_rows(path, (4, 3), np.float32, two_rows, "test")
-    content = bytearray(partial.read_bytes())
-    content[-24:] = b"never recorded, so worth"
-    partial.write_bytes(content)
-    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [1, 1, 2, 2]
+    damaged(partial, where)
+    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:][:, 0].tolist() == [1] * ones + [2] * (4 - ones)
 
 
-def test_a_partial_file_of_another_size_is_begun_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
+@pytest.mark.parametrize("where", [-1, -12, -70])
+def test_a_row_of_a_finished_file_that_was_changed_is_told(tmp_path, where):
+    rows = cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")
+    damaged(tmp_path / "rows.npy", where)
+    with pytest.raises(UserError, match=r"rows\.npy: row \d is damaged.*remove it, and it is made again"):
+        cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")[:]
+    assert rows.shape == (4, 3)
+
+
+def test_a_file_that_is_cut_short_while_it_is_read_is_told(tmp_path):
+    """A mapped file would end the process with SIGBUS."""
+    rows = cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")
+    os.truncate(tmp_path / "rows.npy", 100)
+    with pytest.raises(UserError, match="row 0 is damaged, or the file was cut short"):
+        rows[np.array([0, 3])]
+    with pytest.raises(UserError, match="is not an array of"):
+        cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")
+
+
+def test_a_partial_file_of_another_size_is_begun_again(tmp_path):
     path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
     with pytest.raises(KeyboardInterrupt):
         cached_rows(path, (4, 3), np.float32, two_rows, "test")
     partial.write_bytes(partial.read_bytes()[:-1])
-    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:, 0].tolist() == [2, 2, 2, 2]
+    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:][:, 0].tolist() == [2, 2, 2, 2]
 
 
 def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path):
@@ -104,7 +126,7 @@ def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path):
         thread.start()
     for thread in threads:
         thread.join()
-    assert calls == [5] and len(results) == 2 and all((result == 1).all() for result in results)
+    assert calls == [5] and len(results) == 2 and all((result[:] == 1).all() for result in results)
 
 
 def test_a_lock_that_may_not_wait_says_who_holds_it(tmp_path):

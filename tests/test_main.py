@@ -31,6 +31,9 @@ FILES = {
     "best.pt",
     "model.safetensors",
     "model.json",
+    "images.npz",
+    "pseudo_labels.json",
+    "pseudo_labels.png",
     "test.json",
     "per_class.csv",
     "predictions.npz",
@@ -180,7 +183,7 @@ def test_the_epoch_is_chosen_by_observed_validation_labels_where_asked_for(toy, 
 
 
 def weights_of(result: dict) -> torch.Tensor:
-    return torch.load(Path(result["folder"]) / "best.pt", weights_only=True)["network.fc.weight"]
+    return torch.load(Path(result["folder"]) / "best.pt", weights_only=True)["model"]["network.fc.weight"]
 
 
 def test_the_rate_is_the_one_that_was_asked_for(toy):

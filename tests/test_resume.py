@@ -55,7 +55,7 @@ DEATHS = [
     (engine, "predict", 4),
     (run_folder.Run, "save", 3),
     (run_folder.Run, "finish", 1),
-    (run_folder, "draw_curves", 1),
+    (run_folder, "write_json", 2),
 ]
 
 
@@ -140,7 +140,7 @@ def test_a_run_is_not_resumed_on_other_data(toy, monkeypatch):
         with pytest.raises(Stopped):
             main.main(toy_arguments(toy))
     Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(toy / "images/val/000.png")
-    with pytest.raises(UserError, match=r"not those that .* began with"):
+    with pytest.raises(UserError, match=r"1 hold another picture \(test val/000.png\); put those back"):
         main.main(toy_arguments(toy, "--resume"))
 
 

@@ -16,7 +16,6 @@ from datasets.images import decode
 from models import clip, teachers
 from models.teachers import ClipTeacher, FileTeacher, patches
 from models.teachers import clip as clip_teacher
-from util import row_cache
 from util.errors import UserError
 
 
@@ -200,7 +199,6 @@ def test_the_cache_is_filled_once_and_keyed_by_all_that_matters(toy, tiny_clip, 
 def test_an_interrupted_pass_goes_on_where_it_stopped(toy, tiny_clip, tmp_path, monkeypatch):
     teacher, splits = teaching(toy, tiny_clip)
     whole = scores(teacher, splits, tmp_path / "one", batch_size=4)
-    monkeypatch.setattr(row_cache, "SAVE_SECONDS", 0.0)
     starts, real_score = [], clip_teacher.score
 
     def stopping(scorer, paths, rows, *rest, **more):

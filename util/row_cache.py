@@ -1,7 +1,12 @@
-"""An array in a file that is computed row by row, once, and goes on where it was interrupted."""
+"""An array in a file that is computed row by row, once, and goes on where it was interrupted.
 
+Each row is followed by its checksum, which says whether the row is there and whole: in a file that is not finished, in
+one whose disk has failed, in one that somebody has cut short.
+"""
+
+import errno
+import math
 import os
-import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from io import BytesIO
@@ -9,12 +14,89 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import xxhash
 
 from util import distributed
 from util.errors import UserError, why
-from util.files import locked, sync, write_array, write_json
+from util.files import locked, open_regular, sync, write_json
 
-SAVE_SECONDS = 5.0  # how much of an interrupted pass may be lost; a save costs one fsync
+MEND = "remove it, and it is made again"
+SUM = np.dtype("<u8")  # of a checksum
+
+
+class RowFile:
+    """(N, ...) rows in a file, of which any are read at a time, by an array of their numbers or a slice.
+
+    They are read into memory of our own and not mapped: a file that is cut short, or a disk that fails, is an error
+    that names it, and not the end of the process. Raises UserError for these, and for a file of anything else.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, ...], dtype: np.dtype | type, file: object = None) -> None:
+        self.path, self.shape, self.dtype = path, shape, np.dtype(dtype)
+        self.row = math.prod(shape[1:])  # values in a row
+        self.stride = self.row * self.dtype.itemsize + SUM.itemsize
+        self.file = file or open_regular(path, MEND)
+        header = _header(shape, self.dtype)
+        self.start, size = len(header), len(header) + shape[0] * self.stride
+        if os.fstat(self.file.fileno()).st_size != size or os.pread(self.file.fileno(), len(header), 0) != header:
+            raise UserError(f"{path} is not an array of {shape} {self.dtype} with checksums; {MEND}")
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __array__(self, dtype: object = None, copy: bool | None = None) -> np.ndarray:
+        return self[:].astype(dtype or self.dtype, copy=False)
+
+    def __getitem__(self, rows: np.ndarray | slice) -> np.ndarray:
+        rows = np.arange(len(self))[rows]
+        values, whole = self.read(rows)
+        if not whole.all():
+            raise UserError(f"{self.path}: row {rows[np.argmin(whole)]} is damaged, or the file was cut short; {MEND}")
+        return values
+
+    def read(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The values of rows, (M, ...), and which of them agree with their checksums, (M,) bool."""
+        values, sums = np.empty((len(rows), *self.shape[1:]), self.dtype), np.zeros(len(rows), SUM)
+        whole = np.zeros(len(rows), dtype=bool)
+        try:
+            for place, (row, value) in enumerate(zip(rows.tolist(), self._bytes(values), strict=True)):
+                os.preadv(self.file.fileno(), [value, sums[place : place + 1]], self.start + row * self.stride)
+                whole[place] = sums[place] == _sum(value)
+        except OSError as error:
+            raise UserError(f"{self.path} cannot be read ({why(error)}); {MEND}") from None
+        return values, whole
+
+    def write(self, rows: np.ndarray, values: np.ndarray) -> None:
+        """Raises OSError where there is no room."""
+        values = np.ascontiguousarray(values, dtype=self.dtype)
+        for row, value in zip(rows.tolist(), self._bytes(values), strict=True):
+            parts = [value, np.array([_sum(value)], SUM)]
+            if os.pwritev(self.file.fileno(), parts, self.start + row * self.stride) != self.stride:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def done(self) -> np.ndarray:
+        """(N,) bool: the rows that are there, and whole."""
+        done, end = np.zeros(len(self), dtype=bool), self.stride - SUM.itemsize
+        for row in range(len(self)):  # what was not written yet is a hole, of zeros: its values are not read
+            if any(os.pread(self.file.fileno(), SUM.itemsize, self.start + row * self.stride + end)):
+                done[row] = self.read(np.array([row]))[1][0]
+        return done
+
+    def _bytes(self, values: np.ndarray) -> np.ndarray:
+        """(M, ...) -> (M, bytes of a row) uint8, of the same memory."""
+        return values.reshape(len(values), self.row).view(np.uint8)
+
+
+def _sum(content: np.ndarray) -> int:
+    """Never 0, which is what a hole in a file holds."""
+    return xxhash.xxh3_64_intdigest(content) or 1
+
+
+def _header(shape: tuple[int, ...], dtype: np.dtype) -> bytes:
+    header, row = BytesIO(), np.dtype([("values", dtype, shape[1:]), ("sum", SUM)])
+    about = {"descr": np.lib.format.dtype_to_descr(row), "fortran_order": False, "shape": shape[:1]}
+    np.lib.format.write_array_header_2_0(header, about)
+    return header.getvalue()
 
 
 def cached_rows(
@@ -24,16 +106,14 @@ def cached_rows(
     rows_from: Callable[[np.ndarray], Iterable[np.ndarray]],
     description: str,
     about: object = None,
-) -> np.ndarray:
-    """The array at `path` (.npy), memory-mapped; computed first where the file is absent.
+) -> RowFile:
+    """The array at `path` (.npy); computed first where the file is absent.
 
     rows_from(rows)  yields, block by block, the values of `rows`, (M,) int64 in ascending order
     about            what the file's name stands for: written beside it as JSON, for people
 
-    The processes of a run divide the missing rows among themselves. Each records every few seconds which rows are
-    done, so an interrupted pass goes on where it stopped, with any number of processes. Of two runs that want the same
-    file one computes it and the other waits. The file is written with plain writes, not through a memory map, so a
-    full disk is an OSError and not a SIGBUS.
+    The processes of a run divide the missing rows among themselves. An interrupted pass goes on where it stopped, with
+    any number of processes. Of two runs that want the same file one computes it and the other waits.
     """
     path = Path(path)
     if distributed.maximum(not path.exists()):
@@ -49,30 +129,18 @@ def cached_rows(
                         "--cache-root. What is done is kept"
                     ) from None
             distributed.wait_for_file(path)
-    try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UserError(f"{path} is damaged ({why(error)}); remove it, and it is made again") from None
-    if rows.shape != shape:
-        raise UserError(f"{path} is {rows.shape}, expected {shape}; remove it, and it is made again")
-    return rows
+    return RowFile(path, shape, dtype)
 
 
 def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Callable, description: str) -> None:
     partial = path.with_name(f".{path.name}.partial")  # of its full size at once, with holes
-    record = path.with_name(f".{path.name}.rows{distributed.rank()}")  # (N,) bool: the rows that are on the disk
-    header = BytesIO()
-    about = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
-    np.lib.format.write_array_header_2_0(header, about)
-    row_bytes = int(np.prod(shape[1:], dtype=np.int64)) * dtype.itemsize
     done = np.zeros(shape[0], dtype=bool)
     if distributed.is_main():
-        done |= _begin(path, partial, header.getvalue(), row_bytes, shape[0])
+        done |= _begin(partial, shape, dtype)
     distributed.broadcast([torch.from_numpy(done.view(np.uint8))])
     distributed.wait_for_file(partial)
     missing = np.flatnonzero(~done)
-    mine = missing[distributed.shard(len(missing))]
-    saved = time.monotonic()
+    mine, start = missing[distributed.shard(len(missing))], 0
     try:
         with (
             open(partial, "r+b") as file,
@@ -80,51 +148,29 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
                 total=shape[0], initial=len(done) - len(mine), desc=description, unit="image"
             ) as bar,
         ):
-
-            def save() -> None:
-                file.flush()
-                os.fsync(file.fileno())
-                write_array(record, done)
-
-            start = 0
+            rows = RowFile(partial, shape, dtype, file)
             for block in rows_from(mine) if len(mine) else ():
-                rows = mine[start : start + len(block)]
-                for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(rows) != 1) + 1):
-                    file.seek(len(header.getvalue()) + int(rows[run[0]]) * row_bytes)
-                    file.write(np.ascontiguousarray(block[run], dtype=dtype).data)
-                done[rows] = True
+                rows.write(mine[start : start + len(block)], block)
                 start += len(block)
                 bar.update(len(block))
-                if time.monotonic() - saved > SAVE_SECONDS:
-                    save()
-                    saved = time.monotonic()
             assert start == len(mine), f"{description}: {start} rows of {len(mine)}"
-            save()
+            os.fsync(file.fileno())
     finally:
-        if distributed.world_size() == 1 and not _records(path):  # nothing was recorded: leave nothing behind
+        if distributed.world_size() == 1 and not start and not done.any():  # leave nothing behind
             partial.unlink(missing_ok=True)
     distributed.barrier()
     if distributed.is_main():
         os.replace(partial, path)
         sync(path.parent)
-        for finished in _records(path):
-            finished.unlink()
 
 
-def _records(path: Path) -> list[Path]:
-    return list(path.parent.glob(f".{path.name}.rows[0-9]*"))
-
-
-def _begin(path: Path, partial: Path, header: bytes, row_bytes: int, num_rows: int) -> np.ndarray:
-    """Make the partial file, or find one; (N,) bool: the rows in it that are recorded as done."""
-    size, done = len(header) + num_rows * row_bytes, np.zeros(num_rows, dtype=bool)
-    if partial.exists() and partial.stat().st_size == size:
-        for record in _records(path):
-            done |= np.load(record, allow_pickle=False)
-        return done
-    for record in _records(path):
-        record.unlink()
+def _begin(partial: Path, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Make the partial file, or find one; (N,) bool: the rows that are in it."""
+    try:
+        return RowFile(partial, shape, dtype).done()
+    except UserError:  # absent, or another program's, or cut short
+        partial.unlink(missing_ok=True)
     with open(partial, "wb") as file:
-        file.write(header)
-        file.truncate(size)
-    return done
+        file.write(header := _header(shape, dtype))
+        file.truncate(len(header) + shape[0] * (math.prod(shape[1:]) * dtype.itemsize + SUM.itemsize))
+    return np.zeros(shape[0], dtype=bool)
