@@ -54,6 +54,7 @@ def uneven(tmp_path) -> Path:
     [
         ("-l", "EM_PL", "--batch-size", "8"),  # a last batch of 7: 4 and 3
         ("-l", "EM_APL", "--batch-size", "22", "--warmup-epochs", "1"),  # of 1: one process has none of it
+        ("-l", "an", *"--mode linear --linear-epochs 3 --linear-batch-size 8 --ema 0.9 --schedule cosine".split()),
         ("-l", "role", "--batch-size", "22"),  # learns estimates beside the weights, and regularises the whole batch
     ],
 )
