@@ -16,6 +16,7 @@ from PIL import Image
 import pseudo_labels
 from config import Config
 from datasets import Classes, MultiLabelDataset, files
+from datasets.content import content_keys
 from models import teachers
 from reporting.runs import Run, read_predictions
 from util import devices
@@ -216,9 +217,8 @@ def _pseudo(
         notes.append(f"pseudo-labels are not shown: {config.teacher} would take a while to score these images")
     else:
         chosen, num_labels = images[rows], len(names)
-        split = MultiLabelDataset(
-            root or Path(), chosen, files.image_stats(root or Path(), chosen), None, np.zeros((len(rows), num_labels))
-        )
+        keys = content_keys(root or Path(), chosen)
+        split = MultiLabelDataset(root or Path(), chosen, keys, None, np.zeros((len(rows), num_labels)))
         try:
             classes = files.read_classes(config.folder, num_labels)
             with tempfile.TemporaryDirectory() as folder:

@@ -14,7 +14,14 @@ from util.errors import UserError
 @pytest.fixture
 def run(tmp_path):
     with ThreadPoolExecutor(1) as thread:
-        yield Run(tmp_path, None, torch.device("cpu"), thread)
+        run = Run(tmp_path, {"identity": {}, "data_key": ""}, {}, None, torch.device("cpu"), thread)
+        run.make_again()
+        yield run
+
+
+def written(run: Run) -> set[str]:
+    """The files beside those that describe the run."""
+    return {path.name for path in run.folder.iterdir()} - {"config.json", "images.npz"}
 
 
 @pytest.fixture
@@ -26,7 +33,7 @@ def gate(run, monkeypatch) -> Event:
 
 
 def state(value: float) -> dict:
-    return {"model": {"weight": torch.full((4,), value)}, "history": [{"epoch": 1}]}
+    return {"model": {"weight": torch.full((4,), value)}, "history": [{"epoch": 1}], "best": {"epoch": 1}}
 
 
 def test_training_goes_on_while_its_state_of_before_is_written(run, gate):
@@ -35,11 +42,11 @@ def test_training_goes_on_while_its_state_of_before_is_written(run, gate):
     run.save_best(saved["model"])
     saved["model"]["weight"].fill_(2.0)
     saved["history"].append({"epoch": 2})
-    assert not list(run.folder.iterdir())
+    assert not written(run)
     gate.set()
     run.wait()
     assert read_tensors(run.folder / "last.pt")["model"]["weight"].tolist() == [1.0] * 4
-    assert read_tensors(run.folder / "best.pt")["weight"].tolist() == [1.0] * 4
+    assert read_tensors(run.folder / "best.pt")["model"]["weight"].tolist() == [1.0] * 4
     assert (run.folder / "metrics.jsonl").read_text() == '{"epoch": 1}\n'
 
 
@@ -57,4 +64,4 @@ def test_a_write_that_failed_is_told_and_nothing_is_written_after_it(run, gate, 
     arguments = {"save": [state(2.0)], "load_best": [torch.nn.Linear(1, 1)], "wait": []}[told_by]
     with pytest.raises(UserError, match="is the disk full"):
         getattr(run, told_by)(*arguments)
-    assert not list(run.folder.iterdir())
+    assert not written(run)

@@ -110,7 +110,7 @@ def test_boostlu_trains(toy):
     network = models.load(result["folder"], "cpu").network
     assert network.network.head.weight.shape == (3, 96, 1, 1)
     state = torch.load(Path(result["folder"]) / "best.pt", weights_only=True)
-    assert torch.equal(network.network.head.weight, state["network.head.weight"])
+    assert torch.equal(network.network.head.weight, state["model"]["network.head.weight"])
 
 
 def test_a_timm_model_without_published_weights_is_told():
