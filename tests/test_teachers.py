@@ -326,6 +326,8 @@ def test_the_score_of_patches_is_the_largest_of_a_softmax_over_the_classes(toy, 
         features = patches.patch_features(scorer.clip.visual, (image / 255 - scorer.mean) / scorer.std)[0]
         scores = torch.softmax(100 * torch.nn.functional.normalize(features, dim=1) @ scorer.text_features.T, dim=1)
     assert np.exp(found[3] / 0.01) == pytest.approx(scores.amax(dim=0).numpy(), abs=1e-4)
+    half = views(replace(teacher, precision="bf16"), splits, tmp_path / "cache")[1]
+    assert 0 < np.abs(half - found).max() < 2e-3
 
 
 def test_a_teacher_without_a_ViT_has_no_patches(toy, tmp_path):

@@ -48,7 +48,8 @@ def attention(block: nn.Module, tokens: Tensor) -> Tensor:
     total = 0
     for part in (0, 1):
         vectors = heads(block, tokens, part)
-        total = total + torch.softmax(vectors @ vectors.transpose(2, 3) / vectors.shape[3] ** 0.5, dim=3)
+        vectors = vectors / vectors.shape[3] ** 0.25  # before the product, whose squares float16 may not hold
+        total = total + torch.softmax(vectors @ vectors.transpose(2, 3), dim=3)
     return total
 
 
