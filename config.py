@@ -91,6 +91,7 @@ class Config:
     image_root: str | None = option(RUN, None, "where the images lie, if not where the formatted files say", metavar="DIR")
     cache_root: str | None = option(RUN, None, "folder for caches, if not the folder that holds the data set", metavar="DIR")
     results_dir: str = option(RUN, "results", "folder that holds the runs", metavar="DIR")
+    tensorboard: bool = option(RUN, False, "write loss and validation mAP for TensorBoard too, into the run's folder")
     resume: bool = option(RUN, False, "continue an unfinished run of the same identity, if there is one")
     overwrite: bool = option(RUN, False, "start over, deleting what a run of the same identity left")
     # fmt: on

@@ -417,11 +417,7 @@ class Training:
         reported = time.monotonic()
         self.loss_function.start_epoch(self.epoch)
         self.step.network.train()
-        bar = distributed.progress_bar(
-            total=len(losses), initial=start, desc=f"epoch {self.epoch}", unit="batch", leave=False,
-            mininterval=REPORT_SECONDS,
-        )  # fmt: skip
-        with bar:
+        with distributed.progress_bar(len(images), f"epoch {self.epoch}", start * self.step.batch_size) as bar:
             batches_here = zip(mine, images.stream(mine, self.device), on_device(mine, self.device), strict=True)
             for rows, pixels, index in batches_here:
                 number = (self.epoch - 1) * self.num_steps + self.steps  # of the step, from 0 over the whole training
@@ -434,7 +430,7 @@ class Training:
                 if self.average:
                     self.average.update(self.model, number + 1)
                 self.steps += 1
-                bar.update()
+                bar.update(len(batches[self.steps - 1]))
                 if time.monotonic() - reported > REPORT_SECONDS:  # in a single process, the only wait for the device
                     reported = time.monotonic()
                     check_finite(losses[: self.steps], self.epoch)
@@ -489,7 +485,7 @@ def predict(
     probs = torch.zeros(len(images), num_labels, device=device)
     mine = distributed.shard(len(images))
     batches = torch.arange(mine.start, mine.stop).split(batch_size) if len(mine) else ()
-    with distributed.progress_bar(total=len(mine), desc=name, unit="image", leave=False) as bar:
+    with distributed.progress_bar(len(mine), name) as bar:
         for rows, batch in zip(batches, images.stream(batches, device), strict=True):
             with autocast(device, precision):
                 logits = model(model.to_input(batch))

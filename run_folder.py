@@ -129,6 +129,7 @@ class Run:
     checkpoint  the state to resume from, or None
     device      of the states that are saved
     thread      writes the checkpoints
+    tensorboard  whether the history is written for TensorBoard too
     """
 
     def __init__(
@@ -139,11 +140,13 @@ class Run:
         checkpoint: dict | None,
         device: torch.device,
         thread: ThreadPoolExecutor,
+        tensorboard: bool = False,
     ) -> None:
         self.folder, self.about, self.images, self.checkpoint = folder, about, images, checkpoint
         self.device, self.thread = device, thread
         self.key = digest(about["identity"], about["data_key"])
         self.best_epoch, self.best_file = 0, None
+        self.events = Events(folder / "tensorboard") if tensorboard and distributed.is_main() else None
         self.writing: Future | None = None
 
     def keep_pseudo_labels(self, about: dict) -> None:
@@ -196,6 +199,8 @@ class Run:
     def write_history(self, history: list[dict]) -> None:
         with atomic(self.folder / "metrics.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in history))
+        if self.events:
+            self.events.write(history)
 
     def save_best(self, model: dict) -> None:
         """Write best.pt, the weights of the epoch that the last saved state calls the best; last.pt, which is written
@@ -295,6 +300,24 @@ def load_best(
             check_kinds(best["model"], model.state_dict())
             model.load_state_dict(best["model"])
     distributed.broadcast(model.state_dict().values())
+
+
+class Events:
+    """The history as TensorBoard reads it, written anew by a run that is resumed."""
+
+    def __init__(self, folder: Path) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # imports TensorBoard, which no other run needs
+
+        self.writer, self.written = SummaryWriter(str(folder), purge_step=1), 0
+
+    def write(self, history: list[dict]) -> None:
+        """Write the epochs that are not there yet."""
+        for row in history[self.written :]:
+            for name in ("train_loss", "val_mAP"):
+                if row.get(name) is not None:
+                    self.writer.add_scalar(name, row[name], row["epoch"])
+        self.written = len(history)
+        self.writer.flush()
 
 
 def write_tensors(path: Path, state: dict) -> None:
@@ -409,7 +432,7 @@ def open_run(config: Config, splits: Splits, device: torch.device) -> Iterator[R
             raise UserError(f"the labels are not those that {folder} began with; {RESTART}")
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
         with ThreadPoolExecutor(1, "checkpoints") as thread:
-            run = Run(folder, about, images, checkpoint, device, thread)
+            run = Run(folder, about, images, checkpoint, device, thread, config.tensorboard)
             try:
                 yield run
             finally:

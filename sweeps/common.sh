@@ -4,7 +4,8 @@
 #   LIST=1 sweeps/seeds.sh -d coco                            # only print the lines (for sweeps/slurm.sh)
 #
 # A finished run is skipped, a broken one goes on. A run that fails does not stop the others; it is listed at the end
-# with its log, and the sweep's exit status is then 1.
+# with its log, and the sweep's exit status is then 1. Last comes the table of the sweep's runs, with a page beside the
+# logs.
 
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -16,14 +17,20 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
     local gpus=($GPUS) log # named by the end of the arguments, where a sweep puts what varies, and a checksum of all
     log="$LOGS/$(printf '%s' "$*" | tr -cs 'A-Za-z0-9.' '_' | tail -c 60)_$(printf '%s' "$*" | cksum | cut -d ' ' -f 1).log"
     echo "start  $*"
+    echo "$*" >>"$LOGS/started"
     if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" "$@" >"$log" 2>&1; then
+        sed -n 's/^results: //p; s/^finished: .* in \(.*\) (--overwrite.*/\1/p' "$log" | tail -n 1 >>"$LOGS/folders"
         echo "done   $*: $(grep -h 'test mAP' "$log" | tail -n 1)"
     else
         echo "FAILED $*: $(tail -n 1 "$log")"
         echo "$*: $log" >>"$LOGS/failed"
     fi
+    local finished=$(lines_of folders) failed=$(lines_of failed)
+    echo "       $finished of $TOTAL finished, $(($(lines_of started) - finished - failed)) running, $failed failed"
 }
-export -f run_one
+
+lines_of() { [ -e "$LOGS/$1" ] && wc -l <"$LOGS/$1" || echo 0; }
+export -f run_one lines_of
 
 run_all() { # its lines come from a redirection, not a pipe: a pipe would put it into a shell that hears no signal
     if [ -n "${LIST:-}" ]; then
@@ -31,8 +38,11 @@ run_all() { # its lines come from a redirection, not a pipe: a pipe would put it
         return
     fi
     command -v "$PYTHON" >/dev/null || { echo "PYTHON=$PYTHON: no such program" >&2 && exit 2; }
-    mkdir -p "$LOGS" && rm -f "$LOGS/failed" || exit 2
-    setsid xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all <&0 &
+    mkdir -p "$LOGS" && rm -f "$LOGS"/{started,folders,failed} || exit 2
+    local lines folders page
+    mapfile -t lines
+    export TOTAL=${#lines[@]}
+    setsid xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all < <(printf '%s\n' "${lines[@]}") &
     local group=$! status
     trap 'stop_all "$group" 130' INT
     trap 'stop_all "$group" 143' TERM
@@ -41,6 +51,11 @@ run_all() { # its lines come from a redirection, not a pipe: a pipe would put it
     if [ -e "$LOGS/failed" ]; then
         echo "failed runs, each with its log:"
         cat "$LOGS/failed"
+    fi
+    if [ -s "$LOGS/folders" ]; then
+        mapfile -t folders <"$LOGS/folders"
+        page="$LOGS/$(basename "$0" .sh)"
+        echo && "$PYTHON" report.py "${folders[@]}" --csv "$page.csv" --html "$page.html"
     fi
     [ $status = 0 ] && [ ! -e "$LOGS/failed" ]
 }

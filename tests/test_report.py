@@ -1,16 +1,23 @@
 """The tables of finished runs, and what report.py says of folders that are not what they should be."""
 
 import csv
+import io
 import json
 import os
+import sys
 import threading
 import time
 from pathlib import Path
 
 import pytest
+from conftest import REPOSITORY
 
 import report
 from reporting import tables
+from util.distributed import progress_bar
+
+sys.path.append(str(REPOSITORY / "docs"))
+import make_tables
 
 GARBAGE = {
     "cut short": '{"test_mAP": 70.0, "chos',
@@ -241,3 +248,37 @@ def test_a_thousand_runs_take_seconds(tmp_path, capsys):
     out = lines(capsys, *tmp_path.iterdir())
     assert time.process_time() - began < 5
     assert sum(line.startswith("| EM_PL (threshold") for line in out) == 100
+
+
+def test_the_table_of_the_readme_is_what_its_runs_say():
+    if not make_tables.RUNS.exists():
+        pytest.skip(f"{make_tables.RUNS.name} is not there yet")
+    make_tables.main(["--check"])
+
+
+def test_a_table_of_the_readme_that_is_stale_is_one_line(tmp_path, monkeypatch, fails):
+    for seed, test_map in ((0, 91.0), (1, 92.0)):
+        write_run(tmp_path / "runs", "digits", "EM_PL", seed, test_map, model="timm:test_resnet")
+        write_run(tmp_path / "runs", "digits", "bce", seed, test_map + 5, model="timm:test_resnet")
+    report.main([str(tmp_path / "runs"), "--csv", str(tmp_path / "digits_runs.csv")])
+    (tmp_path / "README.md").write_text("before\n<!-- table: digits -->\nold\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(make_tables, "README", tmp_path / "README.md")
+    monkeypatch.setattr(make_tables, "RUNS", tmp_path / "digits_runs.csv")
+    assert "python docs/make_tables.py" in fails(make_tables.main, ["--check"])
+    make_tables.main([])
+    make_tables.main(["--check"])
+    text = (tmp_path / "README.md").read_text()
+    assert "| **EM_PL** | " in text and " | **91.50 ± 0.71 (n 2)** |" in text and "| bce | " in text
+    assert text.startswith("before\n") and text.endswith("\nafter\n")
+
+
+def test_a_bar_shows_images_per_second_and_the_time_left_and_a_log_file_stays_quiet(tmp_path, monkeypatch):
+    for terminal in (True, False):
+        file = io.StringIO()
+        file.isatty = lambda terminal=terminal: terminal
+        monkeypatch.setattr(sys, "stderr", file)
+        with progress_bar(100, "epoch 1", 8) as bar:
+            bar.update(16)
+            bar.refresh()
+        text = file.getvalue()
+        assert ("24/100 images" in text and "images/s" in text and "left" in text) if terminal else text == ""

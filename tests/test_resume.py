@@ -4,6 +4,7 @@ import itertools
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +188,17 @@ def test_two_processes_do_not_share_a_run(toy, fails):
     folder = Path(config.results_dir) / run_folder.run_name(main.replace(config, precision="float32"))
     with locked(folder):
         assert "is being run by another process" in fails(main.main, toy_arguments(toy))
+
+
+def test_the_history_is_written_for_tensorboard_once_also_by_a_run_that_was_resumed(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    history = [{"epoch": epoch, "train_loss": 1 / epoch, "val_mAP": 50.0 + epoch} for epoch in (1, 2, 3)]
+    run_folder.Events(tmp_path).write(history[:2])
+    time.sleep(1.1)  # event files are named by the second
+    resumed = run_folder.Events(tmp_path)
+    resumed.write(history[:2])
+    resumed.write(history)
+    events = EventAccumulator(str(tmp_path)).Reload()
+    assert [(event.step, event.value) for event in events.Scalars("val_mAP")] == [(1, 51.0), (2, 52.0), (3, 53.0)]
+    assert len(events.Scalars("train_loss")) == 3

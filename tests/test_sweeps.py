@@ -26,9 +26,15 @@ def test_a_sweep_skips_what_is_finished_and_lists_what_failed(toy):
     made = {path: path.stat().st_mtime_ns for path in results.glob("*/test.json")}
     assert len(made) == 2
 
+    logs = toy.parent / "logs"
+    assert "2 of 2 finished, 0 running, 0 failed" in first.stdout
+    assert f"page: {logs}/seeds.html" in first.stdout and "(n 2" in first.stdout
+    assert (logs / "seeds.html").exists() and (logs / "seeds.csv").exists()
+
     second = sweep("seeds.sh", toy, SEEDS="0 -1 1")  # -1 is no seed
     assert second.returncode == 1
     assert "failed runs, each with its log:" in second.stdout
+    assert "2 of 3 finished, 0 running, 1 failed" in second.stdout and "(n 2" in second.stdout
     (log,) = [line.rsplit(": ", 1)[1] for line in second.stdout.splitlines() if line.endswith(".log")]
     assert "--seed must lie in" in Path(log).read_text()
     assert {path: path.stat().st_mtime_ns for path in results.glob("*/test.json")} == made

@@ -124,6 +124,12 @@ def wait_for_file(path: Path) -> None:
         time.sleep(0.1)
 
 
-def progress_bar(**options) -> tqdm:
-    """A progress bar on the terminal of the main process."""
-    return tqdm(**options, disable=None if is_main() else True)
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left{postfix}"
+
+
+def progress_bar(total: int, desc: str, initial: int = 0) -> tqdm:
+    """A bar over images, with images per second and the time left: on the terminal of the main process, and nowhere
+    else, so that a log file stays quiet."""
+    quiet = None if is_main() else True  # None: unless it is a terminal
+    look = dict(unit=" images", bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=1.0)
+    return tqdm(total=total, desc=desc, initial=initial, disable=quiet, **look)

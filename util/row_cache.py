@@ -144,9 +144,7 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
     try:
         with (
             open(partial, "r+b") as file,
-            distributed.progress_bar(
-                total=shape[0], initial=len(done) - len(mine), desc=description, unit="image"
-            ) as bar,
+            distributed.progress_bar(shape[0], description, len(done) - len(mine)) as bar,
         ):
             rows = RowFile(partial, shape, dtype, file)
             for block in rows_from(mine) if len(mine) else ():
