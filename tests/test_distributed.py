@@ -53,9 +53,9 @@ def uneven(tmp_path) -> Path:
     "more",
     [
         ("-l", "EM_PL", "--batch-size", "8"),  # a last batch of 7: 4 and 3
-        ("-l", "EM_APL", "--batch-size", "22", "--warmup-epochs", "1"),  # of 1: one process has none of it
+        ("-l", "role", "--batch-size", "22"),  # of 1: one process has none of it; estimates are learned by both
+        pytest.param(("-l", "EM_APL", "--batch-size", "22", "--warmup-epochs", "1"), marks=pytest.mark.slow),
         ("-l", "an", *"--mode linear --linear-epochs 3 --linear-batch-size 8 --ema 0.9 --schedule cosine".split()),
-        ("-l", "role", "--batch-size", "22"),  # learns estimates beside the weights, and regularises the whole batch
     ],
 )
 def test_two_processes_compute_what_one_computes(uneven, tmp_path, more):
