@@ -7,6 +7,7 @@ published. Archives are extracted without leaving the target folder, then delete
 """
 
 import json
+import lzma
 import sys
 import tarfile
 import urllib.request
@@ -100,6 +101,13 @@ def fetch(remote: Remote, folder: Path) -> Path:
     return path
 
 
+def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
+    """The member, if it is a file or a folder that lies below `path`. A chain of links can lead out of it."""
+    if not (member.isfile() or member.isdir()):
+        raise tarfile.TarError(f"{member.name} is a link or a device")
+    return tarfile.data_filter(member, path)
+
+
 def extract(archive: Path, folder: Path) -> None:
     """Extract below `folder`; a member that would leave it, by path or by link, is refused."""
     print(f"extracting {archive.name}")
@@ -109,14 +117,14 @@ def extract(archive: Path, folder: Path) -> None:
                 file.extractall(folder)  # drops roots and ".." from names
         else:
             with tarfile.open(archive) as file:
-                file.extractall(folder, filter="data")
+                file.extractall(folder, filter=plain)
     except OSError as error:
         raise UserError(
             f"{folder} could not be written ({why(error)}); make room and run the same command again"
         ) from None
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError) as error:
+    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
         raise UserError(
-            f"{archive} could not be extracted ({error}); remove it and run the same command again"
+            f"{archive} could not be extracted ({why(error)}); remove it and run the same command again"
         ) from None
 
 

@@ -13,6 +13,12 @@ export JOBS=${JOBS:-1} GPUS=${GPUS:-0} LOGS=${LOGS:-results/logs}
 export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 SEEDS=${SEEDS:-0 1 8}
 
+for name in SEEDS THRESHOLDS TEMPERATURES; do # they become parts of a command line
+    case ${!name:-} in
+        *[!0-9eE.+\ -]*) echo "$name=${!name}: numbers are expected, with spaces between them" >&2 && exit 2 ;;
+    esac
+done
+
 run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
     local gpus=($GPUS) log # named by the end of the arguments, where a sweep puts what varies, and a checksum of all
     log="$LOGS/$(printf '%s' "$*" | tr -cs 'A-Za-z0-9.' '_' | tail -c 60)_$(printf '%s' "$*" | cksum | cut -d ' ' -f 1).log"

@@ -23,6 +23,9 @@ if [ $# != 1 ] || [ ! -f "$1" ] || [ -z "${SLURM_ARRAY_TASK_ID:-}" ]; then
     echo "usage: sbatch --array=1-N sweeps/slurm.sh FILE, with the N lines of LIST=1 sweeps/NAME.sh" >&2
     exit 2
 fi
+case $SLURM_ARRAY_TASK_ID in
+    *[!0-9]*) echo "SLURM_ARRAY_TASK_ID=$SLURM_ARRAY_TASK_ID is no number of a line" >&2 && exit 2 ;;
+esac
 PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")
 [ -n "$line" ] || { echo "$1 has no line $SLURM_ARRAY_TASK_ID" >&2 && exit 2; }

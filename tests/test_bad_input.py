@@ -304,3 +304,25 @@ def test_an_interruption_while_libraries_are_imported_is_one_line():
 def test_a_warning_is_one_line():
     done = script("import warnings; run_script(lambda: warnings.warn('two\\nlines'))")
     assert done.stderr == "-c: warning: two lines\n"
+
+
+@pytest.mark.parametrize(
+    "script, name, value",
+    [
+        ("seeds.sh", "SEEDS", "$(touch FILE)"),
+        ("seeds.sh", "SEEDS", "0; touch FILE"),
+        ("thresholds.sh", "THRESHOLDS", "*"),
+        ("temperatures.sh", "TEMPERATURES", "`touch FILE`"),
+        ("slurm.sh", "SLURM_ARRAY_TASK_ID", "abc"),
+        ("slurm.sh", "SLURM_ARRAY_TASK_ID", "1e touch FILE;"),
+    ],
+)
+def test_values_of_a_sweep_are_numbers_and_are_not_evaluated(tmp_path, script, name, value):
+    jobs, made = tmp_path / "jobs.txt", tmp_path / "made"
+    jobs.write_text(f"touch {made}\n")
+    value = value.replace("FILE", str(made))
+    environment = os.environ | {name: value, "LOGS": str(tmp_path / "logs"), "PYTHON": "false"}
+    shell = [REPOSITORY / "sweeps" / script, *([jobs] if script == "slurm.sh" else [])]
+    done = subprocess.run(shell, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and name in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not made.exists()

@@ -112,10 +112,12 @@ def test_nothing_is_extracted_outside_the_folder(tmp_path, kind, name, member):
     assert not (tmp_path / "outside.txt").exists() and not Path("/outside.txt").exists()
 
 
-def test_a_link_that_leaves_the_folder_is_refused(tmp_path):
+@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
+@pytest.mark.parametrize("target", ["../../etc", "inside"])
+def test_a_link_is_refused(tmp_path, kind, target):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         link = tarfile.TarInfo("link")
-        link.type, link.linkname = tarfile.SYMTYPE, "../../etc"
+        link.type, link.linkname = kind, target
         file.addfile(link)
     with pytest.raises(UserError, match="could not be extracted"):
         download.extract(tmp_path / "a.tar", tmp_path / "in")
