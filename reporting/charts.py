@@ -104,6 +104,8 @@ def against_frequency(
         axes.axhline(0, color=INK, linewidth=0.8)
         if max(positives) > 10 * max(1, min(positives)):
             axes.set_xscale("log")
+            axes.xaxis.set_major_formatter("{x:g}")  # not 10 to the power of, which needs mathematics
+            axes.xaxis.set_minor_formatter("")
         for place in dict.fromkeys([*np.argsort(differences)[:3], *np.argsort(differences)[-3:]]):
             point = (positives[place], differences[place])
             axes.annotate(shorten(names[place]), point, textcoords="offset points", xytext=(4, 3), fontsize=7)
