@@ -1,14 +1,64 @@
 """Checks at the start of a run, for about a second: a GPU that computes something else than it should is noticed before
 days are spent on it. `--no-checks` skips them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from copy import deepcopy
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from util.devices import random_state, set_random_state
+from util import distributed
+from util.devices import autocast, random_state, set_random_state
+from util.errors import UserError
 
+ROWS = 16  # of a resident cache, compared with the file
+# largest relative difference of logits from float32 on a CPU: several times what rounding does to a deep network
+SAME_LOGITS = {"float32": 1e-2, "tf32": 5e-2, "bf16": 0.25}
 SAME_STEP = 0.1  # largest relative difference of two steps: atomic additions and bf16 stay below, other images do not
+
+
+@torch.inference_mode()
+def logits(model: nn.Module, images: Tensor, precision: str) -> None:
+    """Raises UserError where the model's logits of some images on their device are not those of a CPU in float32."""
+    training = model.training
+    model.eval()
+    with autocast(images.device, precision):
+        got = model(model.to_input(images)).float().cpu()
+    on_cpu = deepcopy(model).cpu()
+    expected = on_cpu(on_cpu.to_input(images.cpu()))
+    model.train(training)
+    difference = step_difference([got], [expected], [torch.zeros_like(expected)])
+    if not difference <= SAME_LOGITS[precision]:
+        raise UserError(
+            f"logits on {images.device} in {precision} differ from a CPU's by {difference:.2g} of their size (at most "
+            f"{SAME_LOGITS[precision]:g}); try --precision float32 or another GPU (--no-checks goes on)"
+        )
+
+
+def resident_rows(kept: Tensor, path: Path) -> None:
+    """Raises UserError where images on a GPU are not those of the file that they were copied from.
+
+    kept  (N, S, S, 3) uint8
+    """
+    file = np.load(path, mmap_mode="r", allow_pickle=False)
+    rows = np.random.RandomState(len(kept)).permutation(len(kept))[:ROWS]
+    for row in rows.tolist():
+        if not np.array_equal(kept[row].cpu().numpy(), file[row]):
+            raise UserError(
+                f"image {row} on {kept.device} is not that of {path}; take --cache disk (--no-checks goes on)"
+            )
+
+
+def equal_weights(parameters: Iterable[Tensor]) -> None:
+    """Raises UserError where the processes of a run do not hold the same weights, bit for bit."""
+    checksum = sum(int(parameter.detach().view(torch.int32).sum(dtype=torch.int64)) for parameter in parameters)
+    if not distributed.all_equal(checksum):
+        raise UserError(
+            "the processes hold different weights after the first steps, so gradients are not averaged as they should "
+            "be; train in a single process (--no-checks goes on)"
+        )
 
 
 def constants(loss_function: nn.Module) -> dict[str, object]:

@@ -81,6 +81,7 @@ class Config:
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))
     workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, inf)")
+    threads: int | None = option(RUN, None, "threads that compute on a CPU; if not given, PyTorch's own number. Another number changes the last bits of the results", "[1, inf)")
     cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a memory-mapped file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
     cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
     checks: bool = option(RUN, True, "check for about a second at the start that a GPU computes what it should")

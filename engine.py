@@ -164,7 +164,11 @@ class TrainingStep:
         torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
         batch = (images, index, flips)
         if self.stream is None:
-            return self._eager(*batch, batch_size)
+            loss = self._eager(*batch, batch_size)
+            self.warmed_up += 1
+            if self.checked and self.warmed_up == WARM_UP and distributed.world_size() > 1:
+                checks.equal_weights([*self.model.parameters(), *self.loss_function.parameters()])
+            return loss
         if full and self.captures and self.warmed_up == WARM_UP:
             self._capture_if_stale(*batch)
         if full and self.graph is not None:

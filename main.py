@@ -8,12 +8,14 @@ Data set -> pseudo-labels -> images -> backbone and loss -> train and validate -
 from util.errors import UserError, run_script  # before PyTorch: from here on Ctrl-C is one line
 
 # isort: split
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import checks
 import config as settings
 import datasets
 import engine
@@ -24,7 +26,7 @@ import models
 import pseudo_labels
 import run_folder
 from config import Config
-from datasets.images import Augmentation, Images, open_images, where_kept
+from datasets.images import Augmentation, Images, cache_file, open_images, where_kept
 from models import linear, teachers
 from util import devices, distributed
 from util.files import writable_folder
@@ -53,6 +55,7 @@ def main(argv: list[str] | None = None) -> dict:
         )
     if config.deterministic:
         devices.make_deterministic()
+    devices.set_threads(config.threads)
     config = replace(config, precision=devices.pick_precision(config.precision, device))
     if config.mode == "linear_init" and not run_folder.finished(config):  # a run of its own, which others may share
         train_and_test(settings.linear_phase(config), device)
@@ -67,6 +70,7 @@ def train_and_test(config: Config, device: torch.device) -> dict:
     known = datasets.DATASETS.get(config.dataset_name)
     if known and known.make:
         known.make(config.folder)
+    others = devices.OtherPrograms()
 
     with Stop() as stop:
         # Data
@@ -111,6 +115,9 @@ def train_and_test(config: Config, device: torch.device) -> dict:
             name: open_images(split, config.image_size, where, cache, device, workers)
             for name, split in splits.named().items()
         }
+        if config.checks and where == "gpu":
+            for name, split in splits.named().items():
+                checks.resident_rows(images[name].kept, cache_file(split, config.image_size, cache))
 
         # Backbone and loss
         torch.manual_seed(config.seed)
@@ -154,6 +161,11 @@ def train_and_test(config: Config, device: torch.device) -> dict:
             cuda_graph=config.cuda_graph,
             checked=config.checks,
         )
+        print(devices.describe(device, config.precision, config.cuda_graph, where))
+        if config.checks and device.type == "cuda":
+            checks.logits(model, next(iter(train.stream([torch.arange(min(2, len(train)))], device))), config.precision)
+        if device.type == "cpu" and (note := devices.crowded(others.busy(), os.cpu_count(), torch.get_num_threads())):
+            print(note)
 
         # Train and validate
         with run_folder.open_run(config, splits, device) as run, stop.deferred():
@@ -318,7 +330,7 @@ def ask_teacher(
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """By the rule of the method, from the (cached) similarities of a split's images: pseudo-labels (N, L), the scores
     (N, L) that they are made of, and lines to be told about them."""
-    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers)
+    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers, checked=config.checks)
     views = teachers.views(config.asked_teacher(), split, classes, cache, **how)
     rule, how = config.method.pseudo_labels, dict(calibration=config.calibrate, pool=config.teacher_pool)
     pseudo, scores, notes = pseudo_labels.make(rule, config.settings, views, split.observed, **how)

@@ -402,6 +402,7 @@ class Description(msgspec.Struct):
 
     identity: dict[str, object]
     data_key: str
+    threads: int | None = None
 
 
 @contextmanager
@@ -428,9 +429,15 @@ def open_run(config: Config, splits: Splits, device: torch.device) -> Iterator[R
         distributed.barrier()
         distributed.wait_for_file(folder / "config.json")
         check_images(folder, images)
-        if read_json(folder / "config.json", Description, RESTART).data_key != data_key:
+        began = read_json(folder / "config.json", Description, RESTART)
+        if began.data_key != data_key:
             raise UserError(f"the labels are not those that {folder} began with; {RESTART}")
         checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
+        if device.type == "cpu" and checkpoint and began.threads not in (None, torch.get_num_threads()):
+            print(
+                f"note: this run began with {began.threads} threads and goes on with {torch.get_num_threads()}, which "
+                f"changes the last bits of its numbers; --threads {began.threads} keeps them"
+            )
         with ThreadPoolExecutor(1, "checkpoints") as thread:
             run = Run(folder, about, images, checkpoint, device, thread, config.tensorboard)
             try:
@@ -456,6 +463,7 @@ def describe(config: Config, data_key: str, device: torch.device) -> dict:
         "git_commit": git_commit(),
         "versions": {"python": platform.python_version(), **versions},
         "device": f"{device.type}: {name}",
+        "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

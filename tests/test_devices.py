@@ -77,3 +77,34 @@ def test_the_gpu_benchmarks_say_why_pytorch_finds_no_gpu(tmp_path):
     reason = devices.why_no_cuda()
     assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "gpu.md").exists()
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "busy, cores, threads, says",
+    [(0.0, 2, 2, ""), (0.4, 2, 2, ""), (1.0, 2, 2, "--threads 1 "), (30.0, 64, 64, "--threads 34 "), (9.0, 2, 1, "")],
+)
+def test_threads_that_would_wait_for_other_programs_are_told_with_the_remedy(busy, cores, threads, says):
+    note = devices.crowded(busy, cores, threads)
+    assert (says in note) if says else not note
+
+
+def test_other_programs_are_told_from_this_one(monkeypatch, tmp_path):
+    """On a machine of which two cores are busy, one of them with this program."""
+    ticks, seconds = os.sysconf("SC_CLK_TCK"), iter([0.0, 10.0])
+    monkeypatch.setattr(devices.time, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(devices.time, "process_time", lambda: own)
+    monkeypatch.setattr(devices, "STAT", tmp_path / "stat")
+    own = 5.0
+    (tmp_path / "stat").write_text(f"cpu  {100 * ticks} 0 0 7 7 0 0 0 0 0\ncpu0 1\n")
+    others = devices.OtherPrograms()
+    own = 15.0
+    (tmp_path / "stat").write_text(f"cpu  {115 * ticks} 0 {5 * ticks} 9 9 0 0 0 0 0\ncpu0 1\n")
+    assert others.busy() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("limit", "cores"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", 8)])
+def test_a_containers_limit_of_cores_is_respected(monkeypatch, tmp_path, limit, cores):
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: set(range(8)))
+    monkeypatch.setattr(devices, "CPU_MAX", tmp_path / "cpu.max")
+    (tmp_path / "cpu.max").write_text(limit + "\n")
+    assert devices.usable_cores() == cores

@@ -1,8 +1,10 @@
 """The device that a run computes on, its precision, its random state."""
 
 import os
+import re
 import shutil
 import subprocess
+import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +17,7 @@ from util import distributed
 from util.errors import UserError, started_by_torchrun, torchrun_rank, why
 
 DRIVER = Path("/proc/driver/nvidia/version")
+CPU_MAX, STAT = Path("/sys/fs/cgroup/cpu.max"), Path("/proc/stat")
 
 
 def pick_device(gpu: str) -> torch.device:
@@ -56,6 +59,65 @@ def why_no_cuda() -> str:
     return "it finds no device"
 
 
+def describe(device: torch.device, precision: str, cuda_graph: bool, where: str) -> str:
+    """One line: what a run computes on and how.
+
+    where  gpu, disk or none: where its images are kept
+    """
+    kept = {"gpu": "images on the GPU", "disk": "images in a memory-mapped file", "none": "images decoded every epoch"}
+    if device.type != "cuda":
+        return f"CPU, {torch.get_num_threads()} threads, {precision}, {kept[where]}"
+    version = re.search(r"\d+\.\d[\d.]*", DRIVER.read_text()) if DRIVER.is_file() else None
+    driver = f" (driver {version[0]})" if version else ""
+    graph = "CUDA graph" if cuda_graph and distributed.world_size() == 1 else "no CUDA graph"
+    return f"{torch.cuda.get_device_name(device)}{driver}, {precision}, {graph}, {kept[where]}"
+
+
+def set_threads(threads: int | None) -> None:
+    """Compute with so many threads; if not given, with PyTorch's own number, but no more than this process may use."""
+    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
+
+
+def usable_cores() -> int:
+    """The cores that this process may use: by its affinity, and by the limit of its cgroup (a container's --cpus)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if CPU_MAX.is_file():
+        quota, period = CPU_MAX.read_text().split()
+        if quota != "max":
+            cores = min(cores, max(1, round(int(quota) / int(period))))
+    return cores
+
+
+class OtherPrograms:
+    """How many cores other programs keep busy, on average since this was made."""
+
+    def __init__(self) -> None:
+        self.began, self.used = time.monotonic(), self._used()
+
+    def busy(self) -> float:
+        return max(0.0, (self._used() - self.used) / max(time.monotonic() - self.began, 1e-3))
+
+    @staticmethod
+    def _used() -> float:
+        """CPU seconds of all programs but this one, where the system tells."""
+        if not STAT.is_file():
+            return 0.0
+        user, nice, system, _, _, irq, softirq = map(int, STAT.read_text().split("\n", 1)[0].split()[1:8])
+        return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK") - time.process_time()
+
+
+def crowded(busy: float, cores: int, threads: int) -> str:
+    """A note, where PyTorch's threads would wait for cores that other programs use; else "". PyTorch's threads wait for
+    each other after every operation, so a single one without a core holds all up."""
+    if threads == 1 or busy + threads <= cores + 0.5:
+        return ""
+    free = max(1, int(cores - busy))
+    return (
+        f"note: other programs keep {busy:.1f} of {cores} cores busy, and {threads} threads of one run wait for each "
+        f"other; --threads {free} may be several times faster (it changes the last bits of the results)"
+    )
+
+
 def make_deterministic() -> None:
     """Allow only algorithms that give the same numbers every time; PyTorch refuses an operation that has none."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when cuBLAS starts
@@ -90,8 +152,7 @@ def side_stream(device: torch.device) -> AbstractContextManager:
 
 def default_workers() -> int:
     """Threads that decode images: this process's part of the cores that it may use, 8 at most."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, min(8, cores // (int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1)))
+    return max(1, min(8, usable_cores() // (int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1)))
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -107,7 +107,7 @@ def run_script(main: Callable[[], object]) -> None:
         _fail("interrupted", 128 + signal.SIGINT)
     except Interrupted as interrupted:
         if torchrun_rank():
-            sys.exit(128 + interrupted.args[0])
+            _end(128 + interrupted.args[0])
         name = signal.Signals(interrupted.args[0]).name
         _fail(f"stopped by {name}; the same command with --resume goes on", 128 + interrupted.args[0])
     except Exception as error:
@@ -152,6 +152,16 @@ def _fail(line: str, status: int = 2) -> typing.NoReturn:
         traceback.print_exc()
     kind = "" if status > 128 else "error: "
     print(f"{_program()}: {kind}{_flat(line)}", file=sys.stderr)
+    _end(status)
+
+
+def _end(status: int) -> typing.NoReturn:
+    """Exit; a process of several at once, before NCCL notices that its process group was not taken down in order and
+    prints so over the line."""
+    if started_by_torchrun():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
     sys.exit(status)
 
 

@@ -31,10 +31,11 @@ def views(
     batch_size: int,
     device: torch.device,
     workers: int,
+    checked: bool = True,
 ) -> list[np.ndarray]:
     """The teacher's similarities of a split's images, for each of its views (N, L) float, of tiles (N, K, L); from the
     cache in `folder`, which is filled first."""
     if isinstance(teacher, FileTeacher):
         return teacher.load(split.names, classes.names)
-    how = dict(batch_size=batch_size, device=device, workers=workers)
+    how = dict(batch_size=batch_size, device=device, workers=workers, checked=checked)
     return [similarities(teacher, split, classes, folder, view, **how) for view in VIEWS[teacher.views]]

@@ -6,6 +6,7 @@ these never runs the teacher again.
 """
 
 from collections.abc import Iterable, Iterator
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +35,7 @@ PATCH_TEMPERATURE = 0.01  # of the softmax of each patch: CLIP's own
 RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
 VIEWS = {"global": ("global",), "tiles": ("global", "tiles"), "patches": ("global", "patches")}  # of --teacher-views
+CHECKED, SAME_SIMILARITY = 8, 1e-2  # images compared with float32, and by how much half precision may differ
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
 
@@ -210,15 +212,20 @@ def similarities(
     batch_size: int,
     device: torch.device,
     workers: int,
+    checked: bool = True,
 ) -> np.ndarray:
     """(N, L) float32 cosine similarities of a split's images, from the cache in `folder`, which is filled first.
 
-    view  global; tiles: (N, K, L), of the K tiles of each image; patches: (N, L), as in Scorer.patches
+    checked  compare the first images in half precision with float32
+    view     global; tiles: (N, K, L), of the K tiles of each image; patches: (N, L), as in Scorer.patches
     """
     key = teacher.key(classes, split, view)
 
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-        scorer = build(teacher, classes).to_precision(teacher.precision).to(device)
+        scorer = build(teacher, classes).to(device)
+        if checked and teacher.precision != "float32":
+            check_half(scorer, split.paths(), rows[:CHECKED], device, workers)
+        scorer.to_precision(teacher.precision)
         how = dict(view=view, tiles=teacher.tiles)
         return score(scorer, split.paths(), rows, batch_size, device, workers, **how)
 
@@ -263,6 +270,18 @@ def score(
             precision = str(scorer.dtype).removeprefix("torch.")
             raise UserError(f"the teacher's similarities are not finite in {precision}; take --precision float32")
         yield block
+
+
+def check_half(scorer: Scorer, paths: list[str], rows: np.ndarray, device: torch.device, workers: int) -> None:
+    """Raises UserError where a teacher, given in float32, says something else in half precision. Of whole images."""
+    whole = np.concatenate(list(score(scorer, paths, rows, len(rows), device, workers)))
+    half = np.concatenate(list(score(deepcopy(scorer).to_precision("half"), paths, rows, len(rows), device, workers)))
+    difference = np.abs(whole - half).max()
+    if not difference <= SAME_SIMILARITY:
+        raise UserError(
+            f"the teacher's similarities in half precision differ by {difference:.2g} from those in float32 (at most "
+            f"{SAME_SIMILARITY:g}); take --precision float32 (--no-checks goes on)"
+        )
 
 
 def read_behind(results: Iterable[Tensor]) -> Iterator[np.ndarray]:

@@ -1,0 +1,89 @@
+"""The checks at the start of a run see faults that are put in on purpose, and nothing where there is none."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import toy_arguments
+from training import tiny_training
+
+import checks
+import main
+from models import teachers
+from models.teachers import clip as clip_teacher
+from util import distributed
+from util.errors import UserError
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bf16"])
+def test_logits_that_are_not_the_cpus_are_told(monkeypatch, precision):
+    model = tiny_training("an").model
+    images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    checks.logits(model, images, precision)
+    assert model.training
+    wrong = tiny_training("an").model
+    with torch.no_grad():
+        wrong.network[0].weight.mul_(1.5)
+    monkeypatch.setattr(checks, "deepcopy", lambda model: wrong)
+    with pytest.raises(UserError, match=rf"in {precision} differ from a CPU's.*--no-checks"):
+        checks.logits(model, images, precision)
+
+
+def test_a_single_wrong_pixel_of_a_resident_row_is_told(tmp_path):
+    images = np.random.RandomState(0).randint(0, 256, (checks.ROWS, 4, 4, 3)).astype(np.uint8)
+    np.save(tmp_path / "images.npy", images)
+    kept = torch.from_numpy(images.copy())
+    checks.resident_rows(kept, tmp_path / "images.npy")
+    kept[5, 1, 2, 0] += 1
+    with pytest.raises(UserError, match=r"image 5 on cpu is not that of .*images\.npy"):
+        checks.resident_rows(kept, tmp_path / "images.npy")
+
+
+def test_processes_with_different_weights_are_told(monkeypatch):
+    weights = [torch.randn(3, 4), torch.randn(2)]
+    sums = []
+    monkeypatch.setattr(distributed, "all_equal", lambda *values: sums.append(values) or len(set(sums)) == 1)
+    checks.equal_weights(weights)
+    checks.equal_weights([weight.clone() for weight in weights])
+    weights[1][0] = torch.nextafter(weights[1][0], torch.tensor(9.0))
+    with pytest.raises(UserError, match="the processes hold different weights"):
+        checks.equal_weights(weights)
+
+
+def test_a_teacher_that_half_precision_changes_is_told(toy, tiny_clip, tmp_path, monkeypatch):
+    import datasets
+
+    splits, half = datasets.load(toy), teachers.ClipTeacher(*tiny_clip, precision="bf16")
+    how = dict(batch_size=8, device=CPU, workers=2)
+
+    def similarities(folder: str, **more: object) -> np.ndarray:
+        return teachers.similarities(half, splits.train, splits.classes, tmp_path / folder, **how, **more)
+
+    right, real = similarities("right"), clip_teacher.Scorer.to_precision
+
+    def broken(self, precision: str):
+        with torch.no_grad():
+            self.clip.visual.proj.mul_(torch.randn_like(self.clip.visual.proj))
+        return real(self, precision)
+
+    monkeypatch.setattr(clip_teacher.Scorer, "to_precision", broken)
+    with pytest.raises(UserError, match=r"in half precision differ by .*--precision float32"):
+        similarities("wrong")
+    assert np.abs(similarities("unchecked", checked=False) - right).max() > clip_teacher.SAME_SIMILARITY
+
+
+def test_a_run_says_in_one_line_what_it_runs_on_and_warns_of_another_number_of_threads(toy, capsys):
+    threads = torch.get_num_threads()
+    main.main(toy_arguments(toy, "-l", "an", "--epochs", "1"))
+    assert f"CPU, {threads} threads, float32, images in a memory-mapped file" in capsys.readouterr().out.splitlines()
+    (folder,) = (path for path in Path(toy.parent.parent / "results").iterdir() if path.is_dir())
+    (folder / "test.json").unlink()
+    try:
+        main.main(toy_arguments(toy, "-l", "an", "--epochs", "1", "--resume", "--threads", str(threads + 1)))
+    finally:
+        torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert f"began with {threads} threads and goes on with {threads + 1}" in out and f"--threads {threads} keeps" in out
