@@ -16,10 +16,13 @@ run() { # seconds it may take, then the command; what fails is said in the file,
     if [ $left -lt 20 ]; then
         status="none, for lack of time"
     else
-        timeout $((limit < left ? limit : left)) "$python" "$@" > >(tee -a "$out") 2> >(tail -n 20 >&2)
+        timeout $((limit < left ? limit : left)) "$python" "$@" > >(tee -a "$out") 2>"$errors"
         status=$?
+        tail -n 20 "$errors" >&2
     fi
-    [ "$status" = 0 ] || printf '\n`%s`: not measured, exit status %s\n' "$*" "$status" | tee -a "$out"
+    [ "$status" = 0 ] && return
+    printf '\n`%s`: not measured, exit status %s; the end of what it said:\n\n```\n%s\n```\n' \
+        "$*" "$status" "$(tail -n 20 "$errors")" | tee -a "$out"
 }
 
 if ! reason=$("$python" -c 'import torch; torch.cuda.init()' 2>&1); then
@@ -27,10 +30,12 @@ if ! reason=$("$python" -c 'import torch; torch.cuda.init()' 2>&1); then
     exit 2
 fi
 mkdir -p "$(dirname "$out")" && : >"$out"
-"$python" -c 'import pytest' 2>/dev/null && run 60 -m pytest -q -p no:cacheprovider tests/test_engine.py
-run 150 benchmarks/train.py --official 640 --test 640 --repeats 3
-run 170 benchmarks/train.py --cell --repeats 1
-run 120 benchmarks/teacher.py --images 1024 --batch-size 128
+errors=$(mktemp)
+trap 'rm -f "$errors"' EXIT
+"$python" -c 'import pytest' 2>/dev/null && run 150 -m pytest -q -p no:cacheprovider tests/test_gpu.py
+run 120 benchmarks/train.py --official 640 --test 640 --repeats 3
+run 130 benchmarks/train.py --cell --repeats 1
+run 100 benchmarks/teacher.py --images 1024 --batch-size 128
 run 60 benchmarks/decode.py --images 500
 run 60 benchmarks/train.py -d digits --no-reference
 run 90 benchmarks/ddp.py --official 400

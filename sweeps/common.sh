@@ -1,6 +1,7 @@
 # Sourced by the sweeps: run_all reads lines of arguments and runs `main.py --resume` with each, JOBS side by side.
 #
 #   JOBS=4 GPUS="0 1" PYTHON=python sweeps/seeds.sh -d coco
+#   JOBS=3 GPUS="0 0 0" sweeps/seeds.sh -d coco               # three runs at a time on one GPU
 #   LIST=1 sweeps/seeds.sh -d coco                            # only print the lines (for sweeps/slurm.sh)
 #
 # A finished run is skipped, a broken one goes on. A run that fails does not stop the others; it is listed at the end
@@ -24,7 +25,8 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
     log="$LOGS/$(printf '%s' "$*" | tr -cs 'A-Za-z0-9.' '_' | tail -c 60)_$(printf '%s' "$*" | cksum | cut -d ' ' -f 1).log"
     echo "start  $*"
     echo "$*" >>"$LOGS/started"
-    if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" "$@" >"$log" 2>&1; then
+    # shellcheck disable=SC2086
+    if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" ${SHARED:-} "$@" >"$log" 2>&1; then
         sed -n 's/^results: //p; s/^finished: .* in \(.*\) (--overwrite.*/\1/p' "$log" | tail -n 1 >>"$LOGS/folders"
         echo "done   $*: $(grep -h 'test mAP' "$log" | tail -n 1)"
     else
@@ -38,6 +40,25 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
 lines_of() { [ -e "$LOGS/$1" ] && wc -l <"$LOGS/$1" || echo 0; }
 export -f run_one lines_of
 
+share() { # among the JOBS: the cores evenly; and a GPU that several use, with one copy of the images and by MPS
+    [[ $JOBS =~ ^[1-9][0-9]*$ ]] && [ "$JOBS" -gt 1 ] || return 0
+    local gpus=($GPUS) cores slot
+    cores=$(nproc)
+    export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
+    for ((slot = 0; slot < JOBS; slot++)); do echo "${gpus[slot % ${#gpus[@]}]}"; done | grep -v cpu | sort | uniq -d | grep -q . || return 0
+    export SHARED="--cache disk" # a memory-mapped file, which the system keeps in memory once for all
+    if [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] && command -v nvidia-cuda-mps-control >/dev/null; then
+        CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
+        export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
+        if nvidia-cuda-mps-control -d </dev/null; then # or it reads the lines of the sweep
+            trap 'echo quit | nvidia-cuda-mps-control; rm -rf "$CUDA_MPS_PIPE_DIRECTORY"' EXIT
+        else
+            rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
+            unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
+        fi
+    fi
+}
+
 run_all() { # its lines come from a redirection, not a pipe: a pipe would put it into a shell that hears no signal
     if [ -n "${LIST:-}" ]; then
         cat
@@ -48,6 +69,7 @@ run_all() { # its lines come from a redirection, not a pipe: a pipe would put it
     local lines folders page
     mapfile -t lines
     export TOTAL=${#lines[@]}
+    share
     setsid xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all < <(printf '%s\n' "${lines[@]}") &
     local group=$! status
     trap 'stop_all "$group" 130' INT

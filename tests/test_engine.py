@@ -1,5 +1,5 @@
-"""Training: a captured and replayed step is the eager one (on a GPU, and without one on a stand-in), and a training
-that is stopped goes on to the same numbers."""
+"""Training: a captured and replayed step is the eager one (emulated; on a GPU see test_gpu.py), and a training that is
+stopped goes on to the same numbers."""
 
 import pytest
 import torch
@@ -12,13 +12,6 @@ from util.errors import Interrupted
 
 CPU = torch.device("cpu")
 WAYS = [*((loss, {}) for loss in TRAINED), ("EM_PL", ALL_WAYS), ("EM_APL", ALL_WAYS | dict(optimizer="adamw"))]
-
-
-def needs_gpu(test):
-    """Run where there is a GPU, where nothing may be warned of."""
-    return pytest.mark.filterwarnings("error::UserWarning")(
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")(test)
-    )
 
 
 @pytest.mark.parametrize(("loss", "options"), WAYS)
@@ -186,23 +179,3 @@ def test_a_replay_that_learns_something_else_is_found_by_the_check(monkeypatch, 
     assert (captured[0] == usual[0] and torch.equal(captured[1], usual[1])) == checked
     assert len(replays) == (2 if checked else 5)
     assert ("the replayed step differs from the eager one" in capsys.readouterr().out) == checked
-
-
-@needs_gpu
-@pytest.mark.parametrize(("loss", "options"), WAYS)
-@pytest.mark.parametrize("precision, tolerance", [("float32", 1e-4), ("bf16", 2e-2)])
-def test_on_a_gpu_a_captured_step_learns_what_the_usual_one_learns(loss, options, precision, tolerance):
-    (means, probs), (other_means, other_probs) = (
-        fit(tiny_training(loss, "cuda:0", cuda_graph=graph, precision=precision, **options)) for graph in (True, False)
-    )
-    assert means == pytest.approx(other_means, abs=tolerance)
-    assert torch.allclose(probs, other_probs, atol=tolerance)
-
-
-@needs_gpu
-def test_a_gpu_learns_what_the_cpu_learns(monkeypatch):
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    (means, probs), (other_means, other_probs) = (
-        fit(tiny_training("EM_PL", name, epochs=2)) for name in ("cuda:0", "cpu")
-    )
-    assert means == pytest.approx(other_means, abs=1e-3) and torch.allclose(probs, other_probs, atol=1e-2)

@@ -90,3 +90,38 @@ def test_a_task_of_a_slurm_array_runs_its_line_and_is_queued_again_after_sigterm
     expected = ["py", "main.py", "--resume", "-d", "coco", "--prompt", "a photo of a {}", "-s", "1"]
     assert (tmp_path / "run").read_text().splitlines() == expected
     assert (asked.read_text() if asked.exists() else "") == requeued
+
+
+@pytest.mark.parametrize(
+    ("gpus", "jobs", "threads", "shared"),
+    [("0 0 0", 3, 2, True), ("0 1", 2, 4, False), ("0", 1, None, False), ("cpu", 2, 4, False)],
+)
+def test_runs_side_by_side_share_the_cores_and_a_gpu(tmp_path, gpus, jobs, threads, shared):
+    """On a machine of eight cores; nvidia-cuda-mps-control and the interpreter write down how they are called."""
+    programs = {
+        "nproc": "echo 8",
+        "nvidia-cuda-mps-control": f'echo "mps $* $(timeout 0.1 cat)" >>{tmp_path}/calls',
+        "py": f'echo "run ${{OMP_NUM_THREADS:-none}} ${{CUDA_MPS_PIPE_DIRECTORY:+mps}} $*" >>{tmp_path}/calls',
+    }
+    for name, does in programs.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / name).chmod(0o755)
+    settings = {
+        "GPUS": gpus,
+        "JOBS": str(jobs),
+        "PYTHON": str(tmp_path / "py"),
+        "LOGS": str(tmp_path / "logs"),
+        "SEEDS": "0 1 8",
+    }
+    usual = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    done = subprocess.run(
+        [REPOSITORY / "sweeps/seeds.sh", "-d", "coco"], env=usual | settings | path, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    calls = (tmp_path / "calls").read_text().splitlines()
+    runs = [call for call in calls if call.startswith("run")]
+    assert len(runs) == 3 and all(call.startswith(f"run {threads or 'none'} ") for call in runs)
+    assert all(("mps" in call and "--cache disk -d coco" in call) == shared for call in runs)
+    others = [call.rstrip() for call in calls if call.startswith("mps")]
+    assert others == (["mps -d", "mps  quit"] if shared else [])

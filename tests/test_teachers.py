@@ -45,7 +45,7 @@ def teaching(toy: Path, tiny_clip: tuple[str, str], **options) -> tuple[ClipTeac
 
 
 def scores(teacher: ClipTeacher, splits: datasets.Splits, folder: Path, batch_size: int = 64) -> np.ndarray:
-    how = dict(batch_size=batch_size, device=torch.device("cpu"), workers=2)
+    how = dict(batch_size=batch_size, device=torch.device("cpu"), workers=2, checked=False)
     return teachers.similarities(teacher, splits.train, splits.classes, folder, **how)
 
 

@@ -1,0 +1,209 @@
+"""What only a GPU can show: the paths that other tests emulate. Where there is none, all are skipped and counted."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from conftest import REPOSITORY, TINY_CLIP, numbers, only_run, same_numbers, taught_arguments, toy_arguments
+from torch import nn
+from training import BATCH, LABELS, SIZE, TRAINED, MemoryStorage, StopAfter, fit, tiny_training
+
+import engine
+import main
+from datasets import load
+from datasets.images import open_images
+from models import Backbone, teachers
+from util import devices
+from util.errors import Interrupted
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+    pytest.mark.filterwarnings("error::UserWarning"),
+]
+GPU = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def deterministic():
+    """Only algorithms that give the same numbers every time, so that numbers can be compared bit for bit."""
+    devices.make_deterministic()
+    devices.pick_precision("float32", GPU)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def both(**options: object) -> list[tuple[list[float], torch.Tensor]]:
+    """What the captured step and the eager one learn; the former without giving up."""
+    loss, results = options.pop("loss", "EM_PL"), []
+    build = options.pop("build", lambda training: training)
+    for graph in (True, False):
+        training = build(tiny_training(loss, "cuda:0", cuda_graph=graph, **options))
+        results.append(fit(training))
+        assert (training.step.graph is not None) == training.step.captures == graph
+    return results
+
+
+def same(results: list) -> bool:
+    (means, probs), (other_means, other_probs) = results
+    return means == other_means and torch.equal(probs, other_probs)
+
+
+@pytest.mark.parametrize("loss", TRAINED)
+def test_a_captured_step_learns_what_the_eager_one_learns_bit_for_bit(deterministic, loss):
+    """Odd last batches, evaluation in between and the buffers of losses with memory included."""
+    assert same(both(loss=loss))
+
+
+@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+@pytest.mark.parametrize("precision", ["bf16", "tf32"])
+def test_without_deterministic_algorithms_they_agree_to_rounding(loss, precision):
+    (means, probs), (other_means, other_probs) = both(loss=loss, precision=precision)
+    assert means == pytest.approx(other_means, abs=2e-2) and torch.allclose(probs, other_probs, atol=2e-2)
+
+
+def with_network(network: nn.Module, training: engine.Training) -> engine.Training:
+    """A training of another network; the random state is then the same for all."""
+    model = Backbone(network).to(GPU, memory_format=torch.channels_last)
+    how = dict(epochs=3, lr=1e-3, batch_size=BATCH, flip=0.5, cuda_graph=training.step.captures, eval_batch_size=5)
+    torch.manual_seed(1)
+    return engine.Training(model, training.loss_function, training.data, **how)
+
+
+NETWORKS = {
+    "batch norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, LABELS)
+    ),
+    "dropout": lambda: nn.Sequential(nn.Flatten(), nn.Linear(3 * SIZE**2, 16), nn.Dropout(0.3), nn.Linear(16, LABELS)),
+    "ResNet": lambda: timm.create_model("test_resnet", num_classes=LABELS),
+    "ViT": lambda: timm.create_model("test_vit", num_classes=LABELS, img_size=SIZE),
+    "ConvNeXt": lambda: timm.create_model("test_convnext", num_classes=LABELS),
+}
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_networks_of_every_kind_are_captured(deterministic, name):
+    def build(training: engine.Training) -> engine.Training:
+        torch.manual_seed(0)
+        return with_network(NETWORKS[name](), training)
+
+    assert same(both(build=build))
+
+
+@pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
+@pytest.mark.parametrize("batch", [3, 17])
+def test_a_stopped_training_goes_on_to_the_same_numbers_on_a_gpu(deterministic, loss, batch):
+    storage = MemoryStorage()
+    expected = fit(tiny_training(loss, "cuda:0"))
+    with pytest.raises(Interrupted):
+        fit(tiny_training(loss, "cuda:0"), storage, StopAfter(batch))
+    training = tiny_training(loss, "cuda:0")
+    training.load_state_dict(storage.load())
+    got = fit(training)
+    assert got[0] == expected[0] and torch.equal(got[1], expected[1])
+
+
+def test_a_gpu_learns_what_the_cpu_learns(deterministic):
+    results = [fit(tiny_training("EM_PL", name, epochs=2)) for name in ("cuda:0", "cpu")]
+    (means, probs), (other_means, other_probs) = results
+    assert means == pytest.approx(other_means, abs=1e-3) and torch.allclose(probs, other_probs, atol=1e-2)
+
+
+def waiting(training: engine.Training) -> engine.Training:
+    """Let the loss wait for the device, which a capture forbids."""
+    real = training.loss_function.forward
+
+    def forward(logits: torch.Tensor, targets: object) -> torch.Tensor:
+        return real(logits, targets) * (2.0 if float(logits.detach().sum()) > 1e9 else 1.0)
+
+    training.loss_function.forward = forward
+    return training
+
+
+@pytest.mark.parametrize("dropout", [False, True])
+def test_a_failed_capture_leaves_eager_steps_and_the_same_numbers(deterministic, capsys, dropout):
+    def build(graph: bool) -> engine.Training:
+        training = tiny_training("EM_PL", "cuda:0", cuda_graph=graph)
+        torch.manual_seed(0)
+        return waiting(with_network(NETWORKS["dropout"](), training) if dropout else training)
+
+    captured = fit(build(True))
+    assert torch.cuda.current_stream() == torch.cuda.default_stream()
+    assert capsys.readouterr().out.count("note: steps are not replayed as a CUDA graph") == 1
+    assert same([captured, fit(build(False))])
+
+
+def test_memory_that_runs_out_in_a_capture_is_told_and_steps_stay_eager(capsys):
+    training = tiny_training("EM_PL", "cuda:0")
+    real, step = training.loss_function.forward, training.step
+
+    def hungry(logits: torch.Tensor, targets: object) -> torch.Tensor:
+        if torch.cuda.is_current_stream_capturing():
+            torch.empty(2 * torch.cuda.mem_get_info()[1], dtype=torch.uint8, device=GPU)
+        return real(logits, targets)
+
+    training.loss_function.forward = hungry
+    fit(training)
+    assert "out of memory" in capsys.readouterr().out and not step.captures
+
+
+def test_images_on_the_gpu_in_a_file_and_decoded_are_the_same(toy, tmp_path):
+    split, order = load(toy).train, torch.randperm(24)
+    streams = []
+    for where in ("gpu", "disk", "none"):
+        images = open_images(split, 16, where, tmp_path / "cache", GPU, 2)
+        streams.append(torch.cat(list(images.stream(order.split(5), GPU))))
+    assert torch.equal(streams[0], streams[1]) and torch.equal(streams[0], streams[2])
+
+
+@pytest.mark.parametrize("cache", ["gpu", "disk", "none"])
+def test_the_whole_command_runs_on_a_gpu_with_its_checks(toy, capsys, cache):
+    arguments = [part for part in taught_arguments(toy, "-l", "EM_PL", "--cache", cache) if part not in ("-g", "cpu")]
+    result = main.main(arguments)
+    out = capsys.readouterr().out
+    assert 0 <= result["test_mAP"] <= 100 and "bf16, CUDA graph" in out and "note:" not in out
+
+
+def test_the_whole_command_resumes_bit_for_bit_with_deterministic(toy, tmp_path):
+    """In processes of their own: the switches are PyTorch's, and stay."""
+    given = [part for part in toy_arguments(toy, "--deterministic", "--epochs", "3") if part not in ("-g", "cpu")]
+    program = [sys.executable, "main.py", *given]
+    assert subprocess.run(program, cwd=REPOSITORY, timeout=300).returncode == 0
+    undisturbed = shutil.move(only_run(toy), tmp_path / "undisturbed")
+    process = subprocess.Popen(program, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
+    for line in process.stdout:
+        if line.startswith("epoch 1/"):
+            process.terminate()
+            break
+    process.communicate(timeout=120)
+    subprocess.run([*program, "--resume"], cwd=REPOSITORY, timeout=300)
+    assert same_numbers(only_run(toy), Path(undisturbed))
+
+
+def test_the_teacher_in_half_precision_takes_the_fused_attention_and_says_the_same(toy, tiny_clip, tmp_path):
+    splits, how = load(toy), dict(batch_size=4, device=GPU, workers=2)
+    whole, half = (
+        teachers.similarities(
+            teachers.ClipTeacher(*tiny_clip, precision=precision), splits.train, splits.classes, tmp_path, **how
+        )
+        for precision in ("float32", "bf16")
+    )
+    assert TINY_CLIP["quick_gelu"] and 0 < np.abs(whole - half).max() < 2e-3
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_nccl_trains_what_a_single_process_trains(toy, tmp_path, processes):
+    if torch.cuda.device_count() < processes:
+        pytest.skip(f"needs {processes} GPUs")
+    more = ("-m", "timm:test_convnext.r160_in1k", "-l", "EM", "--precision", "float32", "--no-cuda-graph")
+    given = [part for part in toy_arguments(toy, *more) if part not in ("-g", "cpu")]
+    alone = shutil.move(main.main(given)["folder"], tmp_path / "alone")
+    program = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    done = subprocess.run([*program, "main.py", *given], cwd=REPOSITORY, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0 and "destroy_process_group" not in done.stderr, done.stderr
+    one, other = numbers(only_run(toy))[0]["probs"], numbers(Path(alone))[0]["probs"]
+    assert np.abs(one - other).max() < 1e-3
