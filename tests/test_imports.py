@@ -20,18 +20,14 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "run_folder": {"util", "metrics", "label_quality", "config", "models", "datasets"},
     "checks": {"util", "datasets"},
     "engine": {"checks", "util", "losses", "datasets", "models"},
+    "supervision": {"util", "metrics", "label_quality", "pseudo_labels", "datasets", "models", "config"},
     "preproc": {"util", "datasets"},
     "reporting": BELOW_CONFIG | {"config", "label_quality"},
     "report": BELOW_CONFIG | {"config", "label_quality", "reporting"},
     "benchmarks": BELOW_CONFIG | {"config", "run_folder", "engine", "preproc", "main"},
 }
-ON_TOP = BELOW_CONFIG | {
-    "checks",
-    "config",
-    "label_quality",
-    "run_folder",
-    "engine",
-}  # of a command, which nothing but tests and benchmarks imports
+# of a command, which nothing but tests and benchmarks imports
+ON_TOP = BELOW_CONFIG | {"checks", "config", "label_quality", "run_folder", "engine", "supervision"}
 
 
 def modules() -> dict[str, Path]:

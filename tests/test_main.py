@@ -1,6 +1,7 @@
 """The real command at toy size: what it leaves behind, what it refuses, and what its options do."""
 
 import csv
+import functools
 import json
 import os
 import shutil
@@ -19,6 +20,7 @@ import engine
 import losses
 import main
 import run_folder
+import supervision
 from datasets.files import write_observed
 from datasets.protocol import observe
 from util import devices
@@ -160,7 +162,7 @@ def test_the_test_set_is_scored_by_the_best_epochs_weights(toy, monkeypatch):
     values = iter((60.0, 50.0, 40.0))
     monkeypatch.setattr(main.metrics, "mean_average_precision", lambda *arrays: next(values))
     monkeypatch.setattr(main.metrics, "evaluate", lambda *arrays: {"mAP": 0.0, "classes_without_positives": 0})
-    monkeypatch.setattr(main.pseudo_labels, "describe", lambda *arrays, **options: {})
+    monkeypatch.setattr(supervision.pseudo_labels, "describe", lambda *arrays, **options: {})
     three = main.main(toy_arguments(toy, "--epochs", "3"))
     assert three["best_epoch"] == 1
     probs = [np.load(Path(result["folder"]) / "predictions.npz")["probs"] for result in (one, three)]
@@ -233,6 +235,7 @@ def test_soft_labels_are_the_models_own_predictions(toy, monkeypatch):
 def test_the_backbone_computes_in_the_precision_asked_for(toy, monkeypatch, precision, dtype):
     seen, build = set(), main.models.build
 
+    @functools.wraps(build)
     def watched(*arguments, **options):
         model = build(*arguments, **options)
         convolution = next(part for part in model.modules() if isinstance(part, torch.nn.Conv2d))

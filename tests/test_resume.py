@@ -1,5 +1,6 @@
 """Runs that die, are stopped or are damaged: they resume to the same numbers, or say in one line why not."""
 
+import functools
 import itertools
 import os
 import shutil
@@ -86,6 +87,7 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
 ):
     arguments, build = toy_arguments(toy), main.models.build
 
+    @functools.wraps(build)
     def with_dropout(*given, **options):  # so that the state of the random generators matters
         model = build(*given, **options)
         model.network = torch.nn.Sequential(torch.nn.Dropout(0.3), model.network)

@@ -1,0 +1,118 @@
+"""What a run learns from, and what chooses its epoch and its thresholds: pseudo-labels, and validation labels."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import datasets
+import label_quality
+import metrics
+import pseudo_labels
+from config import Config
+from models import teachers
+from util.errors import UserError
+
+LAST = "the last epoch"
+RECALL = 0.9  # of the known positives, where thresholds are chosen by them alone: no false positive can be counted
+
+
+def check_labels(config: Config, splits: datasets.Splits) -> None:
+    """Raises UserError where the method reads labels that the data set does not have, before anything is computed."""
+    if config.method.oracle and splits.train.true is None:
+        raise UserError(
+            f"{config.loss} reads the full labels of the training images, and {config.dataset_name} has observed ones "
+            f"only; take a method that needs no more, such as -l {Config.loss} or -l an"
+        )
+    if config.method.check_labels:
+        config.method.check_labels(splits.train.observed)
+
+
+def ask_teacher(
+    config: Config,
+    classes: datasets.Classes,
+    split: datasets.MultiLabelDataset,
+    *,
+    cache: Path,
+    device: torch.device,
+    workers: int,
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """By the rule of the method, from the (cached) similarities of a split's images: pseudo-labels (N, L), the scores
+    (N, L) that they are made of, and lines to be told about them."""
+    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers, checked=config.checks)
+    views = teachers.views(config.asked_teacher(), split, classes, cache, **how)
+    rule, how = config.method.pseudo_labels, dict(calibration=config.calibrate, pool=config.teacher_pool)
+    pseudo, scores, notes = pseudo_labels.make(rule, config.settings, views, split.observed, **how)
+    return pseudo, scores, notes + pseudo_labels.warnings(pseudo, views)
+
+
+def pseudo_labels_of(
+    config: Config,
+    splits: datasets.Splits,
+    ask: Callable[[datasets.MultiLabelDataset], tuple[np.ndarray, np.ndarray, list[str]]],
+) -> tuple[np.ndarray | None, dict | None]:
+    """(N, L) pseudo-labels of the training images, by the method's rule; and what pseudo_labels.json keeps: how good
+    they are, also at other thresholds. None and None for a method without a teacher.
+
+    ask  gives pseudo-labels, scores and notes of a split, as ask_teacher
+    """
+    if config.method.pseudo_labels is None:
+        return None, None
+    train = splits.train
+    pseudo, scores, notes = ask(train)
+    quality = pseudo_labels.describe(pseudo, scores, train.observed, train.true)
+    if train.true is None:
+        notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
+    print("\n".join([pseudo_labels.table(quality), *notes]))
+    threshold = config.settings.get("threshold")
+    counts = label_quality.count(scores, train.observed, train.true, [threshold] if threshold else [])
+    about = {"settings": config.settings | {"calibrate": config.calibrate}, "quality": quality}
+    expected = splits.positives_per_image() or 1.0
+    return pseudo, about | label_quality.as_json(counts, splits.classes.names, threshold, expected)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What chooses the epoch and the thresholds.
+
+    chosen_by  in words, as in test.json
+    clean      whether the validation labels are all true ones, or the observed positives with everything else as
+               negative (Cole et al. 2021, appendix)
+    labels     (N, L) in {0, 1} of the validation images; None: there are none
+    """
+
+    chosen_by: str
+    clean: bool
+    labels: np.ndarray | None
+    num_labels: int
+
+    def score(self, probs: np.ndarray) -> float:
+        """mAP of the validation images, in percent, from (N, L) probabilities."""
+        return metrics.mean_average_precision(probs, self.labels)
+
+    def thresholds(self, probs: np.ndarray | None) -> tuple[np.ndarray, str]:
+        """(L,) probabilities from which on a label counts as present, chosen on validation; and by what, in words.
+
+        Losses that leave unknown labels free put an absent label anywhere below a present one, rarely below 1/2.
+        """
+        if probs is None:
+            return np.full(self.num_labels, 0.5), "nothing: 0.5, for there are no validation images"
+        if self.clean:
+            return metrics.f1_thresholds(probs, self.labels), "F1 on clean validation labels"
+        chosen = metrics.recall_thresholds(probs, self.labels, RECALL)
+        return chosen, f"recall {RECALL} of the known validation positives"
+
+
+def select(config: Config, splits: datasets.Splits) -> Selection:
+    """By --select and --val-labels, and by what is known of the validation images."""
+    val, num_labels = splits.val, len(splits.classes.names)
+    if val is None:
+        return Selection(LAST, False, None, num_labels)
+    clean = config.val_labels == "clean" and val.true is not None
+    if config.val_labels == "clean" and not clean:
+        print("validation labels: the observed ones, for the full ones are not known")
+    by_score = f"validation mAP on {'clean' if clean else 'observed'} labels"
+    labels = val.true if clean else val.observed == 1
+    return Selection(by_score if config.select == "best" else LAST, clean, labels, num_labels)
