@@ -103,8 +103,7 @@ def load(
     cache         folder that remembers what the image files hold
     Raises UserError for files that are absent or contradict each other, and for missing images.
     """
-    there = [name for name in ("train", files.VALIDATION, "val") if name == "train" or files.has_split(folder, name)]
-    arrays = {name: files.read_all(folder, name) for name in there}
+    arrays = files.read_all(folder)
     num_labels = arrays["train"][2].shape[1]
     for name, (_, _, observed) in arrays.items():
         if observed.shape[1] != num_labels:

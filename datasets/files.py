@@ -7,6 +7,7 @@ data/<name>/
     classes.json   {"names": L names, "prompt_names": L names for the teacher's captions}
     source.json    {"image_root": where the images lie, relative to the folder or absolute}
     observed.json  {split: digest of the observed labels that were drawn from its full labels}
+    formatted.json {name of a file: digest of its content}, for images, labels, classes.json: what one formatting wrote
 
 'val' is the official validation or test part, which serves as the test set (Cole et al. 2021). A published data set has
 train and val. A data set of one's own needs train only, and no split of it needs full labels; where it has a validation
@@ -27,6 +28,7 @@ from util.files import REPOSITORY, file_digest, read_array, read_json, write_arr
 
 SPLITS = ("train", "val")
 VALIDATION = "validation"  # a validation split of a data set's own
+MANIFEST = "formatted.json"  # files made by hand need none
 ROWS = 4096  # checked at a time: a check of the whole matrix would take several times its memory
 
 
@@ -48,8 +50,9 @@ def is_formatted(folder: Path) -> bool:
 
 
 def has_split(folder: Path, split: str) -> bool:
-    """Whether a data set has a split; one of the published data sets has both of SPLITS."""
-    return array_path(folder, split, "images").exists() or (split in SPLITS and _script(folder) is not None)
+    """Whether a data set has a split, or should have it: a published data set has both of SPLITS."""
+    path = array_path(folder, split, "images")
+    return path.exists() or path.name in _manifest(folder) or (split in SPLITS and _script(folder) is not None)
 
 
 def _script(folder: Path) -> str | None:
@@ -149,10 +152,15 @@ def read_observed(folder: Path, split: str, true: np.ndarray | None) -> np.ndarr
     return observed
 
 
-def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """images (N,) str and true labels (N, L) int8 in {0, 1}, or None where they are not known; raises UserError where
-    they differ in length."""
+def read_split(folder: Path, split: str, compare: bool = True) -> tuple[np.ndarray, np.ndarray | None]:
+    """images (N,) str and true labels (N, L) int8 in {0, 1}, or None where they are not known.
+
+    compare: hold them against the manifest. Raises UserError where they are of two formattings, or differ in length.
+    """
     images, true = read_images(folder, split), read_labels(folder, split)
+    if compare:
+        _compare(array_path(folder, split, "images"), images)
+        _compare(array_path(folder, split, "labels"), true)
     if true is not None:
         _same_length(folder, split, images, "labels", true)
     if not len(images) and split != VALIDATION:
@@ -160,12 +168,16 @@ def read_split(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None]
     return images, true
 
 
-def read_all(folder: Path, split: str) -> tuple[np.ndarray, np.ndarray | None, np.ndarray]:
-    """images (N,) str, true labels (N, L) int8 in {0, 1} or None, observed labels (N, L) int8 in {-1, 0, +1}."""
-    images, true = read_split(folder, split)
-    observed = read_observed(folder, split, true)
-    _same_length(folder, split, images, "labels_obs", observed)
-    return images, true, observed
+def read_all(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
+    """Of each split images (N,) str, true labels (N, L) int8 in {0, 1} or None, observed labels (N, L) int8 in
+    {-1, 0, +1}."""
+    there = [split for split in ("train", VALIDATION, "val") if split == "train" or has_split(folder, split)]
+    found = {split: read_split(folder, split) for split in there}
+    result = {}
+    for split, (images, true) in found.items():
+        result[split] = (images, true, read_observed(folder, split, true))
+        _same_length(folder, split, images, "labels_obs", result[split][2])
+    return result
 
 
 def _same_length(folder: Path, split: str, images: np.ndarray, part: str, labels: np.ndarray) -> None:
@@ -184,14 +196,40 @@ def write_formatted(
     image_root: Path,
 ) -> None:
     """Write {split: (images, (N, L) labels in {0, 1})}, the class names and the image root."""
-    for split, (images, labels) in splits.items():
-        write_split(Path(folder), split, images, labels)
-    write_description(Path(folder), list(names), list(prompt_names), image_root)
+    folder, names, prompt_names = Path(folder), list(names), list(prompt_names)
+    arrays = {s: (np.asarray(images, dtype=np.str_), labels.astype(np.int8)) for s, (images, labels) in splits.items()}
+    _write_manifest(folder, arrays, names, prompt_names)
+    write_description(folder, names, prompt_names, image_root)
+    for split, (images, labels) in arrays.items():
+        write_array(array_path(folder, split, "images"), images)
+        write_array(array_path(folder, split, "labels"), labels)
 
 
-def write_split(folder: Path, split: str, images: list[str] | np.ndarray, labels: np.ndarray) -> None:
-    write_array(array_path(folder, split, "images"), np.asarray(images, dtype=np.str_))
-    write_array(array_path(folder, split, "labels"), labels.astype(np.int8))
+def _write_manifest(
+    folder: Path, splits: dict[str, tuple[np.ndarray, np.ndarray | None]], names: list[str], prompt_names: list[str]
+) -> None:
+    """Written before the files: until the last of them is there, they are not what it says, whatever was there."""
+    content = {"classes.json": util.files.digest(names, prompt_names)}
+    for split, (images, true) in splits.items():
+        content[array_path(folder, split, "images").name] = util.files.digest(images)
+        if true is not None:
+            content[array_path(folder, split, "labels").name] = util.files.digest(true)
+    write_json(folder / MANIFEST, content)
+
+
+def _manifest(folder: Path) -> dict[str, str]:
+    path = Path(folder) / MANIFEST
+    return read_json(path, dict[str, str], format_command(folder)) if path.exists() else {}
+
+
+def _compare(path: Path, *content: object) -> None:
+    """Raises UserError where a file, None if it is absent, is not what the formatting wrote that made the rest."""
+    expected = _manifest(path.parent).get(path.name)
+    if expected is not None and expected != util.files.digest(*content):
+        raise UserError(
+            f"{path} is not the file that was formatted together with the others of its folder; "
+            f"{format_command(path.parent)}, or remove {path.parent / MANIFEST} if the change is yours"
+        )
 
 
 def write_observed(folder: Path, split: str, observed: np.ndarray) -> None:
@@ -211,13 +249,17 @@ def write_own(
         for part in ("images", "labels", "labels_obs"):
             array_path(folder, split, part).unlink(missing_ok=True)
     (Path(folder) / "observed.json").unlink(missing_ok=True)
+    splits = {split: (np.asarray(images, dtype=np.str_), *labels) for split, (images, *labels) in splits.items()}
+    _write_manifest(
+        Path(folder), {split: (images, true) for split, (images, true, _) in splits.items()}, names, prompt_names
+    )
     write_description(folder, names, prompt_names, image_root)
     for split in sorted(splits, key=lambda split: split == "train"):  # what a killed process left is no data set
         images, true, observed = splits[split]
         if true is not None:
             write_array(array_path(folder, split, "labels"), true)
         write_observed(folder, split, observed)
-        write_array(array_path(folder, split, "images"), np.asarray(images, dtype=np.str_))
+        write_array(array_path(folder, split, "images"), images)
 
 
 def write_drawn(folder: Path, drawn: dict[str, np.ndarray]) -> None:
@@ -270,6 +312,7 @@ def read_classes(folder: Path, num_labels: int) -> Classes:
             raise UserError(f"{path}: {what} must be {num_labels} strings, one per label, none of them empty; {how}")
     if twice := duplicate(names):
         raise UserError(f"{path}: names must differ from each other, but {twice!r} is there twice; {how}")
+    _compare(path, names, prompt_names)
     return Classes(names, prompt_names)
 
 

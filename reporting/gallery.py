@@ -171,7 +171,7 @@ def _model(run: Run, num_labels: int, notes: list[str]) -> tuple[list[str], np.n
 def _observed(config: Config, images: np.ndarray, notes: list[str]) -> np.ndarray | None:
     """(N, L) in {-1, 0, +1}: the observed labels of the test images of the run, if they are still there."""
     try:
-        names, _, observed = files.read_all(config.folder, "val")
+        names, _, observed = files.read_all(config.folder)["val"]
         rows = {name: row for row, name in enumerate(names.tolist())}
         return observed[[rows[name] for name in images.tolist()]]
     except UserError as error:

@@ -14,6 +14,7 @@ from PIL import Image
 import datasets
 from datasets import content, files, images, load
 from datasets.images import decode, open_images, to_input, where_kept
+from datasets.protocol import observe
 from util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -39,6 +40,62 @@ def break_array(folder: Path, name: str, change) -> None:
     path = folder / f"formatted_{name}.npy"
     array = np.load(path)
     np.save(path, change(array))
+
+
+def shifted(toy: Path) -> tuple:
+    """The arguments of a formatting of the toy with its images and labels in another order."""
+    splits, names = {}, np.roll(files.read_classes(toy, 3).names, 1).tolist()
+    for split in files.SPLITS:
+        found, labels = files.read_split(toy, split)
+        splits[split] = (found[::-1].tolist(), np.roll(labels[::-1], 1, axis=1))
+    return toy, splits, names, names, toy / "images"
+
+
+@pytest.mark.parametrize("by_hand", [True, False])  # whether the old files were written without a manifest
+def test_a_formatting_that_is_killed_between_two_files_is_no_data_set(toy, monkeypatch, by_hand):
+    old, write_array, write_json = shifted(toy), files.write_array, files.write_json
+    files.write_formatted(*old)
+    new = shifted(toy)
+
+    def killed(write):
+        def write_or_die(path, content):
+            if path.name != files.MANIFEST:
+                left.pop()
+            write(path, content)
+
+        return write_or_die
+
+    for written in range(6):
+        files.write_formatted(*old)
+        if by_hand:
+            (toy / files.MANIFEST).unlink()
+        left = [None] * written
+        with monkeypatch.context() as patch, pytest.raises(IndexError):
+            patch.setattr(files, "write_array", killed(write_array))
+            patch.setattr(files, "write_json", killed(write_json))
+            files.write_formatted(*new)
+        with pytest.raises(UserError, match=r"was formatted together with the others.*make it with `python preproc"):
+            load(toy)
+    files.write_formatted(*new)
+    draw(toy)
+    assert load(toy).classes.names == new[2]
+
+
+def draw(toy: Path) -> None:
+    for split in files.SPLITS:
+        files.write_observed(toy, split, observe(files.read_split(toy, split)[1]))
+
+
+def test_a_file_of_a_formatting_that_is_gone_is_missed_and_without_the_manifest_it_is_not(toy):
+    files.write_formatted(*shifted(toy))
+    draw(toy)
+    files.array_path(toy, "train", "labels").unlink()
+    with pytest.raises(UserError, match=r"formatted_train_labels\.npy is not the file.*or remove .*formatted\.json"):
+        load(toy)
+    for part in ("images", "labels", "labels_obs"):
+        files.array_path(toy, "val", part).unlink()
+    (toy / files.MANIFEST).unlink()
+    assert load(toy).train.true is None
 
 
 def set_entry(value):

@@ -40,7 +40,7 @@ def form(folder: Path, *arguments: str) -> Path:
 
 
 def read(folder: Path, split: str = "train") -> tuple[list[str], list | None, list]:
-    images, true, observed = files.read_all(folder, split)
+    images, true, observed = files.read_all(folder)[split]
     return images.tolist(), None if true is None else true.tolist(), observed.tolist()
 
 
