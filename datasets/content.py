@@ -21,6 +21,7 @@ from util.files import digest, locked, read_arrays, read_bytes, write_arrays
 IMAGE_LIMIT = 2**30  # bytes of an image file
 SAMPLE = 32  # files read again on each run
 READERS = 16  # threads: a network file system answers slowly, and many at once
+PIXELS = 2  # version of the rules of images.rgb and images.squash: a cache made by others is not used
 ABSENT = 0  # the key of a file that is not there
 
 

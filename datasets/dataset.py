@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets import files
-from datasets.content import ABSENT, ImageFile, content_keys
+from datasets.content import ABSENT, PIXELS, ImageFile, content_keys
 from datasets.files import Classes
 from datasets.protocol import split_indices
 from util.errors import UserError
@@ -46,8 +46,9 @@ class MultiLabelDataset:
         ]
 
     def image_key(self) -> str:
-        """Digest of the image list and of every file's content: what a cache made from images depends on."""
-        return digest(self.names, self.keys)
+        """Digest of the image list, of every file's content and of the rules of decoding: what a cache made from images
+        depends on."""
+        return digest(PIXELS, self.names, self.keys)
 
     def key(self) -> str:
         """Digest of images and labels: a run must not be resumed on other ones."""

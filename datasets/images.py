@@ -7,6 +7,7 @@ import shutil
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from datasets.content import read_image
@@ -40,7 +41,7 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     content = read_image(path)
     try:
         with Image.open(BytesIO(content)) as image:
-            pixels = np.array(image.convert("RGB"))
+            pixels = rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's formats raises its own
@@ -49,6 +50,36 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
             "lists every bad image)"
         ) from None
     return squash(pixels, size, resample)
+
+
+def rgb(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a Pillow image, upright: turned and mirrored as its EXIF orientation says.
+
+    What each of Pillow's modes becomes; change content.PIXELS with it:
+
+    RGB                  as stored; Pillow keeps the high byte of 16-bit colours
+    1, L, P              the grey level or the palette's colour
+    RGBA, LA, PA, and any mode with a transparent colour or palette  composed on white
+    I;16, I;16B, I       grey of 16 bits, clipped to 0..65535: its high byte, so that 65535 becomes 255
+    F                    grey: times 255 where no value is above 1, else taken as 0..255; rounded, clipped, NaN is black
+    CMYK, YCbCr, others  Pillow's conversion, without colour profile
+
+    Of an animation, the frame that the image is at: of a file just opened, the first. Damaged EXIF is ignored.
+    """
+    image = image.copy()
+    with suppress(Exception):  # each kind of damage raises its own; the pixels are turned before EXIF is rewritten
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        grey = (values.clip(0, 65535) >> 8).astype(np.uint8)
+        image = Image.fromarray(np.where(values == image.info.get("transparency"), np.uint8(255), grey))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        values = values * 255 if values.max() <= 1 else values
+        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
+    elif image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 def squash(pixels: np.ndarray, size: int, resample: str = "bilinear") -> np.ndarray:

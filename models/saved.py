@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import save
 
 import models
-from datasets.images import ahead, decode, squash
+from datasets.images import ahead, decode, rgb, squash
 from models.backbone import Backbone
 from models.weights import read_weights
 from util.devices import autocast, default_workers
@@ -125,7 +125,7 @@ class Saved:
     def _pixels(self, image: Photo) -> np.ndarray | UserError:
         """(S, S, 3) uint8, or the error of an image that cannot be read."""
         if isinstance(image, Image.Image):
-            image = np.array(image.convert("RGB"))
+            image = rgb(image)
         try:
             return (
                 squash(image, self.image_size) if isinstance(image, np.ndarray) else decode(str(image), self.image_size)

@@ -2,7 +2,7 @@
 
     python preproc/check.py --dataset NAME [--data-root data] [--image-root DIR]
 
-Exit status 1 if there is a bad one.
+Prints one line for each bad image and one for each split. Exit status 2 if there is a bad one.
 """
 
 import os
@@ -23,7 +23,7 @@ def problem(path: str) -> str | None:
     try:
         decode(path, 8)
     except UserError as error:
-        return str(error).split("; ")[0]
+        return " ".join(str(error).rsplit("; ", 1)[0].split())
     return None
 
 
@@ -40,7 +40,7 @@ def main(argv: list[str] | None = None) -> None:
         found = list(filter(None, tqdm(ahead(problem, paths, workers, 64), total=len(paths), desc=split, disable=None)))
         print("\n".join([*found, f"{split}: {len(found):,} of {len(paths):,} images are bad"]))
         bad += len(found)
-    sys.exit(1 if bad else 0)
+    sys.exit(2 if bad else 0)
 
 
 if __name__ == "__main__":

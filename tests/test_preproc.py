@@ -7,6 +7,7 @@ import pytest
 from conftest import make_toy
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from datasets import files
 from datasets.content import ABSENT, content_keys
@@ -220,9 +221,14 @@ def test_check_lists_every_bad_image(tmp_path, capsys):
     folder = make_toy(tmp_path)
     (folder / "images/train/001.png").unlink()
     (folder / "images/train/002.png").write_bytes((folder / "images/train/002.png").read_bytes()[:100])
+    for name, kind in (("004.png", "AVIF"), ("005.png", "DDS")):
+        Image.new("RGB", (32, 32)).save(folder / "images/train" / name, kind)
+        content = (folder / "images/train" / name).read_bytes()
+        (folder / "images/train" / name).write_bytes(content[: len(content) // 2])
     (folder / "images/val/003.png").write_text("no image")
     with pytest.raises(SystemExit) as stop:
         check.main(["--dataset", "toy", "--data-root", str(tmp_path)])
     out = capsys.readouterr().out
-    assert stop.value.code == 1
-    assert all(name in out for name in ("001.png", "002.png", "003.png", "train: 2 of 30 images are bad"))
+    assert stop.value.code == 2
+    told = ["001.png", "002.png", "004.png", "005.png", "train: 4 of 30 images are bad", "003.png", "val: 1 of 10"]
+    assert all(what in line for what, line in zip(told, out.splitlines(), strict=True))
