@@ -8,7 +8,7 @@
 # with its log, and the sweep's exit status is then 1. Last comes the table of the sweep's runs, with a page beside the
 # logs.
 
-set -uo pipefail
+set -fuo pipefail # f: no value becomes names of files
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export JOBS=${JOBS:-1} GPUS=${GPUS:-0} LOGS=${LOGS:-results/logs}
 export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
@@ -19,6 +19,13 @@ for name in SEEDS THRESHOLDS TEMPERATURES; do # they become parts of a command l
         *[!0-9eE.+\ -]*) echo "$name=${!name}: numbers are expected, with spaces between them" >&2 && exit 2 ;;
     esac
 done
+
+run_line() { # quoted words arrive whole, and nothing is evaluated
+    local words
+    mapfile -d '' words < <(xargs -r printf '%s\0' <<<"$1")
+    wait $! || { echo "$1: quotes that do not match" >>"$LOGS/failed" && return; }
+    run_one "${words[@]}"
+}
 
 run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
     local gpus=($GPUS) log # named by the end of the arguments, where a sweep puts what varies, and a checksum of all
@@ -38,7 +45,7 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
 }
 
 lines_of() { [ -e "$LOGS/$1" ] && wc -l <"$LOGS/$1" || echo 0; }
-export -f run_one lines_of
+export -f run_line run_one lines_of
 
 share() { # among the JOBS: the cores evenly; and a GPU that several use, with one copy of the images and by MPS
     [[ $JOBS =~ ^[1-9][0-9]*$ ]] && [ "$JOBS" -gt 1 ] || return 0
@@ -70,7 +77,7 @@ run_all() { # its lines come from a redirection, not a pipe: a pipe would put it
     mapfile -t lines
     export TOTAL=${#lines[@]}
     share
-    setsid xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'eval "run_one $1"' run_all < <(printf '%s\n' "${lines[@]}") &
+    setsid xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'run_line "$1"' run_all < <(printf '%s\n' "${lines[@]}") &
     local group=$! status
     trap 'stop_all "$group" 130' INT
     trap 'stop_all "$group" 143' TERM

@@ -125,3 +125,40 @@ def test_runs_side_by_side_share_the_cores_and_a_gpu(tmp_path, gpus, jobs, threa
     assert all(("mps" in call and "--cache disk -d coco" in call) == shared for call in runs)
     others = [call.rstrip() for call in calls if call.startswith("mps")]
     assert others == (["mps -d", "mps  quit"] if shared else [])
+
+
+def test_nothing_in_a_line_of_jobs_is_executed(tmp_path):
+    jobs, tools, made = tmp_path / "jobs.txt", tmp_path / "bin", tmp_path / "made"
+    jobs.write_text(f"-d $(touch {made}) --prompt 'it'\\''s a {{}}' ; touch {made} `touch {made}` *\n-d 'coco\n")
+    tools.mkdir()
+    (tools / "srun").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{tmp_path}/run"\n')
+    (tools / "srun").chmod(0o755)
+    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "py"}
+
+    def task(number: str) -> subprocess.CompletedProcess:
+        slurm = environment | {"SLURM_ARRAY_TASK_ID": number}
+        return subprocess.run([REPOSITORY / "sweeps/slurm.sh", jobs], env=slurm, capture_output=True, text=True)
+
+    assert task("1").returncode == 0
+    words = ["-d", "$(touch", f"{made})", "--prompt", "it's a {}", ";", "touch", f"{made}", "`touch", f"{made}`", "*"]
+    assert (tmp_path / "run").read_text().splitlines() == ["py", "main.py", "--resume", *words]
+    wrong = task("2")
+    assert wrong.returncode == 2 and "line 2 has quotes that do not match" in wrong.stderr
+    assert not made.exists()
+
+
+def test_nothing_in_the_values_of_a_sweep_is_executed(tmp_path):
+    made, python = tmp_path / "made", tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >>"{tmp_path}/run"\n')
+    python.chmod(0o755)
+    values = {"DATASETS": f"$(touch${{IFS}}{made}) ;touch *", "LOSSES": "an", "SEEDS": "0", "PYTHON": str(python)}
+    done = subprocess.run(
+        [REPOSITORY / "sweeps/paper_table.sh", "--prompt", f"a $(touch {made}) {{}}"],
+        env=os.environ | values | {"GPUS": "cpu", "LOGS": str(tmp_path / "logs")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and not made.exists(), done.stderr
+    run = (tmp_path / "run").read_text()
+    for dataset in (f"$(touch${{IFS}}{made})", ";touch", "*"):
+        assert f"|-d|{dataset}|-l|an|-s|0|--prompt|a $(touch {made}) {{}}|" in run
