@@ -8,30 +8,42 @@ positives (Cole et al. 2021).
 
 import sys
 from pathlib import Path
+from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import msgspec
 import numpy as np
 
-from datasets.files import write_formatted
+from datasets.files import duplicate, write_formatted
 from preproc.common import find_folder, format_parser, report
 from util.errors import UserError, run_script
+from util.files import read_json
+
+FETCH = "fetch it with `python preproc/download.py --dataset coco`"
+LIMIT = 4 * 2**30  # bytes; the published files have less than one tenth of it
+ImageId = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]  # twelve digits of a file's name
+CategoryId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
+
+
+class Image(msgspec.Struct):
+    id: ImageId
 
 
 class Annotation(msgspec.Struct):
-    image_id: int
-    category_id: int
+    image_id: ImageId
+    category_id: CategoryId
 
 
 class Category(msgspec.Struct):
-    id: int
+    id: CategoryId
     name: str
 
 
 class Instances(msgspec.Struct):
     """The part of an instances file that matters here; the decoder skips the rest, segmentations above all."""
 
+    images: list[Image]
     annotations: list[Annotation]
     categories: list[Category]
 
@@ -39,16 +51,20 @@ class Instances(msgspec.Struct):
 def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
     """Image files, (N, L) int8 labels in {0, 1}, and category names in the order of the file."""
     path = folder / f"annotations/instances_{split}2014.json"
-    try:
-        content = msgspec.json.decode(path.read_bytes(), type=Instances)
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; fetch it with `python preproc/download.py --dataset coco`") from None
-    except msgspec.DecodeError as error:
-        raise UserError(f"{path} is not a COCO instances file ({error})") from None
+    content = read_json(path, Instances, FETCH, LIMIT)
+    if not content.annotations:
+        raise UserError(f"{path} has no annotations; {FETCH}")
+    for what in ("id", "name"):
+        if (twice := duplicate(getattr(category, what) for category in content.categories)) is not None:
+            raise UserError(f"{path} has two categories of the {what} {twice!r}; {FETCH}")
     column = {category.id: position for position, category in enumerate(content.categories)}
-    unlisted = {annotation.category_id for annotation in content.annotations} - column.keys()
-    if unlisted:
-        raise UserError(f"{path}: annotations name category {min(unlisted)}, which it does not list")
+    known = {image.id for image in content.images}
+    for number, annotation in enumerate(content.annotations):
+        if annotation.category_id not in column or annotation.image_id not in known:
+            raise UserError(
+                f"{path}: annotation {number} names image {annotation.image_id} and category {annotation.category_id}, "
+                f"of which it does not list both; {FETCH}"
+            )
     ids = sorted({annotation.image_id for annotation in content.annotations}, key=str)
     row = {image: position for position, image in enumerate(ids)}
     labels = np.zeros((len(ids), len(column)), dtype=np.int8)

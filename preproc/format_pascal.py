@@ -12,9 +12,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from datasets.files import write_formatted
+from datasets.files import duplicate, write_formatted
 from preproc.common import find_folder, format_parser, report
 from util.errors import UserError, run_script
+from util.files import read_text
+
+FETCH = "fetch it with `python preproc/download.py --dataset pascal`"
 
 # the order of the label columns, and the one-word names of VLPL's published prompts
 CLASSES = (
@@ -24,14 +27,19 @@ CLASSES = (
 
 
 def read_list(path: Path) -> tuple[list[str], np.ndarray]:
-    """Image names and marks in {-1, 0, 1} of one {class}_{split}.txt."""
-    try:
-        words = path.read_text().split()
-    except FileNotFoundError:
-        raise UserError(f"{path} not found; fetch it with `python preproc/download.py --dataset pascal`") from None
-    if len(words) % 2 or not set(words[1::2]) <= {"-1", "0", "1"}:
-        raise UserError(f"{path}: every line must be an image name and -1, 0 or 1")
-    return words[::2], np.array(words[1::2], dtype=np.int8)
+    """Image names, each once, and marks in {-1, 0, 1} of one {class}_{split}.txt."""
+    lines = read_text(path, FETCH).splitlines()
+    pairs = [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
+    for number, words in pairs:
+        if len(words) != 2 or words[1] not in ("-1", "0", "1"):
+            raise UserError(f"{path}, line {number}: every line must be an image name and -1, 0 or 1; {FETCH}")
+    names = [words[0] for _, words in pairs]
+    if not names:
+        raise UserError(f"{path} names no images; {FETCH}")
+    if twice := duplicate(names):
+        number = [number for number, words in pairs if words[0] == twice][1]
+        raise UserError(f"{path}, line {number}: {twice} is there for the second time; {FETCH}")
+    return names, np.array([words[1] for _, words in pairs], dtype=np.int8)
 
 
 def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray]:

@@ -71,7 +71,30 @@ def test_pascal_lists_that_disagree_are_told(tmp_path, fails):
     (folder / "cat_train.txt").write_text("2008_000009 1\n2008_000001 1\n")
     assert "cat_train.txt lists other images" in fails(format_pascal.main, ["--load-path", str(tmp_path)])
     (folder / "cat_train.txt").write_text("2008_000009 2\n")
-    assert "cat_train.txt: every line" in fails(format_pascal.main, ["--load-path", str(tmp_path)])
+    assert "cat_train.txt, line 1: every line" in fails(format_pascal.main, ["--load-path", str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        (b"", "names no images"),
+        (b"a 1\n\nb 1\na 1\n", "line 4: a is there for the second time"),
+        (b"a 1 b\n1\n", "line 1: every line"),
+        (b"\xff\xfe 1\n", "is not text in UTF-8"),
+    ],
+)
+def test_pascal_lists_that_are_something_else_are_told(content, says, tmp_path, fails):
+    folder = write_voc(tmp_path)
+    for name in format_pascal.CLASSES:
+        (folder / f"{name}_val.txt").write_bytes(content)
+    line = fails(format_pascal.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+    assert f"{folder}/aeroplane_val.txt" in line and says in line and not (tmp_path / "out").exists()
+
+
+def coco(**other) -> str:
+    """An instances file of one image and one category, with other parts."""
+    parts = {"images": [{"id": 9}], "annotations": [{"image_id": 9, "category_id": 1}]}
+    return json.dumps(parts | {"categories": [{"id": 1, "name": "a"}]} | other)
 
 
 def write_coco(root, annotations=((9, 3), (10, 1), (10, 3), (9, 3))):
@@ -99,7 +122,21 @@ def test_coco_drops_images_without_annotation_and_sorts_ids_as_strings(tmp_path)
     assert files.read_classes(tmp_path, 2).names == ["person", "traffic light"]
 
 
-@pytest.mark.parametrize("content, says", [("{", "not a COCO"), ('{"annotations": [{}]}', "image_id")])
+@pytest.mark.parametrize(
+    "content, says",
+    [
+        ("{", "is not valid JSON"),
+        ('{"annotations": [{}]}', "image_id"),
+        (coco(annotations=[]), "has no annotations"),
+        (coco(annotations=[{"image_id": 8, "category_id": 1}]), "annotation 0 names image 8 and category 1"),
+        (coco(annotations=[{"image_id": 9, "category_id": 2}]), "annotation 0 names image 9 and category 2"),
+        (coco(annotations=[{"image_id": 9 + 2**64, "category_id": 1}]), "$.annotations[0].image_id"),
+        (coco(annotations=[{"image_id": 9, "category_id": 1 - 2**64}]), "$.annotations[0].category_id"),
+        (coco(images=[{"id": -1}]), "$.images[0].id"),
+        (coco(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "two categories of the id 1"),
+        (coco(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "two categories of the name 'a'"),
+    ],
+)
 def test_coco_files_that_are_something_else_are_told(content, says, tmp_path, fails):
     write_coco(tmp_path)
     (tmp_path / "annotations/instances_train2014.json").write_text(content)
@@ -142,6 +179,11 @@ def test_cub_reads_attributes_even_where_lines_carry_more_columns(extra, tmp_pat
         ("1 x 1\n", "begin with three whole numbers"),
         ("9 1 1\n", "unknown image"),
         ("1 1 1\n", "says nothing of"),
+        ("", "begin with three whole numbers"),
+        ("1 1 18446744073709551617\n", "begin with three whole numbers"),
+        ("18446744073709551617 1 1\n", "begin with three whole numbers"),
+        ("-1 1 1\n", "line 1: it names an unknown image"),
+        ("1 1 1\n\n1 2 0\n1 1 0\n", "line 4: this image and attribute are there for the second time"),
     ],
 )
 def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
@@ -149,6 +191,25 @@ def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
     path.write_text(text)
     line = fails(format_cub.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
     assert str(path) in line and says in line
+
+
+@pytest.mark.parametrize(
+    "name, text, says",
+    [
+        ("images.txt", b"1 a.jpg\n2 b.jpg\n1 c.jpg\n", "line 3: the number 1 is there for the second time"),
+        ("images.txt", b"1 a.jpg\n2 b.jpg\n3 a.jpg\n", "names a.jpg twice"),
+        ("images.txt", b"1 a.jpg\n18446744073709551617 b.jpg\n", "line 2: every line"),
+        ("images.txt", b"1\n", "line 1: every line"),
+        ("images.txt", b"", "is empty"),
+        ("images.txt", b"1 \xff.jpg\n", "is not text in UTF-8"),
+        ("train_test_split.txt", b"1 0\n2 1\n3 1\n3 0\n", "line 4: the number 3"),
+        ("../attributes.txt", b"1 has_size::a\n2 has_size::a\n", "names has_size::a twice"),
+    ],
+)
+def test_cub_lists_that_do_not_fit_are_told(name, text, says, tmp_path, fails):
+    (write_cub(tmp_path) / name).write_bytes(text)
+    line = fails(format_cub.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
+    assert name.removeprefix("../") in line and says in line and not (tmp_path / "out").exists()
 
 
 @settings(max_examples=50, deadline=None)
