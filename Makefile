@@ -12,13 +12,15 @@ test: .venv/installed  ## the suite, offline, on a CPU
 test-all: .venv/installed  ## with what takes minutes
 	$(BIN)/python -m pytest -n auto -m ''
 
-lint: .venv/installed  ## style, and whether docs/methods.md is what the records say
+lint: .venv/installed  ## style, and whether the pages that are made are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python docs/make_methods.py --check
+	$(BIN)/python docs/make_tables.py --check
 
-docs: .venv/installed  ## write the part of docs/methods.md that comes from the methods' records
+docs: .venv/installed  ## write what is made of docs/methods.md and the README
 	$(BIN)/python docs/make_methods.py
+	$(BIN)/python docs/make_tables.py
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11, 4) else 0'
