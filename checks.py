@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from util import distributed
 from util.devices import autocast, random_state, set_random_state
 from util.errors import UserError
+from util.row_cache import RowFile
 
 ROWS = 16  # of a resident cache, compared with the file
 # largest relative difference of logits from float32 on a CPU: several times what rounding does to a deep network
@@ -42,10 +43,10 @@ def resident_rows(kept: Tensor, path: Path) -> None:
 
     kept  (N, S, S, 3) uint8
     """
-    file = np.load(path, mmap_mode="r", allow_pickle=False)
     rows = np.random.RandomState(len(kept)).permutation(len(kept))[:ROWS]
-    for row in rows.tolist():
-        if not np.array_equal(kept[row].cpu().numpy(), file[row]):
+    on_disk = RowFile(path, tuple(kept.shape), np.uint8)[rows]
+    for row, pixels in zip(rows.tolist(), on_disk, strict=True):
+        if not np.array_equal(kept[row].cpu().numpy(), pixels):
             raise UserError(
                 f"image {row} on {kept.device} is not that of {path}; take --cache disk (--no-checks goes on)"
             )

@@ -61,7 +61,7 @@ class Config:
     flip: float = option(TRAINING, 0.5, "probability that a training image is mirrored", "[0, 1]")
     crop: float = option(TRAINING, 1.0, "smallest share of its area that a random crop of a training image keeps; 1: no crops", "(0, 1]", metavar="SHARE")
     randaugment: int = option(TRAINING, 0, "magnitude of RandAugment's two operations on a training image, of 30 (its authors: 9); 0: none", "[0, 30]", metavar="MAGNITUDE")
-    precision: str = option(TRAINING, "auto", "arithmetic of backbone and teacher (of the teacher float16, unless it is float32); auto: bf16 on CUDA, else float32", choices=("auto", "float32", "tf32", "bf16"))
+    precision: str = option(TRAINING, "auto", "arithmetic of the backbone; auto: bf16 on CUDA, else float32. The teacher takes float16, except with float32", choices=("auto", "float32", "tf32", "bf16"))
     pretrained: bool = option(TRAINING, True, "start from the backbone's published weights")
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
     val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (where the data set has them), or the observed ones only", choices=("clean", "observed"))
@@ -82,7 +82,7 @@ class Config:
     gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))
     workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, inf)")
     threads: int | None = option(RUN, None, "threads that compute on a CPU; if not given, PyTorch's own number. Another number changes the last bits of the results", "[1, inf)")
-    cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a memory-mapped file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
+    cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
     cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
     checks: bool = option(RUN, True, "check for about a second at the start that a GPU computes what it should")
     deterministic: bool = option(RUN, False, "only algorithms that give the same numbers every time, on a GPU too; slower there")
@@ -139,6 +139,8 @@ def parse(argv: list[str] | None = None) -> Config:
     except UserError as error:
         parser.error(str(error))
     reasons = unread(config)
+    if given.get("model") == "teacher":  # which names the backbone too
+        reasons = {name: reason for name, reason in reasons.items() if name not in ("teacher", "teacher_weights")}
     for name in given:
         if name not in COMMON and name not in config.settings:
             reasons[name] = f"the method {config.loss} does not read it"
@@ -180,7 +182,7 @@ def with_the_teachers_tower(config: Config, sized: bool) -> Config:
 def linear_phase(config: Config) -> Config:
     """The run that trains the linear head alone."""
     how = dict(epochs=config.linear_epochs, batch_size=config.linear_batch_size, lr=config.linear_lr)
-    return replace(config, mode="linear", head_rate=1.0, **how)
+    return replace(config, mode="linear", head_rate=1.0, crop=1.0, randaugment=0, **how)
 
 
 def unread(config: Config) -> dict[str, str]:

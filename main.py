@@ -46,97 +46,107 @@ def main(argv: list[str] | None = None) -> dict:
     config = settings.parse(argv)
     device = devices.pick_device(config.gpu)
     distributed.initialize(device)
-    if config.batch_size % distributed.world_size():
-        option = "--linear-batch-size" if config.mode == "linear" else "--batch-size"
-        raise UserError(
-            f"{option} {config.batch_size} cannot be divided evenly among {distributed.world_size()} processes; "
-            "start a number of them that divides it (torchrun --nproc-per-node), or change it"
-        )
+    phases = [config]
+    if config.mode == "linear_init":  # the linear head is a run of its own, which others may share
+        phases.insert(0, replace(settings.linear_phase(config), resume=True, overwrite=False))
+    for phase in phases:
+        if phase.batch_size % distributed.world_size():
+            option = "--linear-batch-size" if phase.mode == "linear" else "--batch-size"
+            raise UserError(
+                f"{option} {phase.batch_size} cannot be divided evenly among {distributed.world_size()} processes; "
+                "start a number of them that divides it (torchrun --nproc-per-node), or change it"
+            )
     if config.deterministic:
         devices.make_deterministic()
     devices.set_threads(config.threads)
-    config = replace(config, precision=devices.pick_precision(config.precision, device))
-    if config.mode == "linear_init" and not run_folder.finished(config):  # a run of its own, which others may share
-        train_and_test(settings.linear_phase(config), device)
-    result = train_and_test(config, device)
+    precision = devices.pick_precision(config.precision, device)
+    phases = [replace(phase, precision=precision) for phase in phases]
+    if len(phases) > 1 and run_folder.finished(phases[-1]):
+        phases = phases[-1:]
+    with Stop() as stop:
+        for phase in phases:
+            result = train_and_test(phase, device, stop, wait=phase is not phases[-1])
+            stop.raise_if_asked_anywhere()
     distributed.shut_down()
     return result
 
 
-def train_and_test(config: Config, device: torch.device) -> dict:
-    """One run of these settings, or its result where it is finished already."""
+def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool = False) -> dict:
+    """One run of these settings, or its result where it is finished already.
+
+    wait  for another process that is making the same run
+    """
     workers, others = config.workers or devices.default_workers(), devices.OtherPrograms()
     known = datasets.DATASETS.get(config.dataset_name)
     if known and known.make:
         known.make(config.folder)
 
-    with Stop() as stop:
-        # Data
-        cache = writable_folder(config.cache_folder, "--cache-root")
-        how = dict(image_root=config.image_root, skip_missing=config.skip_missing)
-        splits = datasets.load(config.folder, cache=cache, **how)
-        if result := run_folder.finished(config, splits):
-            score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
-            print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
-            return result
-        print(settings.show(config))
-        counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
-        print(f"{config.dataset_name}: {counts} images, {len(splits.classes.names)} labels")
-        supervision.check_labels(config, splits)
-        writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
-        selection = supervision.select(config, splits)
+    # Data
+    cache = writable_folder(config.cache_folder, "--cache-root")
+    how = dict(image_root=config.image_root, skip_missing=config.skip_missing)
+    splits = datasets.load(config.folder, cache=cache, **how)
+    if result := run_folder.finished(config, splits):
+        score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
+        print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
+        return result
+    print(settings.show(config))
+    counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
+    print(f"{config.dataset_name}: {counts} images, {len(splits.classes.names)} labels")
+    supervision.check_labels(config, splits)
+    writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
+    selection = supervision.select(config, splits)
 
-        # Pseudo-labels, once per image, before training; a method without a loss is the teacher alone
-        ask = partial(supervision.ask_teacher, config, splits.classes, cache=cache, device=device, workers=workers)
-        if config.method.loss is None:
-            return score_by_teacher(config, splits, selection, ask, device)
-        pseudo, about_pseudo = supervision.pseudo_labels_of(config, splits, ask)
+    # Pseudo-labels, once per image, before training; a method without a loss is the teacher alone
+    ask = partial(supervision.ask_teacher, config, splits.classes, cache=cache, device=device, workers=workers)
+    if config.method.loss is None:
+        return score_by_teacher(config, splits, selection, ask, device)
+    pseudo, about_pseudo = supervision.pseudo_labels_of(config, splits, ask)
 
-        # Images
-        where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
-        images = {}
+    # Images
+    where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
+    images = {}
+    for name, split in splits.named().items():
+        images[name] = open_images(split, config.image_size, where, cache, device, workers)
+        if config.checks and where == "gpu":
+            checks.resident_rows(images[name].kept, cache_file(split, config.image_size, cache))
+
+    # Backbone and loss
+    backbone = build_backbone(config, len(splits.train), len(splits.classes.names), device)
+    model = backbone
+    if config.mode == "linear":
+        how = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
+        mirrored = {"train"} if config.flip > 0 else set()
         for name, split in splits.named().items():
-            images[name] = open_images(split, config.image_size, where, cache, device, workers)
-            if config.checks and where == "gpu":
-                checks.resident_rows(images[name].kept, cache_file(split, config.image_size, cache))
+            seen = dict(mirrored=name in mirrored, **how)
+            images[name] = linear.features(backbone, config.model, split, images[name], cache, **seen)
+        model = linear.Probe(linear.head_of(backbone))
+    data = engine.TrainingSet.on(device, images["train"], splits.train, pseudo)
+    loss = losses.build(config.loss, settings.facts(config), data.observed)
+    more = dict(augmentation=Augmentation(config.crop, config.randaugment), checked=config.checks)
+    training = with_settings(engine.Training, vars(config) | more)(model, loss, data)
+    print(devices.describe(device, config.precision, config.cuda_graph, where))
+    check_start(config, model, images["train"], others, device)
 
-        # Backbone and loss
-        backbone = build_backbone(config, len(splits.train), len(splits.classes.names), device)
-        model = backbone
+    # Train and validate
+    with run_folder.open_run(config, splits, device, wait) as run, stop.deferred():
+        run.restore(training)
+        if about_pseudo:
+            run.keep_pseudo_labels(about_pseudo)
+        validation = images.get("validation")
+        training.fit(validation, selection.score, run, stop, config.checkpoint_minutes, config.select)
+
+        # Thresholds, then the test, once, from the chosen epoch (differs: published after every epoch)
+        run.load_best(training.evaluated)
+        val_probs, probs = (
+            training.predict(images[name], name, stop.raise_if_asked_anywhere).cpu().numpy() if split else None
+            for name, split in (("validation", splits.val), ("test", splits.scored()))
+        )
+        whole = training.evaluated
         if config.mode == "linear":
-            how = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
-            mirrored = {"train"} if config.flip > 0 else set()
-            for name, split in splits.named().items():
-                seen = dict(mirrored=name in mirrored, **how)
-                images[name] = linear.features(backbone, config.model, split, images[name], cache, **seen)
-            model = linear.Probe(linear.head_of(backbone))
-        data = engine.TrainingSet.on(device, images["train"], splits.train, pseudo)
-        loss = losses.build(config.loss, settings.facts(config), data.observed)
-        more = dict(augmentation=Augmentation(config.crop, config.randaugment), checked=config.checks)
-        training = with_settings(engine.Training, vars(config) | more)(model, loss, data)
-        print(devices.describe(device, config.precision, config.cuda_graph, where))
-        check_start(config, model, images["train"], others, device)
-
-        # Train and validate
-        with run_folder.open_run(config, splits, device) as run, stop.deferred():
-            run.restore(training)
-            if about_pseudo:
-                run.keep_pseudo_labels(about_pseudo)
-            validation = images.get("validation")
-            training.fit(validation, selection.score, run, stop, config.checkpoint_minutes, config.select)
-
-            # Thresholds, then the test, once, from the chosen epoch (differs: published after every epoch)
-            run.load_best(training.evaluated)
-            val_probs, probs = (
-                training.predict(images[name], name, stop.raise_if_asked_anywhere).cpu().numpy() if split else None
-                for name, split in (("validation", splits.val), ("test", splits.scored()))
-            )
-            whole = training.evaluated
-            if config.mode == "linear":
-                whole = linear.with_head(backbone, whole.network)
-            trained = (whole, training.history, about_pseudo and about_pseudo["quality"])
-            thresholds = selection.thresholds(val_probs)
-            return finish(config, splits, run, probs, training.best, selection.chosen_by, thresholds, *trained)
+            whole = linear.with_head(backbone, whole.network)
+        trained = (whole, training.history, about_pseudo and about_pseudo["quality"])
+        thresholds = selection.thresholds(val_probs)
+        return finish(config, splits, run, probs, training.best, selection.chosen_by, thresholds, *trained)
 
 
 def score_by_teacher(

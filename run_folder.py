@@ -406,16 +406,18 @@ class Description(msgspec.Struct):
 
 
 @contextmanager
-def open_run(config: Config, splits: Splits, device: torch.device) -> Iterator[Run]:
+def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = False) -> Iterator[Run]:
     """The run of this identity, created or resumed, held against other runs of it.
 
     Pseudo-labels are made of its images and labels and of what the run's identity names; soft ones differ in their last
     bits between machines, and are not compared.
-    Raises UserError where the data is not what the run began with, and where another process is running it.
+    wait  for another process that is running it
+    Raises UserError where the data is not what the run began with, and, without `wait`, where another process is
+    running it.
     """
     folder = Path(config.results_dir) / run_name(config)
     busy = f"{folder} is being run by another process"
-    with locked(folder, wait=False, busy=busy) if distributed.is_main() else nullcontext():
+    with locked(folder, wait=wait, busy=busy) if distributed.is_main() else nullcontext():
         images, data_key = splits.images(), digest([split.key() for split in splits.named().values()])
         about = describe(config, data_key, device)
         if distributed.is_main():

@@ -43,7 +43,8 @@ def ask_teacher(
     (N, L) that they are made of, and lines to be told about them."""
     how = dict(batch_size=config.eval_batch_size, device=device, workers=workers, checked=config.checks)
     views = teachers.views(config.asked_teacher(), split, classes, cache, **how)
-    rule, how = config.method.pseudo_labels, dict(calibration=config.calibrate, pool=config.teacher_pool)
+    calibration = config.calibrate if config.method.loss else "none"  # a teacher alone reads no label
+    rule, how = config.method.pseudo_labels, dict(calibration=calibration, pool=config.teacher_pool)
     pseudo, scores, notes = pseudo_labels.make(rule, config.settings, views, split.observed, **how)
     return pseudo, scores, notes + pseudo_labels.warnings(pseudo, views)
 

@@ -14,6 +14,7 @@ from models import teachers
 from models.teachers import clip as clip_teacher
 from util import distributed
 from util.errors import UserError
+from util.row_cache import cached_rows
 
 CPU = torch.device("cpu")
 
@@ -34,7 +35,7 @@ def test_logits_that_are_not_the_cpus_are_told(monkeypatch, precision):
 
 def test_a_single_wrong_pixel_of_a_resident_row_is_told(tmp_path):
     images = np.random.RandomState(0).randint(0, 256, (checks.ROWS, 4, 4, 3)).astype(np.uint8)
-    np.save(tmp_path / "images.npy", images)
+    cached_rows(tmp_path / "images.npy", images.shape, np.uint8, lambda rows: [images[rows]], "")
     kept = torch.from_numpy(images.copy())
     checks.resident_rows(kept, tmp_path / "images.npy")
     kept[5, 1, 2, 0] += 1
@@ -78,7 +79,7 @@ def test_a_teacher_that_half_precision_changes_is_told(toy, tiny_clip, tmp_path,
 def test_a_run_says_in_one_line_what_it_runs_on_and_warns_of_another_number_of_threads(toy, capsys):
     threads = torch.get_num_threads()
     main.main(toy_arguments(toy, "-l", "an", "--epochs", "1"))
-    assert f"CPU, {threads} threads, float32, images in a memory-mapped file" in capsys.readouterr().out.splitlines()
+    assert f"CPU, {threads} threads, float32, images in a file" in capsys.readouterr().out.splitlines()
     (folder,) = (path for path in Path(toy.parent.parent / "results").iterdir() if path.is_dir())
     (folder / "test.json").unlink()
     try:

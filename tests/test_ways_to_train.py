@@ -20,6 +20,7 @@ from datasets.images import Augmentation
 from models import linear
 from models.backbone import Float32Linear
 from util.errors import Interrupted
+from util.signals import Stop
 
 EVERYTHING = "--optimizer adamw --weight-decay 0.1 --schedule onecycle --ema 0.9 --crop 0.5 --randaugment 9".split()
 
@@ -184,14 +185,22 @@ def test_linear_init_goes_on_from_the_linear_head_and_resumes_from_either_half(t
     names = {path.name for path in results.iterdir() if path.is_dir()}
     assert len(names) == 2 and undisturbed.name in names
     results.rename(kept)
-    begun = []
 
-    def stop():
-        begun.append(1)
-        return StopAfter(2 if len(begun) == 1 + (half == "end_to_end") else 10**6)
+    class StopInHalf(StopAfter):
+        """In the second batch of the chosen half, which begins where signals are deferred."""
+
+        begun = 0
+
+        def deferred(self):
+            self.begun += 1
+            return super().deferred()
+
+        def asked_anywhere(self, or_else=False):
+            chosen = self.begun == 1 + (half == "end_to_end")
+            return super().asked_anywhere(or_else) if chosen else Stop.asked_anywhere(self, or_else)
 
     with monkeypatch.context() as patch:
-        patch.setattr(main, "Stop", stop)
+        patch.setattr(main, "Stop", lambda: StopInHalf(2))
         with pytest.raises(Interrupted):
             main.main(arguments)
     main.main([*arguments, "--resume"])

@@ -64,7 +64,7 @@ def describe(device: torch.device, precision: str, cuda_graph: bool, where: str)
 
     where  gpu, disk or none: where its images are kept
     """
-    kept = {"gpu": "images on the GPU", "disk": "images in a memory-mapped file", "none": "images decoded every epoch"}
+    kept = {"gpu": "images on the GPU", "disk": "images in a file", "none": "images decoded every epoch"}
     if device.type != "cuda":
         return f"CPU, {torch.get_num_threads()} threads, {precision}, {kept[where]}"
     version = re.search(r"\d+\.\d[\d.]*", DRIVER.read_text()) if DRIVER.is_file() else None

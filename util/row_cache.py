@@ -137,6 +137,7 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
     done = np.zeros(shape[0], dtype=bool)
     if distributed.is_main():
         done |= _begin(partial, shape, dtype)
+    distributed.barrier()  # with its long timeout: reading a large partial file takes minutes
     distributed.broadcast([torch.from_numpy(done.view(np.uint8))])
     distributed.wait_for_file(partial)
     missing = np.flatnonzero(~done)
