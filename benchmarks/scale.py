@@ -72,14 +72,16 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
     (folder / "scale/images/0").mkdir(parents=True)
     for name in range(1000):  # under a million names, by links to their folder
         Image.new("RGB", (8, 8)).save(folder / f"scale/images/0/{name:09d}.jpg")
-    for link in range(1, -(-num_images // 1000)):
-        (folder / f"scale/images/{link}").symlink_to("0")
+    for split in ("train", "val"):
+        for link in range(-(-num_images // 1000)):
+            (folder / f"scale/images/{split}{link}").symlink_to("0")
     labels = random_labels(num_images, num_labels)
     with stage("single positives"):
         observed = observe(labels)
     splits = {}
     for split, rows in (("train", slice(None)), ("val", slice(num_images // 5))):
-        splits[split] = ([f"{row // 1000}/{row % 1000:09d}.jpg" for row in range(len(labels[rows]))], labels[rows])
+        names = [f"{split}{row // 1000}/{row % 1000:09d}.jpg" for row in range(len(labels[rows]))]
+        splits[split] = (names, labels[rows])
         write_observed(folder / "scale", split, observed[rows])
     classes = [str(label) for label in range(num_labels)]
     write_formatted(folder / "scale", splits, classes, classes, folder / "scale/images")

@@ -15,8 +15,13 @@ TOY = f"{SMALL} --test 10"
             f"{TOY} --teacher models/digits_clip.json",
             ["train, images/s", "whole epoch, s", "teacher", "VOC (5,717", "COCO (82,081"],
         ),
-        ("train", f"--cell {TOY} --epochs 2", ["start-up", "epochs, that apart", "whole command"]),
-        ("ddp", f"--processes 1 2 {SMALL}", ["| 1 |", "| 2 |"]),
+        pytest.param(
+            "train",
+            f"--cell {TOY} --epochs 2",
+            ["start-up", "epochs, that apart", "whole command"],
+            marks=pytest.mark.slow,
+        ),
+        pytest.param("ddp", f"--processes 1 2 {SMALL}", ["| 1 |", "| 2 |"], marks=pytest.mark.slow),
         ("scale", "--sizes 200x5 100x12", ["| 200 x 5 |", "| 100 x 12 |", "peak, GiB"]),
         pytest.param(
             "teacher",
