@@ -19,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 import models
-from models.backbone import Float32Linear
 from util.errors import OneLineParser, UserError, run_script
 from util.files import atomic
 
@@ -35,9 +34,6 @@ class FromPixels(nn.Module):
     def __init__(self, backbone: models.Backbone) -> None:
         super().__init__()
         self.backbone = copy.deepcopy(backbone).cpu().to(memory_format=torch.contiguous_format)
-        for module in self.backbone.modules():
-            if isinstance(module, Float32Linear):
-                module.__class__ = nn.Linear  # the same without autocast, which an exported graph has not
 
     def forward(self, pixels: Tensor) -> Tensor:
         return torch.sigmoid(self.backbone(self.backbone.to_input(pixels.permute(0, 3, 1, 2))))
@@ -96,14 +92,18 @@ def write_hub(model: models.Saved, run: Path, folder: Path, license: str) -> str
     for name in ("model.safetensors", "model.json"):
         with atomic(folder / name) as temporary:
             shutil.copyfile(run / name, temporary)
-    if architecture := timm_name(model.about["model"]):
+    if architecture := timm_name(model.about):
         write_timm_config(model, architecture, folder / "config.json")
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(card(model, architecture, license))
     return architecture
 
 
-def timm_name(name: str) -> str | None:
+def timm_name(about: dict) -> str | None:
+    """timm's name of the network that model.json describes; None where timm cannot build it."""
+    name = about["model"]
+    if about.get("head", "linear") != "linear":
+        return None
     return name.removeprefix("timm:") if name.startswith("timm:") else TIMM_RESNET.get(name)
 
 

@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     test = None
     if options.evaluate:
         test = labelled(options.evaluate, options.data_root, options.image_root, model)
-        paths, names = test.paths(), test.names.tolist()
+        paths, names = [str(path) for path in test.paths()], test.names.tolist()  # without keys of their content
     else:
         paths = names = [str(path) for path in photographs(options.photos)]
     bad = []
@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> np.ndarray:
             paths,
             batch_size=options.batch_size,
             workers=options.workers,
-            on_bad=lambda row, error: bad.append((row, error)),
+            on_bad=None if test is not None else lambda row, error: bad.append((row, error)),
             on_batch=bar.update,
         )
     readable = np.isfinite(probs).all(axis=1)
@@ -78,9 +78,7 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     if options.json:
         write_lines(Path(options.json), names, labels, probs_of, model.classes)
     if test is not None:
-        if bad:
-            raise UserError(str(bad[0][1]))
-        for name, value in metrics.evaluate(probs, test.true, model.thresholds).items():
+        for name, value in metrics.evaluate(probs, test.true, thresholds).items():
             print(f"{name:<26} {value:.4f}")
     else:
         for name, present, row in zip(names, labels, probs_of, strict=True):
@@ -127,7 +125,10 @@ def labelled(name: str, data_root: str, image_root: str | None, model: models.Sa
     """The test images of a data set. Raises UserError where full labels are unknown, or are those of other classes."""
     folder = Path(name) if len(Path(name).parts) > 1 else Path(data_root) / name
     datasets.check_name(folder)
-    splits = datasets.load(folder, image_root=image_root)
+    known = datasets.DATASETS.get(folder.name)
+    if known and known.make:
+        known.make(folder)
+    splits = datasets.load(folder, image_root=image_root, need_images=False)  # those of other splits may be elsewhere
     if splits.scored() is None:
         raise UserError(f"{folder} has no test images with full labels, and metrics need them")
     if splits.classes.names != model.classes:

@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 
 from reporting import page, tables
-from reporting.runs import Run, read_history, read_runs, seconds_since_written
+from reporting.runs import Run, Runs, read_history, read_runs, seconds_since_written
 from util.errors import OneLineParser, UserError, run_script
 from util.files import write_text
 
@@ -26,13 +26,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.watch:
         return watch(options)
     runs = read_runs(options.results)
-    chosen = tables.where(runs.finished, options.where)
+    chosen, unfinished = meeting(runs, options.where)
     rows = tables.group(chosen)
     if rows:
         baseline = tables.baselines(rows, options.baseline)
         print_tables(rows, baseline, options)
         write_table(rows, options)
-    for run in tables.where(runs.unfinished, options.where) if runs.unfinished else ():
+    for run in unfinished:
         runs.unread.append((run.folder.name, f"unfinished, {progress(run)}: --resume goes on"))
     if runs.unread:
         print("not in the table: " + ", ".join(f"{name} ({reason})" for name, reason in runs.unread))
@@ -60,6 +60,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     options.results = options.results or [Path("results")]
     return options
+
+
+def meeting(runs: Runs, conditions: list[str]) -> tuple[list[Run], list[Run]]:
+    """The finished and the unfinished runs that meet the conditions, which may name a setting of either."""
+    every = tables.where(runs.finished + runs.unfinished, conditions)
+    return [run for run in every if run.result is not None], [run for run in every if run.result is None]
 
 
 def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], options: argparse.Namespace) -> None:
@@ -99,10 +105,10 @@ def watch(options: argparse.Namespace) -> None:
     """The unfinished runs; on a terminal again and again, until there is none."""
     while True:
         runs = read_runs(options.results)
-        unfinished = tables.where(runs.unfinished, options.where) if runs.unfinished else []
+        finished, unfinished = meeting(runs, options.where)
         if sys.stdout.isatty():
             print("\033[2J\033[H", end="")
-        print(f"{len(runs.finished)} finished, {len(unfinished)} unfinished, {len(runs.unread)} unreadable runs")
+        print(f"{len(finished)} finished, {len(unfinished)} unfinished, {len(runs.unread)} unreadable runs")
         for run in unfinished:
             print(f"  {run.folder.name}: {progress(run)}, last written {ago(seconds_since_written(run.folder))}")
         if not unfinished or not sys.stdout.isatty():

@@ -125,11 +125,12 @@ def load(
         train, val = (train.rows(rows) for rows in split_indices(len(train)))
 
     def present(split: MultiLabelDataset | None, name: str) -> MultiLabelDataset | None:
-        return _present(split, name, skip_missing) if split is not None and len(split) else None
+        if split is None or not len(split):
+            return None
+        return _present(split, name, skip_missing) if need_images else split
 
-    if not need_images:
-        return Splits(train, val, test, classes)
-    return Splits(_present(train, "train", skip_missing), present(val, "validation"), present(test, "test"), classes)
+    train = _present(train, "train", skip_missing) if need_images else train
+    return Splits(train, present(val, "validation"), present(test, "test"), classes)
 
 
 def _check_apart(found: dict[str, MultiLabelDataset]) -> None:

@@ -1,7 +1,8 @@
 """What a backbone is to the rest of the project."""
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from datasets.images import to_input
@@ -14,10 +15,15 @@ class Float32Linear(nn.Linear):
     """A head that computes in float32 under autocast: logits rounded to bf16 tie, and ties cost average precision."""
 
     def forward(self, features: Tensor) -> Tensor:
-        if features.is_meta:  # shapes alone; that device knows no autocast
-            return super().forward(features)
-        with torch.autocast(features.device.type, enabled=False):
-            return F.linear(features.float(), self.weight, self.bias)
+        return in_float32(super().forward, features)
+
+
+def in_float32(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
+    """What a layer makes of features, in float32 under autocast too."""
+    if features.is_meta or torch.compiler.is_exporting():  # neither that device nor a graph for export knows autocast
+        return layer(features)
+    with torch.autocast(features.device.type, enabled=False):
+        return layer(features.float())
 
 
 def starts_as_linear(head: nn.Linear) -> bool:

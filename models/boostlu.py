@@ -5,10 +5,9 @@ CVPR 2023, arXiv 2304.01804: a classifier head for any backbone that makes featu
 from collections import OrderedDict
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbone import Backbone, output_shape
+from models.backbone import Backbone, in_float32, output_shape
 from util.errors import UserError
 
 BOOST = 5.0  # Kim et al. 2023
@@ -25,11 +24,7 @@ class BoostLU(nn.Conv2d):
 
     def forward(self, maps: Tensor) -> Tensor:
         """(B, C, H, W) feature maps -> (B, L) logits."""
-        if maps.is_meta:  # shapes alone; that device knows no autocast
-            activations = super().forward(maps)
-        else:
-            with torch.autocast(maps.device.type, enabled=False):
-                activations = F.conv2d(maps.float(), self.weight, self.bias)
+        activations = in_float32(super().forward, maps)
         return torch.where(activations > 0, BOOST * activations, activations).mean(dim=(2, 3))
 
 

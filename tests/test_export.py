@@ -91,6 +91,19 @@ def test_a_torchvision_backbone_is_opened_by_timm_too(run, tmp_path):
         assert torch.allclose(network(pixels), model.eval()(pixels), atol=1e-4)
 
 
+def test_a_boostlu_model_is_exported_without_autocast_and_is_not_called_timms(run, tmp_path, capsys):
+    onnx = pytest.importorskip("onnx")
+    model = models.build("timm:test_resnet", 3, image_size=64, pretrained=False, head="boostlu")
+    about = json.loads((run / "model.json").read_text()) | {"head": "boostlu", "image_size": 64}
+    models.saved.write(tmp_path, model, {name: about[name] for name in about if name not in ("format", "weights")})
+    export.main([str(tmp_path), "--onnx", str(tmp_path / "model.onnx"), "--hub", str(tmp_path / "hub")])
+    out = capsys.readouterr().out
+    assert "within" in out and "models.load opens it; it is not timm's" in out
+    assert not (tmp_path / "hub/config.json").exists() and "timm.create" not in (tmp_path / "hub/README.md").read_text()
+    graph = onnx.load(tmp_path / "model.onnx").graph
+    assert {"autocast", "enter", "wrap"}.isdisjoint(node.op_type.split("_")[0].lower() for node in graph.node)
+
+
 def test_misuse_is_one_line(run, tmp_path, fails):
     assert "give --onnx FILE, --hub DIR, or both" in fails(export.main, [str(run)])
     assert "is no folder" in fails(export.main, [str(tmp_path / "none"), "--hub", str(tmp_path / "hub")])

@@ -200,6 +200,20 @@ def test_a_labelled_data_set_gives_the_metrics_of_the_run(run, capsys):
     assert {"mAP", "micro_F1@chosen"} <= out.keys()
 
 
+def test_a_labelled_data_set_needs_its_test_images_alone_and_takes_the_threshold_that_is_asked_for(
+    run, toy, capsys, fails
+):
+    shutil.rmtree(toy / "images/train")
+    arguments = [str(run), "--evaluate", str(toy), "-g", "cpu", "--threshold", "0.3"]
+    probs = predict.main(arguments)
+    out = dict(line.rsplit(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    expected = metrics.f1(probs, datasets.load(toy, need_images=False).test.true, 0.3)
+    assert float(out["micro_F1@chosen"]) == pytest.approx(expected["micro"], abs=1e-4)
+    assert float(out["macro_F1@chosen"]) == pytest.approx(expected["macro"], abs=1e-4)
+    (toy / "images/val/003.png").unlink()
+    assert "003.png not found; name its folder with --image-root DIR" in fails(predict.main, arguments)
+
+
 @pytest.mark.parametrize(
     "arguments, says",
     [

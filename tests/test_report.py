@@ -99,6 +99,30 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_and_the_differe
     assert not any("warning" in line for line in lines(capsys, tmp_path, "--where", "threshold=0.30"))
 
 
+@pytest.mark.parametrize(
+    "more",
+    [
+        *(dict(mode="linear"), dict(mode="linear_init"), dict(head="boostlu"), dict(select="last"), dict(ema=0.999)),
+        *(dict(crop=0.5), dict(randaugment=9), dict(image_size=224), dict(model="vit_clip")),
+    ],
+)
+def test_the_published_number_stands_beside_runs_of_its_protocol_alone(tmp_path, capsys, more):
+    usual = dict(mode="end_to_end", head="linear", select="best", ema=0.0, crop=1.0, randaugment=0)
+    write_run(tmp_path / "usual", "coco", "EM_PL", 0, 70.0, **usual)
+    write_run(tmp_path / "other", "coco", "EM_PL", 0, 70.0, **usual | more)
+    assert "published 71.45" in "\n".join(lines(capsys, tmp_path / "usual"))
+    assert "published" not in "\n".join(lines(capsys, tmp_path / "other"))
+
+
+def test_a_condition_may_name_a_setting_that_only_finished_or_only_unfinished_runs_have(tmp_path, capsys):
+    write_run(tmp_path, "coco", "EM_PL", 0, 70.0, threshold=0.3)
+    write_run(tmp_path, "coco", "an", 0, None, smoothing=0.1)
+    out = lines(capsys, tmp_path, "--where", "threshold=0.3", "--html", tmp_path / "page.html")
+    assert out[-1] == f"page: {tmp_path}/page.html" and not any("unfinished" in line for line in out)
+    counts = [lines(capsys, tmp_path, "--watch", "--where", where)[0] for where in ("threshold=0.3", "smoothing=0.1")]
+    assert [line[:25] for line in counts] == ["1 finished, 0 unfinished,", "0 finished, 1 unfinished,"]
+
+
 def test_conditions_and_columns_choose_rows_and_figures(tmp_path, capsys):
     for threshold in (0.2, 0.3):
         write_run(tmp_path, "coco", "EM_PL", 0, 70 + threshold, threshold=threshold)
