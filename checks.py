@@ -105,15 +105,17 @@ def replay(
 
 def step_difference(got: list[Tensor], expected: list[Tensor], before: list[Tensor]) -> float:
     """|got - expected| / |expected - before|, all tensors taken as one vector; 0 where all are equal."""
-    apart, moved = (
-        sum(float((a.double() - b.double()).square().sum()) for a, b in zip(one, other, strict=True)) ** 0.5
-        for one, other in ((got, expected), (expected, before))
-    )
-    return 0.0 if apart == 0 else apart / max(moved, 1e-30)
+    apart = moved = 0.0
+    for one, other, start in zip(got, expected, before, strict=True):
+        other, start = other.to(one.device).double(), start.to(one.device).double()
+        apart += float((one.double() - other).square().sum())
+        moved += float((other - start).square().sum())
+    return 0.0 if apart == 0 else apart**0.5 / max(moved**0.5, 1e-30)
 
 
 def _copy(state: dict[str, list[Tensor]]) -> dict[str, list[Tensor]]:
-    return {kind: [tensor.detach().clone() for tensor in tensors] for kind, tensors in state.items()}
+    """On the CPU: a GPU that holds weights and optimizer once need not hold them three times."""
+    return {kind: [tensor.detach().to("cpu", copy=True) for tensor in tensors] for kind, tensors in state.items()}
 
 
 def _restore(state: dict[str, list[Tensor]], values: dict[str, list[Tensor]]) -> None:

@@ -39,6 +39,7 @@ import label_quality
 from config import Config
 from datasets import Splits, files
 from models import Backbone, saved
+from models.clip import tower_digest
 from models.weights import check_finite, check_kinds
 from util import devices, distributed
 from util.errors import UserError, why
@@ -64,6 +65,7 @@ def identity(config: Config) -> dict:
     for name in ("weights", "text_features", "similarity", "teacher", "teacher_weights"):
         if result.get(name) and (path := local_file(result[name])):
             result[name] = file_digest(path)
+    result["model"] = tower_digest(config.model) or config.model
     return result | {"data": files.digest(config.folder)}
 
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from models.weights import hub_file, read_weights, torchvision_file
 from util.errors import UserError, why
-from util.files import local_file
+from util.files import file_digest, local_file
 
 
 def config_name(name: str) -> str:
@@ -34,6 +34,12 @@ def config_name(name: str) -> str:
             f"--teacher {name!r} is no open_clip model{f'; did you mean {chr(44).join(close[:6])}' if close else ''}"
         )
     return name
+
+
+def tower_digest(name: str) -> str | None:
+    """Digest of the FILE.json that the backbone clip:FILE.json is built from; None for every other backbone."""
+    path = local_file(name.removeprefix("clip:")) if name.startswith("clip:") and name.endswith(".json") else None
+    return file_digest(path) if path else None
 
 
 def clip_file(name: str, weights: str, models: str, otherwise: str) -> Path:

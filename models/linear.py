@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from datasets.dataset import MultiLabelDataset
 from datasets.images import Images, on_device
 from models.backbone import Backbone, Float32Linear
+from models.clip import tower_digest
 from util.devices import autocast
 from util.errors import UserError
 from util.files import digest
@@ -88,7 +89,7 @@ def features(
     key = {
         "images": split.image_key(),
         "image_size": images.size,
-        "backbone": name,
+        "backbone": tower_digest(name) or name,
         "weights": digest(weights),
         "precision": precision,
         "mirrored": mirrored,

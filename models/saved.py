@@ -19,7 +19,7 @@ import models
 from datasets.images import ahead, decode, rgb, squash
 from models.backbone import Backbone
 from models.weights import read_weights
-from util.devices import autocast, default_workers
+from util.devices import autocast, default_workers, pick_precision
 from util.errors import UserError, why
 from util.files import atomic, file_digest, read_json, write_json
 
@@ -182,6 +182,8 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
         if name in about:
             getattr(network, name).copy_(torch.tensor(about[name]).view(3, 1, 1))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda":
+        pick_precision(about.get("precision", "float32"), device)  # TF32 where the run had it, and nowhere else
     thresholds = np.array(about.get("thresholds") or [0.5] * len(classes))
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return Saved(network, classes, thresholds, about)

@@ -16,7 +16,8 @@ from util.errors import UserError, why
 from util.files import digest, read_arrays, read_bytes, read_json, read_text
 
 Percent = Annotated[float, Meta(ge=0, le=100)]  # neither NaN nor infinite
-FILES = ("weights", "text_features", "similarity", "teacher", "teacher_weights")  # settings that may name a file
+# settings that may name a file
+FILES = ("model", "weights", "text_features", "similarity", "teacher", "teacher_weights")
 
 
 class Identity(Struct):

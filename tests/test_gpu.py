@@ -15,6 +15,7 @@ from training import BATCH, LABELS, SIZE, TRAINED, MemoryStorage, StopAfter, fit
 
 import engine
 import main
+import models
 from datasets import load
 from datasets.images import open_images
 from models import Backbone, teachers
@@ -72,6 +73,16 @@ def with_network(network: nn.Module, training: engine.Training) -> engine.Traini
     how = dict(epochs=3, lr=1e-3, batch_size=BATCH, flip=0.5, cuda_graph=training.step.captures, eval_batch_size=5)
     torch.manual_seed(1)
     return engine.Training(model, training.loss_function, training.data, **how)
+
+
+@pytest.mark.parametrize("precision", ["tf32", "float32"])
+def test_a_saved_model_computes_in_the_arithmetic_of_its_run(deterministic, tmp_path, precision):
+    model = models.build("timm:test_resnet", 2, image_size=32, pretrained=False)
+    about = dict(model="timm:test_resnet", image_size=32, classes=["a", "b"], prompt_names=["a", "b"])
+    models.saved.write(tmp_path, model, about | {"precision": precision})
+    torch.backends.cudnn.allow_tf32 = True  # PyTorch's default
+    models.load(tmp_path, GPU)
+    assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == (precision == "tf32")
 
 
 NETWORKS = {

@@ -210,6 +210,20 @@ def test_linear_init_goes_on_from_the_linear_head_and_resumes_from_either_half(t
     assert identity["linear_lr"] == 1e-2 and identity["epochs"] == 2
 
 
+def test_an_image_tower_from_a_file_is_what_the_file_says(toy, tiny_clip):
+    path = Path(tiny_clip[0])
+    other = path.with_name("other.json")
+    other.write_bytes(path.read_bytes())
+
+    def identity(path: Path) -> dict:
+        return run_folder.identity(parse(toy_arguments(toy, "-l", "an", "-m", f"clip:{path}")))
+
+    before = identity(path)
+    assert identity(other) == before
+    path.write_text(path.read_text().replace('"layers": 1', '"layers": 2', 1))
+    assert {name for name, value in identity(path).items() if value != before[name]} == {"model"}
+
+
 def test_the_teachers_image_tower_serves_as_a_frozen_backbone(toy):
     arguments = taught_arguments(toy, "-l", "EM_PL", "--mode", "linear", "--linear-epochs", "2")
     where = arguments.index("-m")
