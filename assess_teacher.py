@@ -12,6 +12,7 @@ from util.errors import OneLineParser, UserError, run_script  # before PyTorch: 
 # isort: split
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -48,9 +49,11 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--temperatures must lie in (0, inf)")
 
     # Data and similarities
-    known = datasets.DATASETS.get(config.dataset_name)
-    if known and known.make:
-        known.make(config.folder)
+    device = devices.pick_device(config.gpu)
+    config = replace(config, precision=devices.pick_precision(config.precision, device))
+    about_data = datasets.DATASETS.get(config.dataset_name)
+    if about_data and about_data.make:
+        about_data.make(config.folder)
     cache = writable_folder(config.cache_folder, "--cache-root")
     splits = datasets.load(
         config.folder,
@@ -66,14 +69,15 @@ def main(argv: list[str] | None = None) -> None:
         classes,
         cache,
         batch_size=config.eval_batch_size,
-        device=devices.pick_device(config.gpu),
+        device=device,
         workers=config.workers or devices.default_workers(),
     )
     true = None if options.observed_only else train.true
-    expected = options.positives_per_image or (1.0 if true is None else splits.positives_per_image())
+    known = options.positives_per_image or (None if options.observed_only else splits.positives_per_image())
+    expected = known or 1.0
 
     # Counts, for every way of scoring
-    threshold = config.settings.get("threshold")
+    threshold = rule.threshold(config.settings)
     ways = [("none", temperature) for temperature in options.temperatures] if "temperature" in config.settings else []
     asked = (config.calibrate, config.settings.get("temperature"))
     counts = {}
@@ -89,7 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     # What they say
     print(f"{config.dataset_name}: {len(train):,} training images, {len(classes.names)} labels")
     if true is None:
-        bound = "" if options.positives_per_image else ", which makes it a lower bound (see --positives-per-image)"
+        bound = "" if known else ", which makes it a lower bound (see --positives-per-image)"
         print(
             "only observed labels are known: recall is estimated by the share of them that is found, and precision by"
         )

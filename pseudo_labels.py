@@ -39,6 +39,10 @@ class Rule:
     settings: dict[str, Setting]
     of_tiles: bool = False
 
+    def threshold(self, settings: dict[str, object]) -> float | None:
+        """The score above which every label is positive; None where other things decide too, or no threshold does."""
+        return settings["threshold"] if self.label is threshold_labels else None
+
 
 def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
     """Scores: softmax(similarity / temperature) over the labels of each image (Xing et al. 2024, section 3.2).

@@ -67,7 +67,7 @@ def pseudo_labels_of(
     if train.true is None:
         notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
     print("\n".join([pseudo_labels.table(quality), *notes]))
-    threshold = config.settings.get("threshold")
+    threshold = config.method.pseudo_labels.threshold(config.settings)
     counts = label_quality.count(scores, train.observed, train.true, [threshold] if threshold else [])
     about = {"settings": config.settings | {"calibrate": config.calibrate}, "quality": quality}
     expected = splits.positives_per_image() or 1.0

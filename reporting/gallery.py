@@ -5,7 +5,7 @@ import csv
 import io
 import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -234,4 +234,5 @@ def _pseudo(
 
 def _similarities(config: Config, split: MultiLabelDataset, classes: Classes, folder: Path) -> list[np.ndarray]:
     how = dict(batch_size=config.eval_batch_size, device=torch.device("cpu"), workers=devices.default_workers())
+    config = replace(config, precision="float32")  # a GPU's bf16 would be float16 here
     return teachers.views(config.asked_teacher(), split, classes, folder, **how)

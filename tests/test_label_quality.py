@@ -5,12 +5,16 @@ import json
 
 import numpy as np
 import pytest
-from conftest import make_toy, only_run, toy_arguments
+import torch
+from conftest import make_toy, only_run, taught_arguments, toy_arguments
 
 import assess_teacher
+import datasets
 import label_quality
 import main
-from datasets.protocol import observe
+import supervision
+from config import parse
+from datasets.protocol import observe, split_indices
 from label_quality import count, curve, estimate
 from preproc import format_pascal, generate_observed_labels
 from pseudo_labels import threshold_labels
@@ -78,6 +82,16 @@ def test_every_run_keeps_how_good_its_pseudo_labels_are(toy):
     assert (folder / "pseudo_labels.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("loss, threshold", [("EM_PL", 0.3), ("gpr", None), ("CTL", None)])
+def test_figures_at_the_threshold_are_kept_where_it_alone_makes_the_labels(toy, tmp_path, loss, threshold):
+    config, splits = parse(toy_arguments(toy, "-l", loss)), datasets.load(toy, need_images=False)
+    how = dict(cache=tmp_path, device=torch.device("cpu"), workers=1)
+    _, about = supervision.pseudo_labels_of(
+        config, splits, lambda split: supervision.ask_teacher(config, splits.classes, split, **how)
+    )
+    assert about["threshold"] == threshold and ("classes" in about) == (threshold is not None)
+
+
 def assess(toy, tmp_path, *more: str) -> list[dict]:
     assess_teacher.main([*toy_arguments(toy), "--out", str(tmp_path / "out"), *more])
     assert (tmp_path / "out.png").read_bytes().startswith(b"\x89PNG")
@@ -110,6 +124,28 @@ def test_where_only_observed_labels_are_known_the_estimate_is_said_to_be_one(tmp
     assert all(row["precision"] == "" for row in rows) and rows[0]["estimated_precision"] != ""
     assess(toy, tmp_path, "--observed-only", "--positives-per-image", "1.7")
     assert "and 1.7 true labels per image\n" in capsys.readouterr().out
+
+
+def test_full_labels_of_validation_images_say_how_many_labels_an_image_has(toy, tmp_path, capsys):
+    train, val = split_indices(30)
+    for part in ("images", "labels", "labels_obs"):
+        rows = np.load(toy / f"formatted_train_{part}.npy")
+        np.save(toy / f"formatted_train_{part}.npy", rows[train])
+        np.save(toy / f"formatted_validation_{part}.npy", rows[val])
+    labels = np.load(toy / "formatted_validation_labels.npy")
+    toy_arguments(toy)  # makes the similarities while the truth is there
+    (toy / "formatted_train_labels.npy").unlink()
+    assess(toy, tmp_path)
+    out = capsys.readouterr().out
+    assert f"and {labels.sum(axis=1).mean():g} true labels per image\n" in out and "a lower bound" not in out
+
+
+def test_a_teacher_is_scored_in_the_arithmetic_of_a_run_which_then_finds_its_similarities(toy, tmp_path):
+    arguments = taught_arguments(toy, "--epochs", "1")
+    assess_teacher.main([*arguments, "--out", str(tmp_path / "out"), "--temperatures", "0.02"])
+    made = sorted((toy / "cache").glob("similarity_*.npy"))
+    main.main(arguments)
+    assert made and sorted((toy / "cache").glob("similarity_*.npy")) == made
 
 
 def test_a_method_without_pseudo_labels_cannot_be_assessed(toy, fails):

@@ -16,6 +16,7 @@ from conftest import make_toy, only_run, toy_arguments
 
 import main
 import report
+from config import Config
 from reporting import gallery
 
 NAMES = ['<img src=x onerror="document.title=1">', "a|b \"c\" & 'd'", "é$x_1$ ]]>"]
@@ -171,6 +172,13 @@ def test_the_page_is_one_file_that_loads_nothing(page):
     if found:
         rows = list(csv.reader(io.StringIO(base64.b64decode(found[1]).decode())))
         assert rows[0] == ["image", "class", "probability"] and {row[1] for row in rows[1:]} <= set(NAMES)
+
+
+def test_the_gallery_asks_the_teacher_of_a_gpus_run_in_float32_on_a_cpu(monkeypatch):
+    asked = []
+    monkeypatch.setattr(gallery.teachers, "views", lambda teacher, *_, **__: asked.append(teacher.precision))
+    gallery._similarities(Config(precision="bf16"), None, None, Path())
+    assert asked == ["float32"]
 
 
 def test_the_gallery_puts_the_most_probable_unlabelled_labels_first(results, tmp_path):
