@@ -17,6 +17,7 @@ import pseudo_labels
 from config import Config
 from datasets import Classes, MultiLabelDataset, files
 from datasets.content import content_keys
+from datasets.images import rgb
 from models import teachers
 from reporting.runs import Run, read_predictions
 from util import devices
@@ -194,11 +195,11 @@ def _picture(path: Path) -> str:
     try:
         with Image.open(path) as image:
             image.draft("RGB", (SIDE, SIDE))
-            image = image.convert("RGB")
+            image = Image.fromarray(rgb(image))
             image.thumbnail((SIDE, SIDE))
             buffer = io.BytesIO()
             image.save(buffer, format="JPEG", quality=80)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+    except Exception:  # Pillow's formats each raise their own
         return ""
     return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
 
