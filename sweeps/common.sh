@@ -13,6 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 export JOBS=${JOBS:-1} GPUS=${GPUS:-0} LOGS=${LOGS:-results/logs}
 export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 SEEDS=${SEEDS:-0 1 8}
+export ONE_FILE= # options of runs that share a GPU
 
 for name in SEEDS THRESHOLDS TEMPERATURES; do # they become parts of a command line
     case ${!name:-} in
@@ -33,7 +34,7 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
     echo "start  $*"
     echo "$*" >>"$LOGS/started"
     # shellcheck disable=SC2086
-    if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" ${SHARED:-} "$@" >"$log" 2>&1; then
+    if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" $ONE_FILE "$@" >"$log" 2>&1; then
         sed -n 's/^results: //p; s/^finished: .* in \(.*\) (--overwrite.*/\1/p' "$log" | tail -n 1 >>"$LOGS/folders"
         echo "done   $*: $(grep -h 'test mAP' "$log" | tail -n 1)"
     else
@@ -53,7 +54,7 @@ share() { # among the JOBS: the cores evenly; and a GPU that several use, with o
     cores=$(nproc)
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
     for ((slot = 0; slot < JOBS; slot++)); do echo "${gpus[slot % ${#gpus[@]}]}"; done | grep -v cpu | sort | uniq -d | grep -q . || return 0
-    export SHARED="--cache disk" # a memory-mapped file, which the system keeps in memory once for all
+    export ONE_FILE="--cache disk" # which the system keeps in memory once for all of them
     if [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] && command -v nvidia-cuda-mps-control >/dev/null; then
         CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
         export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
