@@ -6,13 +6,12 @@ An interrupted download goes on where it stopped. Sizes are checked against the 
 published. Archives are extracted without leaving the target folder, then deleted.
 """
 
+import errno
 import json
-import lzma
 import sys
 import tarfile
 import urllib.request
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,14 +117,12 @@ def extract(archive: Path, folder: Path) -> None:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter=plain)
-    except OSError as error:
-        raise UserError(
-            f"{folder} could not be written ({why(error)}); make room and run the same command again"
-        ) from None
-    except (tarfile.TarError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError) as error:
-        raise UserError(
-            f"{archive} could not be extracted ({why(error)}); remove it and run the same command again"
-        ) from None
+    except Exception as error:  # zip, tar and the decompressors each raise their own
+        if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the others are of damaged content
+            line = f"{folder} could not be written ({why(error)}); make room and run the same command again"
+        else:
+            line = f"{archive} could not be extracted ({why(error)}); remove it and run the same command again"
+        raise UserError(line) from None
 
 
 def zenodo_files() -> list[Remote]:
