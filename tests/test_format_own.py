@@ -183,7 +183,7 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
         ("image,dog,cat\na b.jpg,1,\n", "1 of 2 classes have no positive training image, the first 'cat'"),
         ("image,label\n,cat\n", "line 2: '' is no name of an image"),
         ("image,label\n../a.jpg,cat\n", "'../a.jpg' lies outside the folder of images; --outside allows it"),
-        ("image,label\n/tmp/a.jpg,cat\n", "'/tmp/a.jpg' lies outside"),
+        ("image,label\n/elsewhere/a.jpg,cat\n", "'/elsewhere/a.jpg' lies outside"),
         ("image,label\nnone.jpg,cat\n", "none.jpg is missing (of 1 train images 1 missing)"),
         (b"image,label\n\xff\xfe,cat\n", "is not text in UTF-8"),
     ],
