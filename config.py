@@ -62,7 +62,7 @@ class Config:
     flip: float = option(TRAINING, 0.5, "probability that a training image is mirrored", "[0, 1]")
     crop: float = option(TRAINING, 1.0, "smallest share of its area that a random crop of a training image keeps; 1: no crops", "(0, 1]", metavar="SHARE")
     randaugment: int = option(TRAINING, 0, "magnitude of RandAugment's two operations on a training image, of 30 (its authors: 9); 0: none", "[0, 30]", metavar="MAGNITUDE")
-    precision: str = option(TRAINING, "auto", "arithmetic of the backbone; auto: bf16 on CUDA, else float32. The teacher takes float16, except with float32", choices=("auto", "float32", "tf32", "bf16"))
+    precision: str = option(TRAINING, "auto", "arithmetic of the backbone; auto: bf16 on GPUs that have it (from Ampere on), else float32. The teacher takes float16, except with float32", choices=("auto", "float32", "tf32", "bf16"))
     pretrained: bool = option(TRAINING, True, "start from the backbone's published weights")
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
     val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (where the data set has them), or the observed ones only", choices=("clean", "observed"))

@@ -201,11 +201,14 @@ class TrainingStep:
         return loss
 
     def _state(self) -> dict[str, list[Tensor]]:
-        """All that a step changes, by kind."""
-        return {
+        """All that a step changes, by kind: what differs in size is told apart."""
+        remembered: dict[str, list[Tensor]] = {}
+        for state in self.optimizer.state.values():
+            for name, tensor in state.items():
+                remembered.setdefault(f"the optimizer's {name}", []).append(tensor)
+        return remembered | {
             "weights": list(self.model.parameters()),
             "buffers": list(self.model.buffers()),
-            "optimizer": [tensor for state in self.optimizer.state.values() for tensor in state.values()],
             "loss": [*self.loss_function.parameters(), *self.loss_function.buffers()],
         }
 

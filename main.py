@@ -185,7 +185,7 @@ def check_start(
     """Compare what a GPU computes with the CPU; on a CPU say whether other programs use its cores."""
     if config.checks and device.type == "cuda":
         two = next(iter(train.stream([torch.arange(min(2, len(train)))], device)))
-        checks.logits(model, two, config.precision)
+        checks.outputs(model, two, config.precision)
     if device.type == "cpu" and (note := devices.crowded(others.busy(), os.cpu_count(), torch.get_num_threads())):
         print(note)
 

@@ -219,10 +219,15 @@ class Run:
         self.best_file = open_regular(self.folder / "best.pt", RESTART)
 
     def _later(self, write: Callable[[dict], None], state: dict) -> None:
-        """Call write(copy of the state) in the thread, unless what was to be written before it could not be."""
+        """Call write(copy of the state) in the thread, unless what was to be written before it could not be; here and
+        now where the GPU has no room for a copy."""
         if not distributed.is_main():
             return
-        before, copy = self.writing, deepcopy(state)
+        try:
+            before, copy = self.writing, deepcopy(state)
+        except torch.OutOfMemoryError:
+            self.wait()
+            return write(state)
         stream = devices.side_stream(self.device)
 
         def then() -> None:
@@ -442,7 +447,7 @@ def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = 
                 f"note: this run began with {began.threads} threads and goes on with {torch.get_num_threads()}, which "
                 f"changes the last bits of its numbers; --threads {began.threads} keeps them"
             )
-        with ThreadPoolExecutor(1, "checkpoints") as thread:
+        with ThreadPoolExecutor(1, "checkpoints", devices.use, (device,)) as thread:
             run = Run(folder, about, images, checkpoint, device, thread, config.tensorboard)
             try:
                 yield run

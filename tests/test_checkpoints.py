@@ -2,11 +2,13 @@
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from threading import Event
+from threading import Event, current_thread
 
 import pytest
 import torch
+from conftest import toy_arguments
 
+import main
 from run_folder import Run, read_tensors
 from util.errors import UserError
 
@@ -65,3 +67,26 @@ def test_a_write_that_failed_is_told_and_nothing_is_written_after_it(run, gate, 
     with pytest.raises(UserError, match="is the disk full"):
         getattr(run, told_by)(*arguments)
     assert not written(run)
+
+
+def test_a_state_of_which_the_gpu_has_no_room_for_a_copy_is_written_at_once(run, monkeypatch):
+    def full(state: dict) -> dict:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run.save(state(1.0))
+    monkeypatch.setattr("run_folder.deepcopy", full)
+    saved = state(2.0)
+    run.save(saved)
+    run.save_best(saved["model"])
+    saved["model"]["weight"].fill_(3.0)
+    run.wait()
+    assert read_tensors(run.folder / "last.pt")["model"]["weight"].tolist() == [2.0] * 4
+    assert read_tensors(run.folder / "best.pt")["model"]["weight"].tolist() == [2.0] * 4
+
+
+def test_the_thread_that_writes_works_on_the_gpu_of_its_run(toy, monkeypatch):
+    """A new thread's device is GPU 0, on which it would take memory."""
+    used = []
+    monkeypatch.setattr("util.devices.use", lambda device: used.append((current_thread().name, device)))
+    main.main(toy_arguments(toy, "-l", "an", "--epochs", "1"))
+    assert used == [("checkpoints_0", torch.device("cpu"))]

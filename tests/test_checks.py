@@ -20,17 +20,30 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_logits_that_are_not_the_cpus_are_told(monkeypatch, precision):
+def test_outputs_that_are_not_the_cpus_are_told(monkeypatch, precision):
     model = tiny_training("an").model
     images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
-    checks.logits(model, images, precision)
-    assert model.training
+    checks.outputs(model, images, precision)
+    assert model.training and not model.network[4]._forward_pre_hooks
     wrong = tiny_training("an").model
     with torch.no_grad():
-        wrong.network[0].weight.mul_(1.5)
+        wrong.network[0].weight.mul_(4)
     monkeypatch.setattr(checks, "deepcopy", lambda model: wrong)
     with pytest.raises(UserError, match=rf"in {precision} differ from a CPU's.*--no-checks"):
-        checks.logits(model, images, precision)
+        checks.outputs(model, images, precision)
+
+
+def test_logits_that_nearly_cancel_are_no_fault():
+    """Of a single label, say: what is left of them is rounding."""
+    model = tiny_training("an").model
+    images = torch.randint(256, (1, 3, 16, 16), dtype=torch.uint8).expand(2, -1, -1, -1)
+    with torch.no_grad():
+        model.network[4].bias.sub_(model(model.to_input(images)).mean(dim=0))
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = model(model.to_input(images)).float()
+        exact = model(model.to_input(images))
+    assert (rounded - exact).norm() > checks.SAME_OUTPUT["bf16"] * exact.norm()
+    checks.outputs(model, images, "bf16")
 
 
 def test_a_single_wrong_pixel_of_a_resident_row_is_told(tmp_path):

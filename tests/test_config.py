@@ -186,6 +186,10 @@ def test_every_value_of_a_data_set_backbone_or_method_is_of_a_setting_that_exist
         ),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "lower --batch-size"),
         (RuntimeError("Expected to have finished reduction in the prior iteration"), "train it in a single process"),
+        (torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"), "-g cpu"),
+        (torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "another with -g"),
+        (torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"), "lower --batch-size"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "--cache disk"),
     ],
 )
 def test_what_pytorch_says_is_told_in_one_line(fails, error, says):

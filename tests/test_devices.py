@@ -6,6 +6,7 @@ import subprocess
 import pytest
 import torch
 from conftest import REPOSITORY
+from replay import Stream
 
 from util import devices
 from util.errors import UserError
@@ -52,15 +53,17 @@ def test_where_proc_shows_no_driver_nvidia_smi_is_asked(monkeypatch, tmp_path, s
 
 
 @pytest.mark.parametrize(
-    "asked, device, taken, tf32",
+    "asked, device, ampere, taken, tf32",
     [
-        ("auto", CPU, "float32", False),
-        ("auto", GPU, "bf16", False),
-        ("float32", GPU, "float32", False),
-        ("tf32", GPU, "tf32", True),
+        ("auto", CPU, True, "float32", False),
+        ("auto", GPU, True, "bf16", False),
+        ("auto", GPU, False, "float32", False),  # which PyTorch lets compute in bf16 all the same, by emulation
+        ("float32", GPU, True, "float32", False),
+        ("tf32", GPU, True, "tf32", True),
     ],
 )
-def test_float32_is_float32_in_convolutions_too(asked, device, taken, tf32):
+def test_float32_is_float32_in_convolutions_too(monkeypatch, asked, device, ampere, taken, tf32):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: ampere or including_emulation)
     assert devices.pick_precision(asked, device) == taken
     assert torch.backends.cudnn.allow_tf32 == torch.backends.cuda.matmul.allow_tf32 == tf32
     devices.pick_precision("float32", CPU)
@@ -69,6 +72,27 @@ def test_float32_is_float32_in_convolutions_too(asked, device, taken, tf32):
 def test_tf32_on_a_cpu_is_told():
     with pytest.raises(UserError, match="take float32"):
         devices.pick_precision("tf32", CPU)
+
+
+@pytest.mark.parametrize(("flags", "told"), [("avx2 avx512_bf16 amx_bf16", 0), ("avx2 avx512f", 1)])
+def test_bf16_on_a_processor_without_it_is_slow_which_is_told(monkeypatch, tmp_path, capsys, flags, told):
+    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
+    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
+    assert devices.pick_precision("bf16", CPU) == "bf16"
+    assert capsys.readouterr().out.count("this processor has no bf16 instructions") == told
+
+
+def test_all_checkpoints_are_copied_on_one_stream(monkeypatch):
+    """PyTorch hands out 32 streams in turn: a new one each time would one day be that of a capture."""
+    made, entered = [], []
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(Stream()) or made[-1])
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "stream", entered.append)
+    devices._side_stream.cache_clear()
+    for _ in range(3):
+        devices.side_stream(GPU)
+    devices._side_stream.cache_clear()
+    assert len(made) == 1 and entered == 3 * made
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -1,6 +1,7 @@
 """Training: a captured and replayed step is the eager one (emulated; on a GPU see test_gpu.py), and a training that is
 stopped goes on to the same numbers."""
 
+import numpy as np
 import pytest
 import torch
 from replay import Graph, emulate
@@ -179,3 +180,35 @@ def test_a_replay_that_learns_something_else_is_found_by_the_check(monkeypatch, 
     assert (captured[0] == usual[0] and torch.equal(captured[1], usual[1])) == checked
     assert len(replays) == (2 if checked else 5)
     assert ("the replayed step differs from the eager one" in capsys.readouterr().out) == checked
+
+
+class Forgetful(Graph):
+    """Learns right, and leaves a wrong gradient average behind, small beside the counter of steps that lies with it."""
+
+    def replay(self) -> None:
+        super().replay()
+        for state in self.step.optimizer.state.values():
+            state["exp_avg"].mul_(0.5)
+
+
+def test_a_replay_that_remembers_something_else_is_found_by_the_check(monkeypatch, capsys):
+    training = tiny_training("EM_PL", epochs=2)
+    emulate(monkeypatch, training.step, Forgetful)
+    fit(training)
+    assert "the replayed step differs from the eager one" in capsys.readouterr().out
+
+
+def chaotic(training: engine.Training) -> engine.Training:
+    """Gradients that are others at every call, as atomic additions make them in a network that amplifies rounding. What
+    a capture holds is frozen, and so differs from the eager step."""
+    factors = iter(np.random.RandomState(0).uniform(-5, 5, 1_000))
+    training.model.network[0].weight.register_hook(lambda gradient: gradient * next(factors))
+    return training
+
+
+def test_a_step_that_does_not_repeat_itself_is_no_reason_to_give_the_graph_up(monkeypatch, capsys):
+    training = chaotic(tiny_training("EM_PL", epochs=2))
+    replays = emulate(monkeypatch, training.step)
+    fit(training)
+    assert training.step.captures and len(replays) == 2 * 4 - engine.WARM_UP
+    assert "note: steps are not replayed" not in capsys.readouterr().out

@@ -18,7 +18,7 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "models": {"util", "datasets"},
     "config": BELOW_CONFIG,
     "run_folder": {"util", "metrics", "label_quality", "config", "models", "datasets"},
-    "checks": {"util", "datasets"},
+    "checks": {"util", "models"},
     "engine": {"checks", "util", "losses", "datasets", "models"},
     "supervision": {"util", "metrics", "label_quality", "pseudo_labels", "datasets", "models", "config"},
     "preproc": {"util", "datasets"},

@@ -7,6 +7,7 @@ import subprocess
 import time
 from collections.abc import Iterable
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from util import distributed
 from util.errors import UserError, started_by_torchrun, torchrun_rank, why
 
 DRIVER = Path("/proc/driver/nvidia/version")
-CPU_MAX, STAT = Path("/sys/fs/cgroup/cpu.max"), Path("/proc/stat")
+CPU_MAX, STAT, CPU_INFO = Path("/sys/fs/cgroup/cpu.max"), Path("/proc/stat"), Path("/proc/cpuinfo")
 
 
 def pick_device(gpu: str) -> torch.device:
@@ -129,10 +130,13 @@ def pick_precision(precision: str, device: torch.device) -> str:
     """The precision that --precision stands for on a device. From here on a GPU rounds what enters a float32 product or
     convolution to TF32's 10 bits where it is tf32, and nowhere else; PyTorch by itself does so in convolutions.
     """
-    if precision == "auto":
-        precision = "bf16" if device.type == "cuda" else "float32"  # differs: float32
+    if precision == "auto":  # PyTorch emulates bf16 on GPUs before Ampere, which is slower than float32
+        bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        precision = "bf16" if bf16 else "float32"  # differs: float32
     if precision == "tf32" and device.type != "cuda":
         raise UserError("--precision tf32 is arithmetic of GPUs; take float32")
+    if precision == "bf16" and device.type == "cpu" and CPU_INFO.is_file() and "bf16" not in CPU_INFO.read_text():
+        print("note: this processor has no bf16 instructions; --precision float32 is several times faster")
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = precision == "tf32"
     return precision
 
@@ -145,9 +149,22 @@ def side_stream(device: torch.device) -> AbstractContextManager:
     """On a GPU a stream that waits for all that is launched so far, and runs beside what is launched from now on."""
     if device.type != "cuda":
         return nullcontext()
-    stream = torch.cuda.Stream(device)
+    stream = _side_stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     return torch.cuda.stream(stream)
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for the whole process: PyTorch hands out 32 in turn, so that a new one for every checkpoint would in time be
+    that of a capture, and spoil it."""
+    return torch.cuda.Stream(device)
+
+
+def use(device: torch.device) -> None:
+    """Make it the current device of this thread; a new thread's is GPU 0, on which a first touch takes memory."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def default_workers() -> int:

@@ -18,10 +18,15 @@ from pathlib import Path
 
 LEAD_SECONDS = 4.0  # longer than torchrun needs to notice that a process has failed and to end the others
 PEER_IS_GONE = ("closed by peer", "closed by remote peer", "reset by peer", "Broken pipe", "remote process exited")
+GPU_IS_FULL = "the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache disk"
 KNOWN = {  # part of an error text of PyTorch: the line shown to the user
     "deterministic implementation": "{}; run without --deterministic",
     "Expected to have finished reduction": "a part of this backbone gets no gradient: train it in a single process",
     "can't allocate memory": "this machine is out of memory; lower --batch-size, --eval-batch-size or --image-size",
+    "no kernel image is available": "this PyTorch was not built for this GPU; install a build that is, or take -g cpu",
+    "device(s) is/are busy or unavailable": "another process has this GPU to itself; take another with -g",
+    "CUDA error: out of memory": GPU_IS_FULL,  # the driver's own, outside PyTorch's allocator
+    "CUBLAS_STATUS_ALLOC_FAILED": GPU_IS_FULL,
 }
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # whole numbers that it sets
 
@@ -95,7 +100,7 @@ def run_script(main: Callable[[], object]) -> None:
     except RuntimeError as error:
         text = str(error)
         if type(error).__name__ == "OutOfMemoryError":
-            _fail("the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache disk")
+            _fail(GPU_IS_FULL)
         for sign, line in KNOWN.items():
             if sign in text:
                 _fail(line.format(text.splitlines()[0].split(", but")[0]))
