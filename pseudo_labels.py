@@ -75,7 +75,7 @@ def threshold_labels(scores: np.ndarray, *, threshold: float, negative_fraction:
 def damp(whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperature: float, eta: float) -> np.ndarray:
     """Scores of an image and its tiles: AEVLP's DAMP (Tran et al., ICCV 2025).
 
-    A label's tile score is the largest of its softmax scores over the tiles where that reaches min(eta, the same of
+    A label's tile score is the largest of its softmax scores over the tiles where that exceeds min(eta, the same of
     the known label), else the smallest. The result is the mean of tile score and softmax score of the whole image. Of
     several known positives the lowest counts; without one eta stands alone.
 
@@ -89,7 +89,7 @@ def damp(whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperat
         each = torch.softmax(torch.from_numpy(tiles[rows].astype(scores.dtype, copy=False)) / temperature, dim=2)
         largest, smallest = each.amax(dim=1).numpy(), each.amin(dim=1).numpy()
         bound = np.where(observed[rows] == 1, largest, eta).min(axis=1, initial=eta)[:, None]
-        scores[rows] = (scores[rows] + np.where(largest >= bound, largest, smallest)) / 2
+        scores[rows] = (scores[rows] + np.where(largest > bound, largest, smallest)) / 2
     return scores
 
 

@@ -85,14 +85,16 @@ def an_ls(logits: Tensor, observed: Tensor, *, smoothing: float, eps: float) -> 
 
 
 def wan(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
-    """Weak assume negative: one positive weighs as much as the L-1 negatives together (Cole et al. 2021, section 4.1).
+    """Weak assume negative: one positive weighs as much as the L-1 assumed negatives together (Cole et al. 2021,
+    section 4.1).
 
     logits    (B, L) float
     observed  (B, L) in {-1, 0, +1}; 0 = unknown
     returns   (B, L), not reduced
     """
     nll_pos, nll_neg = nlls(logits, eps)
-    return torch.where(observed == 1, nll_pos, nll_neg / max(logits.shape[1] - 1, 1))
+    assumed = nll_neg / max(logits.shape[1] - 1, 1)
+    return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, assumed))  # differs: -1 is refused
 
 
 def pr(logits: Tensor, observed: Tensor) -> Tensor:
@@ -226,7 +228,7 @@ AN_LS = Method(
 WAN = Method(
     summary="weak assume negative: the L-1 unknown labels together weigh as much as the known positive",
     loss=wan,
-    equation="observed positive: nll(p); other: nll(1-p) / (L-1)",
+    equation="observed: nll(p) or nll(1-p); unknown: nll(1-p) / (L-1)",
     paper=PAPER,
     settings=dict(eps=EPS),
 )

@@ -109,8 +109,8 @@ GPR = Method(
     ),
     recipe=RECIPE
     | dict(
-        teacher=dict.fromkeys(PUBLISHED, "ViT-B-16-quickgelu"),
-        prompt=dict.fromkeys(PUBLISHED, ("a photo of a {}.",)),
+        teacher={"*": "ViT-B-16-quickgelu", "digits": None},  # None: the data set's own
+        prompt={"*": ("a photo of a {}.",), "digits": None},
         teacher_views={"*": "tiles"},
         teacher_tiles={"*": 4, "cub": 5, "digits": 2},  # digits: smaller tiles cut them
     ),

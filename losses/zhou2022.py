@@ -61,8 +61,9 @@ def lowest_become_soft(probs: Tensor, unlabelled: Tensor, counts: Tensor) -> Ten
 
 
 class AsymmetricPseudoLabels(Loss):
-    """After epoch `warmup_epochs` and each later one, the least probable unlabelled images of each class become soft
-    negatives: the same number each time, such that after the last epoch the share `neg_proportion` is labelled.
+    """After epoch `warmup_epochs` and each later one but the last, the least probable unlabelled images of each class
+    become soft negatives: the same number each time, such that in the last epoch the share `neg_proportion` is
+    labelled.
 
     State: `soft` (N, L) float in {-1} or [0, 1], as in `em_apl`.
     """
@@ -79,7 +80,8 @@ class AsymmetricPseudoLabels(Loss):
         epochs: int,
     ) -> None:
         super().__init__()
-        self.alpha, self.beta, self.eps, self.warmup_epochs = alpha, beta, eps, warmup_epochs
+        self.alpha, self.beta, self.eps = alpha, beta, eps
+        self.warmup_epochs, self.epochs = warmup_epochs, epochs
         unknown = (observed == 0).sum(dim=0)
         counts = [int(neg_proportion * n / (epochs - warmup_epochs)) for n in unknown.tolist()]  # Python's rounding
         self.register_buffer("counts", torch.tensor(counts), persistent=False)
@@ -91,7 +93,7 @@ class AsymmetricPseudoLabels(Loss):
         return em_apl(logits, observed, soft, alpha=self.alpha, beta=self.beta, eps=self.eps)
 
     def end_epoch(self, epoch: int, predict: Callable[[], Tensor]) -> None:
-        if epoch < self.warmup_epochs:
+        if not self.warmup_epochs <= epoch < self.epochs:  # differs: published after the last too
             return
         probs = predict()  # differs: published from randomly flipped images
         chosen = lowest_become_soft(probs, self.unknown & (self.soft < 0), self.counts)

@@ -96,7 +96,8 @@ WHOLE = np.log([[0.6, 0.3, 0.1]])
         (0.0, 0, [0.65, 0.5, 0.1]),  # every label's largest tile score
         (0.3, 0, [0.65, 0.5, 0.1]),  # that of the third label, 0.1, is its smallest too
         (0.8, None, [0.4, 0.25, 0.1]),  # no known label: 0.8, which no tile reaches
-        (0.8, 0, [0.65, 0.5, 0.1]),  # the known label's 0.7
+        (0.8, 0, [0.4, 0.25, 0.1]),  # the known label's 0.7, which no tile exceeds
+        (0.6, 0, [0.65, 0.5, 0.1]),
         (0.8, 2, [0.65, 0.5, 0.1]),  # the known label's 0.1
     ],
 )
