@@ -83,8 +83,9 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     else:
         for name, present, row in zip(names, labels, probs_of, strict=True):
             print(f"{name}  {shown(row, present, model.classes, options.top)}")
-    for _, error in bad:
-        print(f"skipped: {str(error).split('; ')[0]}", file=sys.stderr)
+    for row, error in bad:
+        reason = str(error).removeprefix(paths[row]).split("; ")[0]  # the rest is advice for data sets
+        print(f"skipped: {paths[row]}{reason}", file=sys.stderr)
     if bad:
         print(f"{len(bad):,} of {len(paths):,} files could not be read as images", file=sys.stderr)
         sys.exit(1)

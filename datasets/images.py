@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from datasets.content import read_image
@@ -45,8 +45,9 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's formats raises its own
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else why(error)
         raise UserError(
-            f"{path} is not a readable image ({why(error)}); replace it (`python preproc/check.py --dataset NAME` "
+            f"{path} is not a readable image ({reason}); replace it (`python preproc/check.py --dataset NAME` "
             "lists every bad image)"
         ) from None
     return squash(pixels, size, resample)

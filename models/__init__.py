@@ -109,7 +109,7 @@ def build(
         output_shape(model, (smallest_batch, 3, image_size, image_size))  # what does not fit fails now, not later
     except (AssertionError, RuntimeError, ValueError) as error:  # what timm, open_clip and torch raise about sizes
         raise UserError(
-            f"{name} cannot be trained with --image-size {image_size} and a batch of {smallest_batch} images: "
-            f"{why(error)}"
+            f"{name} does not take a batch of {smallest_batch} images of {image_size} x {image_size} pixels "
+            f"(--batch-size, --image-size): {why(error)}"
         ) from None
     return model

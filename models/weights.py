@@ -106,13 +106,13 @@ def check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
 def load_weights(
     network: nn.Module, path: str | Path, head: tuple[str, ...], rename: tuple[str, str] = ("network.", "")
 ) -> None:
-    """Load a local checkpoint of a backbone, or of a whole run (best.pt).
+    """Load a local checkpoint of a backbone, or of a whole run (best.pt), of one with BoostLU without its head.
 
     head    prefixes of the head's parameters: a head of another number of labels is left as initialised
     rename  a prefix of the file's names, and what stands in its place here
     Raises UserError where any other tensor is absent or does not fit.
     """
-    state = {name.removeprefix("network."): value for name, value in read_weights(path).items()}
+    state = {name.removeprefix("network.").removeprefix("maps."): value for name, value in read_weights(path).items()}
     old, new = rename
     state = {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()}
     own = network.state_dict()

@@ -33,7 +33,7 @@ def test_a_backbones_head_is_its_last_layer_alone(name, tiny_clip):
 
 
 def test_a_size_that_does_not_fit_is_told_before_training():
-    with pytest.raises(UserError, match="cannot be trained with --image-size 65"):
+    with pytest.raises(UserError, match="does not take a batch of 2 images of 65 x 65 pixels"):
         models.build("timm:test_vit", 5, pretrained=False, image_size=65)
 
 
@@ -138,6 +138,16 @@ def test_a_runs_best_weights_can_start_another_run(tmp_path):
     torch.save(old.state_dict(), tmp_path / "best.pt")
     new = models.build("timm:test_resnet", 5, **UNTRAINED, weights=str(tmp_path / "best.pt"))
     assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["resnet50", "timm:test_convnext"])
+def test_the_backbone_of_a_boostlu_run_can_start_another_run(tmp_path, name):
+    old = models.build(name, 5, **UNTRAINED, head="boostlu").network.maps.state_dict()
+    torch.save({f"network.maps.{key}": value for key, value in old.items()}, tmp_path / "best.pt")
+    for head in ("linear", "boostlu"):
+        new = models.build(name, 5, **UNTRAINED, head=head, weights=str(tmp_path / "best.pt")).network
+        new = (new.maps if head == "boostlu" else new).state_dict()
+        assert len(old) > 20 and all(torch.equal(value, new[key]) for key, value in old.items())
 
 
 class Evil:

@@ -178,13 +178,13 @@ def test_one_threshold_for_all_may_be_asked_for(run, tmp_path):
 
 def test_a_photograph_that_is_none_is_skipped_and_listed(run, tmp_path, capsys):
     good = datasets.load(data_of(run)).test.paths()[:2]
-    bad, table = tmp_path / "bad.jpg", tmp_path / "out.csv"
+    bad, table = tmp_path / "bad; very.jpg", tmp_path / "out.csv"
     bad.write_text("no photograph")
     with pytest.raises(SystemExit) as stop:
         predict.main([str(run), good[0], str(bad), good[1], "-g", "cpu", "--csv", str(table), "--batch-size", "2"])
     found = capsys.readouterr()
     assert stop.value.code == 1
-    assert f"skipped: {bad} is not a readable image" in found.err and "1 of 3 files" in found.err
+    assert f"skipped: {bad} is not a readable image (of no known kind)\n" in found.err and "1 of 3 files" in found.err
     with open(table, newline="") as file:
         assert [row["image"] for row in csv.DictReader(file)] == good
 
