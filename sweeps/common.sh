@@ -14,6 +14,7 @@ export JOBS=${JOBS:-1} GPUS=${GPUS:-0} LOGS=${LOGS:-results/logs}
 export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
 SEEDS=${SEEDS:-0 1 8}
 export ONE_FILE= # options of runs that share a GPU
+MPS=             # whether this sweep has started MPS
 
 for name in SEEDS THRESHOLDS TEMPERATURES; do # they become parts of a command line
     case ${!name:-} in
@@ -24,7 +25,7 @@ done
 run_line() { # quoted words arrive whole, and nothing is evaluated
     local words
     mapfile -d '' words < <(xargs -r printf '%s\0' <<<"$1")
-    wait $! || { echo "$1: quotes that do not match" >>"$LOGS/failed" && return; }
+    wait $! || { echo "$1: quotes that do not match" >>"$LISTS/failed" && return; }
     run_one "${words[@]}"
 }
 
@@ -32,20 +33,20 @@ run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
     local gpus=($GPUS) log # named by the end of the arguments, where a sweep puts what varies, and a checksum of all
     log="$LOGS/$(printf '%s' "$*" | tr -cs 'A-Za-z0-9.' '_' | tail -c 60)_$(printf '%s' "$*" | cksum | cut -d ' ' -f 1).log"
     echo "start  $*"
-    echo "$*" >>"$LOGS/started"
+    echo "$*" >>"$LISTS/started"
     # shellcheck disable=SC2086
     if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" $ONE_FILE "$@" >"$log" 2>&1; then
-        sed -n 's/^results: //p; s/^finished: .* in \(.*\) (--overwrite.*/\1/p' "$log" | tail -n 1 >>"$LOGS/folders"
+        sed -n 's/^results: //p; s/^finished: .* in \(.*\) (--overwrite.*/\1/p' "$log" | tail -n 1 >>"$LISTS/folders"
         echo "done   $*: $(grep -h 'test mAP' "$log" | tail -n 1)"
     else
         echo "FAILED $*: $(tail -n 1 "$log")"
-        echo "$*: $log" >>"$LOGS/failed"
+        echo "$*: $log" >>"$LISTS/failed"
     fi
     local finished=$(lines_of folders) failed=$(lines_of failed)
     echo "       $finished of $TOTAL finished, $(($(lines_of started) - finished - failed)) running, $failed failed"
 }
 
-lines_of() { [ -e "$LOGS/$1" ] && wc -l <"$LOGS/$1" || echo 0; }
+lines_of() { [ -e "$LISTS/$1" ] && wc -l <"$LISTS/$1" || echo 0; }
 export -f run_line run_one lines_of
 
 share() { # among the JOBS: the cores evenly; and a GPU that several use, with one copy of the images and by MPS
@@ -59,7 +60,7 @@ share() { # among the JOBS: the cores evenly; and a GPU that several use, with o
         CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
         export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
         if nvidia-cuda-mps-control -d </dev/null; then # or it reads the lines of the sweep
-            trap 'echo quit | nvidia-cuda-mps-control; rm -rf "$CUDA_MPS_PIPE_DIRECTORY"' EXIT
+            MPS=started
         else
             rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
             unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
@@ -73,7 +74,9 @@ run_all() { # its lines come from a redirection, not a pipe: a pipe would put it
         return
     fi
     command -v "$PYTHON" >/dev/null || { echo "PYTHON=$PYTHON: no such program" >&2 && exit 2; }
-    mkdir -p "$LOGS" && rm -f "$LOGS"/{started,folders,failed} || exit 2
+    mkdir -p "$LOGS" && LISTS=$(mktemp -d "$LOGS/.sweep_XXXXXX") || exit 2
+    export LISTS # of what this sweep has started, finished and failed; others may share the LOGS
+    trap clean_up EXIT
     local lines folders page
     mapfile -t lines
     export TOTAL=${#lines[@]}
@@ -84,16 +87,21 @@ run_all() { # its lines come from a redirection, not a pipe: a pipe would put it
     trap 'stop_all "$group" 143' TERM
     wait "$group"
     status=$?
-    if [ -e "$LOGS/failed" ]; then
+    if [ -e "$LISTS/failed" ]; then
         echo "failed runs, each with its log:"
-        cat "$LOGS/failed"
+        cat "$LISTS/failed"
     fi
-    if [ -s "$LOGS/folders" ]; then
-        mapfile -t folders <"$LOGS/folders"
-        page="$LOGS/$(basename "$0" .sh)"
+    if [ -s "$LISTS/folders" ]; then
+        mapfile -t folders <"$LISTS/folders"
+        page="$LOGS/$(basename "$0" .sh)_$(printf '%s\n' "${lines[@]}" | cksum | cut -d ' ' -f 1)"
         echo && "$PYTHON" report.py "${folders[@]}" --csv "$page.csv" --html "$page.html"
     fi
-    [ $status = 0 ] && [ ! -e "$LOGS/failed" ]
+    [ $status = 0 ] && [ ! -e "$LISTS/failed" ]
+}
+
+clean_up() {
+    rm -rf "$LISTS"
+    [ -z "$MPS" ] || { echo quit | nvidia-cuda-mps-control && rm -rf "$CUDA_MPS_PIPE_DIRECTORY"; }
 }
 
 stop_all() { # every run saves at its next batch; wait for them

@@ -28,8 +28,8 @@ def test_a_sweep_skips_what_is_finished_and_lists_what_failed(toy):
 
     logs = toy.parent / "logs"
     assert "2 of 2 finished, 0 running, 0 failed" in first.stdout
-    assert f"page: {logs}/seeds.html" in first.stdout and "(n 2" in first.stdout
-    assert (logs / "seeds.html").exists() and (logs / "seeds.csv").exists()
+    (page,) = logs.glob("seeds_*.html")
+    assert f"page: {page}" in first.stdout and "(n 2" in first.stdout and page.with_suffix(".csv").exists()
 
     second = sweep("seeds.sh", toy, SEEDS="0 -1 1")  # -1 is no seed
     assert second.returncode == 1
@@ -38,6 +38,30 @@ def test_a_sweep_skips_what_is_finished_and_lists_what_failed(toy):
     (log,) = [line.rsplit(": ", 1)[1] for line in second.stdout.splitlines() if line.endswith(".log")]
     assert "--seed must lie in" in Path(log).read_text()
     assert {path: path.stat().st_mtime_ns for path in results.glob("*/test.json")} == made
+    assert not list(logs.glob(".sweep_*"))
+
+
+def test_two_sweeps_with_one_folder_of_logs_count_their_own_runs(tmp_path):
+    """The interpreter waits in the middle of each run until the other sweep has started one too."""
+    (tmp_path / "py").write_text(
+        f"""#!/bin/sh
+        [ "$1" = main.py ] || {{ echo "report of $*" && exit; }}
+        touch "{tmp_path}/$6"
+        for turn in $(seq 300); do [ -e "{tmp_path}/an" ] && [ -e "{tmp_path}/EM" ] && break || sleep 0.1; done
+        echo "results: results/$6_$8"
+        """
+    )
+    (tmp_path / "py").chmod(0o755)
+    settings = {"GPUS": "cpu", "SEEDS": "0 1", "LOGS": str(tmp_path / "logs"), "PYTHON": str(tmp_path / "py")}
+    command = [REPOSITORY / "sweeps/seeds.sh", "-l"]
+    sweeps = {
+        loss: subprocess.Popen([*command, loss], env=os.environ | settings, stdout=subprocess.PIPE, text=True)
+        for loss in ("an", "EM")
+    }
+    for loss, process in sweeps.items():
+        out = process.communicate(timeout=60)[0]
+        assert process.returncode == 0 and "2 of 2 finished, 0 running, 0 failed" in out
+        assert f"report of report.py results/{loss}_0 results/{loss}_1 --csv" in out
 
 
 @pytest.mark.parametrize(
