@@ -194,7 +194,8 @@ def unread(config: Config) -> dict[str, str]:
             if about["group"] == TEACHER:
                 reasons[name] = f"the method {config.loss} uses no teacher"
     if config.method.loss is None:
-        for name in [name for name, about in COMMON.items() if about["group"] == TRAINING] + ["calibrate"]:
+        training = [name for name, about in COMMON.items() if about["group"] == TRAINING]
+        for name in ("model", "seed", *training, "calibrate"):
             if name not in ("precision", "val_labels", "skip_missing"):
                 reasons[name] = f"the method {config.loss} trains nothing"
     if config.similarity:
@@ -361,10 +362,11 @@ def show(config: Config) -> str:
     """The settings in at most three lines: what is trained, what differs from this method's defaults, and the rest."""
     names = ("dataset", "data_root", "loss", "model")
     usual = read_settings(resolve({name: getattr(config, name) for name in (*names, "mode")})) | {"mode": Config.mode}
-    values = {name: value for name, value in read_settings(config).items() if name not in FIRST}
+    read = read_settings(config)
+    values = {name: value for name, value in read.items() if name not in FIRST}
     changed = {name: value for name, value in values.items() if usual.get(name, value) not in (value, "auto")}
     rest = {name: value for name, value in values.items() if name not in changed and value is not None}
-    lines = [f"{config.dataset_name}, {config.loss}, {config.model}, seed {config.seed}"]
+    lines = [", ".join(f"seed {read[name]}" if name == "seed" else read[name] for name in FIRST if name in read)]
     for title, part in (("changed", changed), ("defaults", rest)):
         if part:
             lines.append(f"{title}: {', '.join(f'{name}={_shown(value)}' for name, value in part.items())}")

@@ -210,15 +210,14 @@ def finish(
     model, history  the chosen epoch's weights, and all epochs; None: nothing was trained
     quality         of the pseudo-labels
     """
-    names, test, scores, predictions, per_class = splits.classes.names, splits.scored(), {}, None, None
+    names, read = splits.classes.names, settings.read_settings(config)
+    test, scores, predictions, per_class = splits.scored(), {}, None, None
     if test is not None:
         scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true, thresholds[0]).items()}
         predictions = {"images": test.names, "probs": probs, "labels": test.true}
-        per_class = metrics.per_class(probs, test.true, names)
+        per_class = metrics.per_class(probs, test.true, names, thresholds[0])
     result = {
-        **{name: getattr(config, name) for name in ("loss", "model", "seed")},
-        "dataset": config.dataset_name,
-        "mode": config.mode,
+        **{name: read[name] for name in ("loss", "model", "seed", "dataset", "mode") if name in read},
         "best_epoch": best["epoch"],
         "chosen_by": chosen_by,
         "thresholds_chosen_by": thresholds[1],

@@ -136,10 +136,14 @@ def evaluate(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | flo
     return result | {"classes_without_positives": int((~present).sum())}
 
 
-def per_class(probs: np.ndarray, labels: np.ndarray, names: list[str]) -> list[dict]:
-    """The rows of per_class.csv: class, positives, and AP in percent."""
-    rows = zip(names, (labels == 1).sum(axis=0), average_precision(probs, labels), strict=True)
-    return [{"class": name, "test_positives": int(count), "test_AP": 100 * float(ap)} for name, count, ap in rows]
+def per_class(probs: np.ndarray, labels: np.ndarray, names: list[str], thresholds: np.ndarray) -> list[dict]:
+    """The rows of per_class.csv: class, positives, AP in percent, and the threshold (L,) that was chosen."""
+    figures = (labels == 1).sum(axis=0), 100 * average_precision(probs, labels), thresholds
+    columns = (names, *(values.tolist() for values in figures))
+    return [
+        dict(zip(("class", "test_positives", "test_AP", "threshold"), row, strict=True))
+        for row in zip(*columns, strict=True)
+    ]
 
 
 def summary(result: dict) -> str:

@@ -8,7 +8,7 @@ last.pt          everything needed to resume; not needed once the run is finishe
 best.pt          the weights at the best validation epoch (or the last, see test.json), with the run's key
 model.safetensors, model.json  the same weights and all that is needed to use them (models/saved.py)
 predictions.npz  test images, probs, labels
-per_class.csv    class, test positives, test AP
+per_class.csv    class, test positives, test AP, threshold
 test.json        the result: test is scored once, from best.pt. Where it is, the run is finished
 curves.png       loss and validation mAP over the epochs, where they can be drawn
 """
@@ -65,14 +65,17 @@ def identity(config: Config) -> dict:
     for name in ("weights", "text_features", "similarity", "teacher", "teacher_weights"):
         if result.get(name) and (path := local_file(result[name])):
             result[name] = file_digest(path)
-    result["model"] = tower_digest(config.model) or config.model
+    if "model" in result:
+        result["model"] = tower_digest(config.model) or config.model
     return result | {"data": files.digest(config.folder)}
 
 
 def run_name(config: Config) -> str:
     """Readable parts, then a digest of the whole identity."""
-    parts = (config.dataset_name, config.loss, config.model.replace(":", "-").replace("/", "-"), f"s{config.seed}")
-    return "_".join((*parts, digest(identity(config), length=8)))
+    about, parts = identity(config), [config.dataset_name, config.loss]
+    if "seed" in about:  # a teacher alone has neither backbone nor seed
+        parts += [config.model.replace(":", "-").replace("/", "-"), f"s{config.seed}"]
+    return "_".join((*parts, digest(about, length=8)))
 
 
 class State(Protocol):

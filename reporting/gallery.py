@@ -19,7 +19,7 @@ from datasets import Classes, MultiLabelDataset, files
 from datasets.content import content_keys
 from datasets.images import rgb
 from models import teachers
-from reporting.runs import Run, read_predictions
+from reporting.runs import Run, read_per_class, read_predictions
 from util import devices
 from util.errors import UserError
 from util.files import local_file, read_json
@@ -73,7 +73,7 @@ def make(run: Run) -> Gallery:
     if probs.shape[1] == 0 or not len(images):
         raise UserError(f"{run.folder.name} has no test predictions")
     gallery = Gallery(run)
-    names, thresholds = _model(run, labels.shape[1], gallery.notes)
+    names, thresholds = _classes(run, labels.shape[1], gallery.notes)
     predicted = probs >= thresholds
     observed = _observed(config, images, gallery.notes)
     wrong = np.where((labels == 0) & predicted, probs, -1.0)  # how bad a mistake is; -1: it is none
@@ -153,17 +153,19 @@ def _config(run: Run) -> Config:
 class Model(Struct):
     """model.json, as far as the gallery reads it."""
 
-    classes: list[str]
     thresholds: list[float] | None = None
 
 
-def _model(run: Run, num_labels: int, notes: list[str]) -> tuple[list[str], np.ndarray]:
+def _classes(run: Run, num_labels: int, notes: list[str]) -> tuple[list[str], np.ndarray]:
     """Class names, and the (L,) thresholds of the probabilities."""
     try:
-        model = read_json(run.folder / "model.json", Model, how="")
-        if len(model.classes) != num_labels or len(model.thresholds or model.classes) != num_labels:
-            raise UserError(f"model.json does not describe {num_labels} classes")
-        return model.classes, np.array(model.thresholds or [0.5] * num_labels)
+        table = read_per_class(run.folder)
+        thresholds = [threshold for _, _, threshold in table.values()]
+        if np.isnan(thresholds).any():  # of an earlier version
+            thresholds = read_json(run.folder / "model.json", Model, how="").thresholds or [0.5] * len(table)
+        if not len(table) == len(thresholds) == num_labels:
+            raise UserError(f"per_class.csv does not describe {num_labels} classes")
+        return list(table), np.array(thresholds)
     except UserError as error:
         notes.append(f"classes are numbered, and predicted from a probability of 0.5 on: {error}")
         return [f"class {label}" for label in range(num_labels)], np.full(num_labels, 0.5)

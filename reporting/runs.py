@@ -21,12 +21,12 @@ FILES = ("model", "weights", "text_features", "similarity", "teacher", "teacher_
 
 
 class Identity(Struct):
-    """What every identity has; the other settings depend on the method."""
+    """What every identity has, a teacher alone without backbone and seed; the other settings depend on the method."""
 
     dataset: str
     loss: str
-    model: str
-    seed: int
+    model: str = ""
+    seed: int = 0
 
 
 class About(Struct):
@@ -83,7 +83,7 @@ class Run:
 
     @property
     def seed(self) -> int:
-        return self.identity["seed"]
+        return self.identity.get("seed", 0)
 
     def key(self) -> str:
         return digest(self.setting)
@@ -195,15 +195,19 @@ def read_history(folder: Path) -> list[Epoch]:
         raise UserError(f"{path} does not hold what it should ({why(error)})") from None
 
 
-def read_per_class(folder: Path) -> dict[str, tuple[int, float]]:
-    """{class: (test positives, test AP in percent)} of a finished run. Raises UserError where it cannot be read."""
+def read_per_class(folder: Path) -> dict[str, tuple[int, float, float]]:
+    """{class: (test positives, test AP in percent, threshold)} of a finished run; NaN where an earlier version wrote no
+    thresholds. Raises UserError where it cannot be read."""
     path = folder / "per_class.csv"
     lines = csv.DictReader(io.StringIO(read_text(path), newline=""))
     try:
-        rows = {row["class"]: (int(row["test_positives"]), float(row["test_AP"])) for row in lines}
+        rows = {
+            row["class"]: (int(row["test_positives"]), float(row["test_AP"]), float(row.get("threshold") or "nan"))
+            for row in lines
+        }
     except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise UserError(f"{path} does not hold what it should ({why(error)})") from None
-    if not rows or not all(0 <= ap <= 100 for _, ap in rows.values()):
+    if not rows or not all(0 <= ap <= 100 for _, ap, _ in rows.values()):
         raise UserError(f"{path} holds no average precisions in percent")
     return rows
 

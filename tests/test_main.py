@@ -19,6 +19,7 @@ import datasets
 import engine
 import losses
 import main
+import report
 import run_folder
 import supervision
 from datasets.files import write_observed
@@ -88,7 +89,7 @@ def test_a_method_that_needs_observed_negatives_says_how_to_draw_some(toy, fails
     assert not (toy.parent.parent / "results").exists()
 
 
-def test_a_teacher_alone_scores_the_test_images(toy, fails):
+def test_a_teacher_alone_scores_the_test_images(toy, fails, capsys):
     result = main.main(taught_arguments(toy, "-l", "zero_shot"))
     folder = Path(result["folder"])
     assert {path.name for path in folder.iterdir()} == FILES - OF_TRAINING
@@ -96,7 +97,14 @@ def test_a_teacher_alone_scores_the_test_images(toy, fails):
     with np.load(folder / "predictions.npz") as file:
         assert file["probs"].sum(axis=1) == pytest.approx(1, abs=1e-5)
         assert result["test_mAP"] == pytest.approx(main.metrics.mean_average_precision(file["probs"], file["labels"]))
-    assert main.main(taught_arguments(toy, "-l", "zero_shot", "--lr", "1", "--calibrate", "bias")) == result
+    ignored = ("--lr", "1", "--calibrate", "bias", "-s", "3", "-m", "resnet50")  # one run, whatever the seed
+    assert main.main(taught_arguments(toy, "-l", "zero_shot", *ignored)) == result
+    assert folder.name.startswith("toy_zero_shot_") and not {"model", "seed", "mode"} & result.keys()
+    with open(folder / "per_class.csv", newline="") as file:
+        assert any(float(row["threshold"]) != 0.5 for row in csv.DictReader(file))
+    report.main([str(folder), "--html", str(toy / "page.html")])
+    assert f"n 1; val {result['val_mAP']:.2f}" in capsys.readouterr().out
+    assert "classes are numbered" not in (toy / "page.html").read_text()
     assert 0 < result["val_mAP"] < 100 != main.main(taught_arguments(toy, "-l", "zero_shot", "-t", "1"))["val_mAP"]
     says = fails(main.main, toy_arguments(toy, "-l", "zero_shot"))  # a file of the training images only
     assert "no row for the image 'val/000.png' (10 of the images are missing)" in says

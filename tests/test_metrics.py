@@ -37,9 +37,9 @@ def test_average_precision_by_hand():
     found = metrics.evaluate(probs, labels)
     assert found["classes_without_positives"] == 1
     assert (found["mAP"], found["mAP_present"]) == pytest.approx((100 * 5 / 12, 100 * 5 / 6))
-    assert metrics.per_class(probs, labels, ["cat", "dog"]) == [
-        {"class": "cat", "test_positives": 2, "test_AP": pytest.approx(100 * 5 / 6)},
-        {"class": "dog", "test_positives": 0, "test_AP": 0.0},
+    assert metrics.per_class(probs, labels, ["cat", "dog"], np.array([0.25, 0.5])) == [
+        {"class": "cat", "test_positives": 2, "test_AP": pytest.approx(100 * 5 / 6), "threshold": 0.25},
+        {"class": "dog", "test_positives": 0, "test_AP": 0.0, "threshold": 0.5},
     ]
 
 
