@@ -86,37 +86,46 @@ def f1_thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
     A class without positives gets the threshold of all classes taken together.
     """
+    return _thresholds(lambda hits, predicted, positives: 2 * hits / (predicted + positives), probs, labels == 1)
+
+
+RECALL_POWER = (
+    3  # of the known positives; Lee & Liu: 2. The best of 1.5, 2, 2.5, 3 on digits and VOC (docs/own_data.md)
+)
+
+
+def known_thresholds(probs: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """(L,) the same where only some positives are known: the threshold with the highest recall^3 / labels predicted.
+
+    The recall of the known positives estimates the recall r of all, if the known ones are a random part of them. Then
+    r^2 / predicted is precision x recall, up to a factor that is the same for all thresholds (Lee & Liu, ICML 2003).
+
+    known  (N, L) bool
+    """
+
+    def rule(hits: np.ndarray, predicted: np.ndarray, positives: int) -> np.ndarray:
+        return (hits / positives) ** RECALL_POWER / predicted
+
+    return _thresholds(rule, probs, known)
+
+
+def _thresholds(
+    rule: Callable[[np.ndarray, np.ndarray, int], np.ndarray], probs: np.ndarray, positive: np.ndarray
+) -> np.ndarray:
+    """(L,) for each class the threshold with the highest rule(hits, labels predicted, positives); for one without
+    positives that of all classes together; 0.5 where none has any."""
 
     def best(scores: np.ndarray, hits: np.ndarray) -> float:
         order = np.argsort(scores)[::-1]
         scores, hits = scores[order].astype(np.float64), hits[order]
         last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-        place = last[np.argmax(2 * np.cumsum(hits)[last] / (last + 1 + np.count_nonzero(hits)))]
+        place = last[np.argmax(rule(np.cumsum(hits)[last], last + 1, np.count_nonzero(hits)))]
         return (scores[place] + scores[min(place + 1, len(scores) - 1)]) / 2
 
-    return _per_class(best, probs, labels == 1)
-
-
-def recall_thresholds(probs: np.ndarray, known: np.ndarray, recall: float) -> np.ndarray:
-    """(L,) for each class the highest threshold that `recall` of its known positives reach.
-
-    known  (N, L) bool. A class without any gets the threshold of all classes taken together
-    """
-
-    def highest(scores: np.ndarray, hits: np.ndarray) -> float:
-        found = np.sort(scores[hits])[::-1]
-        return found[min(len(found), int(np.ceil(recall * len(found)))) - 1]
-
-    return _per_class(highest, probs, known)
-
-
-def _per_class(rule: Callable[[np.ndarray, np.ndarray], float], probs: np.ndarray, positive: np.ndarray) -> np.ndarray:
-    """(L,) rule(scores, positives) of each class, and of all together for a class without positives; 0.5 where none has
-    any."""
     if not positive.any():
         return np.full(probs.shape[1], 0.5)
-    together, columns = rule(probs.ravel(), positive.ravel()), zip(_columns(probs), _columns(positive), strict=True)
-    return np.array([rule(scores, hits) if hits.any() else together for scores, hits in columns])
+    together, columns = best(probs.ravel(), positive.ravel()), zip(_columns(probs), _columns(positive), strict=True)
+    return np.array([best(scores, hits) if hits.any() else together for scores, hits in columns])
 
 
 def evaluate(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | float = 0.5) -> dict[str, float]:

@@ -16,7 +16,6 @@ from models import teachers
 from util.errors import UserError
 
 LAST = "the last epoch"
-RECALL = 0.9  # of the known positives, where thresholds are chosen by them alone: no false positive can be counted
 
 
 def check_labels(config: Config, splits: datasets.Splits) -> None:
@@ -102,8 +101,9 @@ class Selection:
             return np.full(self.num_labels, 0.5), "nothing: 0.5, for there are no validation images"
         if self.clean:
             return metrics.f1_thresholds(probs, self.labels), "F1 on clean validation labels"
-        chosen = metrics.recall_thresholds(probs, self.labels, RECALL)
-        return chosen, f"recall {RECALL} of the known validation positives"
+        power = metrics.RECALL_POWER
+        chosen = metrics.known_thresholds(probs, self.labels)
+        return chosen, f"recall^{power} / labels predicted, by the known validation positives"
 
 
 def select(config: Config, splits: datasets.Splits) -> Selection:

@@ -69,8 +69,11 @@ def test_thresholds_by_hand():
     labels = np.array([[1, 0], [1, 0], [0, 0], [0, 0]])
     # together: hits at 0.9 and 0.6 alone, so the class without positives gets the same threshold
     assert metrics.f1_thresholds(probs, labels).tolist() == pytest.approx([0.5, 0.5])
-    assert metrics.recall_thresholds(probs, labels == 1, 0.5).tolist() == pytest.approx([0.9, 0.9])
-    assert metrics.recall_thresholds(probs, labels == 1, 0.9).tolist() == pytest.approx([0.6, 0.6])
+    probs_of_one = np.array([[0.9], [0.8], [0.7], [0.6], [0.5], [0.1]])
+    known = np.array([[True], [False], [False], [False], [True], [False]])
+    # (1/2)^3 / 1 < 1 / 5, so both known ones are reached; by (1/2)^2 / 1 > 1 / 5 the first alone would be
+    assert metrics.known_thresholds(probs_of_one, known).tolist() == pytest.approx([0.3])
+    assert metrics.known_thresholds(probs, labels == 1).tolist() == pytest.approx([0.5, 0.5])
     assert metrics.f1_thresholds(probs, 0 * labels).tolist() == [0.5, 0.5]
     assert metrics.f1(probs, labels, np.array([0.5, 0.3])) == pytest.approx({"micro": 4 / 5, "macro": 1 / 2})
 

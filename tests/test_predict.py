@@ -99,13 +99,12 @@ def test_thresholds_are_chosen_on_validation_and_used(run):
         assert found == sorted(found, key=lambda name: -row[model.classes.index(name)])
 
 
-def test_observed_labels_alone_choose_thresholds_by_the_recall_of_known_positives(toy):
+def test_observed_labels_alone_choose_thresholds_by_the_known_positives(toy):
     result = main.main(toy_arguments(toy, "-l", "an", "--val-labels", "observed"))
-    assert result["thresholds_chosen_by"] == "recall 0.9 of the known validation positives"
+    assert result["thresholds_chosen_by"] == "recall^3 / labels predicted, by the known validation positives"
     model, val = models.load(result["folder"], "cpu"), datasets.load(toy).val
-    known, probs = val.observed == 1, model.predict(val.paths())
-    found = (probs >= model.thresholds - 1e-6)[:, known.any(axis=0)][known[:, known.any(axis=0)]]
-    assert found.mean() >= 0.9
+    expected = metrics.known_thresholds(model.predict(val.paths()), val.observed == 1)
+    assert np.allclose(model.thresholds, expected, atol=1e-6)
 
 
 def test_a_run_of_an_earlier_version_is_read(run, tmp_path):
