@@ -54,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) instead of Markdown")
     parser.add_argument("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables, charts and a gallery")
-    about = "line of the table that others are compared with, seed by seed (default: the first that is no oracle)"
+    about = "line that others are compared with, seed by seed (default: the first that trains and is no oracle)"
     parser.add_argument("--baseline", metavar="LINE", help=about)
     parser.add_argument("--watch", action="store_true", help="show the unfinished runs and how far they are")
     options = parser.parse_args(argv)
@@ -69,8 +69,8 @@ def meeting(runs: Runs, conditions: list[str]) -> tuple[list[Run], list[Run]]:
 
 
 def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], options: argparse.Namespace) -> None:
-    chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows))
-    about = f"mean ± standard deviation over seeds; epoch chosen by {chosen_by}"
+    chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows if row.trained))
+    about = "mean ± standard deviation over seeds" + (f"; epoch chosen by {chosen_by}" if chosen_by else "")
     found = tables.differences(rows, baseline)
     if options.latex:
         table = tables.flat(rows, options.columns) if options.columns else tables.pivot(rows, _brief)

@@ -19,10 +19,10 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "page",
     "text.parse_math": False,  # a class may be called a$b$
-    "font.size": 9,
+    "font.size": 8.5,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.titlesize": 10,
+    "axes.titlesize": 9.5,
     "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
     "axes.grid": True,
     "axes.axisbelow": True,
@@ -31,6 +31,7 @@ STYLE = {
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
+LINES = ("-", "--", ":", "-.")  # of rows that share a colour
 MOST_BARS = 40  # classes in a bar chart; of more, those at both ends
 
 
@@ -49,7 +50,7 @@ def _svg(figure: Figure, description: str) -> Markup:
     return Markup(head) + Markup(' role="img" aria-label="{}">').format(description) + Markup(rest)
 
 
-def _chart(description: str, draw, width: float = 5.2, height: float = 3.3) -> Markup:
+def _chart(description: str, draw, width: float = 4.4, height: float = 2.9) -> Markup:
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.subplots())
@@ -67,7 +68,13 @@ def curves(runs: Sequence[tuple[int, int, list[Epoch]]], name: str, title: str) 
         for row, seed, history in runs:
             points = [(e.epoch, getattr(e, name)) for e in history if getattr(e, name) is not None]
             if points:
-                look = dict(color=colour(row), linewidth=1.4, markersize=3, marker="o" if len(points) < 3 else None)
+                look = dict(
+                    color=colour(row),
+                    linestyle=LINES[row // len(COLOURS) % len(LINES)],
+                    linewidth=1.3,
+                    markersize=3,
+                    marker="o" if len(points) < 3 else None,
+                )
                 axes.plot(*zip(*points, strict=True), gid=f"{name}-{row}-{seed}", **look)
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -91,7 +91,7 @@ def make(run: Run) -> Gallery:
     # What is known of them
     root = _root(config, gallery.notes)
     pictures = {row: _picture(root / str(images[row])) if root else "" for row in rows}
-    if rows and (absent := sum(not picture for picture in pictures.values())):
+    if root and (absent := sum(not picture for picture in pictures.values())):
         gallery.notes.append(
             f"{absent} of these {len(rows)} images cannot be read below {root}; have they moved since the run?"
         )

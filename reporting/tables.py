@@ -60,6 +60,11 @@ class Row:
         return self.loss in LOSSES and LOSSES[self.loss].oracle
 
     @property
+    def trained(self) -> bool:
+        """Whether its runs train something. A teacher alone has no seed: its one result goes with every seed."""
+        return self.loss not in LOSSES or LOSSES[self.loss].loss is not None
+
+    @property
     def seeds(self) -> list[int]:
         return sorted(self.test)
 
@@ -350,11 +355,16 @@ class Paired:
 
 
 def paired(row: Row, baseline: Row) -> Paired | None:
-    """None where fewer than two seeds are common to both. The interval is Student's t."""
-    seeds = [seed for seed in row.seeds if seed in baseline.test]
+    """None where fewer than two seeds are common to both that train. The interval is Student's t."""
+    trained = [set(one.seeds) for one in (row, baseline) if one.trained]
+    seeds = sorted(set.intersection(*trained)) if trained else []
     if len(seeds) < 2:
         return None
-    differences = np.array([row.test[seed] - baseline.test[seed] for seed in seeds])
+
+    def at(one: Row, seed: int) -> float:
+        return one.test[seed] if one.trained else mean(one.test.values())
+
+    differences = np.array([at(row, seed) - at(baseline, seed) for seed in seeds])
     error = differences.std(ddof=1) / math.sqrt(len(seeds))
     half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(seeds) - 1) * error)
     middle = float(differences.mean())
@@ -362,13 +372,13 @@ def paired(row: Row, baseline: Row) -> Paired | None:
 
 
 def baselines(rows: list[Row], line: str | None = None) -> dict[str, Row]:
-    """{data set: the row that others are compared with}: that of the line, or the first that is no oracle.
+    """{data set: the row that others are compared with}: that of the line, or the first that trains and is no oracle.
 
     Raises UserError where no row has that line.
     """
     chosen = {}
     for row in rows:
-        if row.line == line if line else not row.oracle:
+        if row.line == line if line else row.trained and not row.oracle:
             chosen.setdefault(row.dataset, row)
     if line and not chosen:
         raise UserError(f"--baseline {line}: there is no such line; there are {', '.join({r.line: 0 for r in rows})}")

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import re
 import shutil
 import subprocess
 import time
@@ -34,9 +35,8 @@ class Browser:
 
     def _port(self, folder: Path) -> int:
         for _ in range(300):
-            words = (folder / "chromedriver.log").read_text().split(" on port ")
-            if len(words) > 1 and "." in words[-1]:
-                return int(words[-1].split(".")[0])
+            if found := re.search(r"started successfully on port (\d+)\.", (folder / "chromedriver.log").read_text()):
+                return int(found[1])
             time.sleep(0.1)
         raise TimeoutError("chromedriver did not start")
 

@@ -161,6 +161,16 @@ def test_differences_are_paired_by_seed_with_the_interval_of_students_t(tmp_path
     assert "| coco | an | EM_PL | -2.00 |" in "\n".join(lines(capsys, tmp_path, "--baseline", "EM_PL"))
 
 
+def test_a_teacher_alone_is_compared_with_every_seed_and_is_no_baseline_unless_asked_for(tmp_path, capsys):
+    write_run(tmp_path, "coco", "zero_shot", 0, 60.0)
+    write_run(tmp_path, "coco", "an", 0, 61.0)
+    write_run(tmp_path, "coco", "an", 1, 63.0)
+    half = 12.706205  # the quantile of t at 1 degree of freedom, deviation sqrt(2), two seeds
+    assert f"| coco | zero_shot | an | -2.00 | [{-2 - half:+.2f}, {-2 + half:+.2f}] | 2 |" in lines(capsys, tmp_path)
+    out = lines(capsys, tmp_path, "--baseline", "zero_shot")
+    assert f"| coco | an | zero_shot | +2.00 | [{2 - half:+.2f}, {2 + half:+.2f}] | 2 |" in out
+
+
 def test_latex_is_a_whole_tabular_with_the_best_method_in_bold(tmp_path, capsys):
     write_table(tmp_path)
     write_run(tmp_path, "my_data & 50%", "an", 0, 12.0)
