@@ -85,6 +85,7 @@ class Config:
     threads: int | None = option(RUN, None, "threads that compute on a CPU; if not given, PyTorch's own number. Another number changes the last bits of the results", "[1, inf)")
     cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
     cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
+    compile: bool = option(RUN, False, "train full batches through torch.compile, in a single process: minutes once, and other last bits of the results; needs a C++ compiler")
     checks: bool = option(RUN, True, "check for about a second at the start that a GPU computes what it should")
     deterministic: bool = option(RUN, False, "only algorithms that give the same numbers every time, on a GPU too; slower there")
     eval_batch_size: int = option(RUN, 64, "evaluation batch size", "[1, inf)", metavar="IMAGES")

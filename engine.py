@@ -2,7 +2,8 @@
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -10,6 +11,8 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import SyncBatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import checks
 from datasets import MultiLabelDataset
@@ -99,6 +102,20 @@ def one_cycle(step: int, steps: int) -> float:
 SCHEDULES = {"constant": None, "cosine": cosine, "onecycle": one_cycle}  # (step, steps) -> multiple of the rate
 
 
+@contextmanager
+def uncounted(layers: list[_BatchNorm]) -> Iterator[None]:
+    """Without the counters of batches of batch norm layers that have a momentum, and so never read them: on a GPU each
+    costs a kernel. They keep their values, and their places in checkpoints."""
+    counters = [layer.num_batches_tracked for layer in layers]
+    for layer in layers:
+        layer.num_batches_tracked = None
+    try:
+        yield
+    finally:
+        for layer, counter in zip(layers, counters, strict=True):
+            layer.num_batches_tracked = counter
+
+
 class TrainingStep:
     """One training step: a batch in, new weights and the loss of the batch out.
 
@@ -108,6 +125,8 @@ class TrainingStep:
     may change between steps, but only in place; so does a learning rate that has a schedule, which is a tensor then.
     Where a plain number of the loss has changed, the step is captured again; where it changes all the time, or where a
     capture fails or its replay learns something else than the eager step (`checks`), steps stay eager, with a note.
+
+    Where asked for, full batches go through the network as torch.compile makes it, in a single process.
 
     With several processes each computes its part of the batch, and no step is captured.
     """
@@ -127,6 +146,7 @@ class TrainingStep:
         weight_decay: float = 0.0,
         scheduled: bool = False,
         checked: bool = True,
+        compiled: bool = False,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
         self.batch_size, self.precision, self.checked = batch_size, precision, checked
@@ -137,6 +157,10 @@ class TrainingStep:
             groups = [group | {"lr": torch.tensor(group["lr"], device=self.device)} for group in groups]
         self.optimizer = OPTIMIZERS[optimizer](groups, weight_decay=weight_decay)
         self.network = distributed.wrap(model, self.device)
+        self.to_compile = compiled and distributed.world_size() == 1
+        self.network_of_full = torch.compile(model, dynamic=False) if self.to_compile else self.network
+        norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.momentum is not None]
+        self.batch_norms = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]  # which insists on a counter
         captures = cuda_graph and self.device.type == "cuda" and distributed.world_size() == 1
         self.stream = torch.cuda.Stream(self.device) if captures else None
         self.captures = captures
@@ -163,6 +187,8 @@ class TrainingStep:
         full = batch_size == self.batch_size
         torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
         batch = (images, index, flips)
+        if full and self.to_compile:
+            return self._compile(*batch)
         if self.stream is None:
             loss = self._eager(*batch, batch_size)
             self.warmed_up += 1
@@ -176,6 +202,18 @@ class TrainingStep:
             return self._checked_replay(*batch) if self.checked and self.replays == 2 else self._replay(*batch)
         self.warmed_up += full and self.warmed_up < WARM_UP
         return self._beside(*batch, batch_size)
+
+    def _compile(self, *batch: Tensor) -> Tensor:
+        """The first step of a full batch, in which PyTorch compiles the network. Raises UserError where it cannot."""
+        began, self.to_compile = time.monotonic(), False
+        try:
+            loss = self(*batch, self.batch_size)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # of the compiler, or that there is none
+            raise UserError(f"--compile does not work here ({why(error)}); leave it out") from None
+        print(f"the network is compiled, in {time.monotonic() - began:.0f} s")
+        return loss
 
     def _beside(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         """The eager step on the capture stream, where the gradients of a step that is captured must be created."""
@@ -215,8 +253,9 @@ class TrainingStep:
     def _eager(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
         # SyncBatchNorm gathers float32 from processes with images, and wants the same type from one without
-        with autocast(self.device, self.precision if len(index) else "float32"):
-            logits = self.network(self.model.to_input(images, flips))
+        with uncounted(self.batch_norms), autocast(self.device, self.precision if len(index) else "float32"):
+            network = self.network_of_full if batch_size == self.batch_size else self.network
+            logits = network(self.model.to_input(images, flips))
         loss = self.loss_function(logits, self.data.targets(index))
         if len(index) != batch_size:
             loss = loss * (len(index) / batch_size)
@@ -315,6 +354,7 @@ class Training:
         precision: str = "float32",
         cuda_graph: bool = True,
         checked: bool = True,
+        compile: bool = False,
         eval_batch_size: int = 64,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
@@ -323,7 +363,7 @@ class Training:
         self.step = TrainingStep(
             model, loss_function, data, lr=lr, batch_size=batch_size, precision=precision, cuda_graph=cuda_graph,
             head_rate=head_rate, optimizer=optimizer, weight_decay=weight_decay, scheduled=self.schedule is not None,
-            checked=checked,
+            checked=checked, compiled=compile,
         )  # fmt: skip
         self.average = running_average(model, ema) if ema else None
         self.evaluated = self.average.module if self.average else model

@@ -9,7 +9,7 @@ from training import ALL_WAYS, BATCH, SIZE, STATEFUL, TRAINED, MemoryStorage, St
 
 import engine
 import losses
-from util.errors import Interrupted
+from util.errors import Interrupted, UserError
 
 CPU = torch.device("cpu")
 WAYS = [*((loss, {}) for loss in TRAINED), ("EM_PL", ALL_WAYS), ("EM_APL", ALL_WAYS | dict(optimizer="adamw"))]
@@ -212,3 +212,47 @@ def test_a_step_that_does_not_repeat_itself_is_no_reason_to_give_the_graph_up(mo
     fit(training)
     assert training.step.captures and len(replays) == 2 * 4 - engine.WARM_UP
     assert "note: steps are not replayed" not in capsys.readouterr().out
+
+
+def test_batch_norms_counters_cost_nothing_and_keep_their_places(monkeypatch):
+    training = tiny_training("EM_PL", norm=torch.nn.BatchNorm2d)
+    usual = fit(tiny_training("EM_PL", norm=torch.nn.BatchNorm2d))
+    emulate(monkeypatch, training.step)
+    captured = fit(training)
+    written = [
+        args[0] for function, args, *_ in training.step.graph.operations if function.name() == "aten::add_.Tensor"
+    ]
+    assert len(written) == 0 and captured[0] == usual[0]
+    assert training.model.state_dict()["network.1.num_batches_tracked"] == 0
+
+
+def test_a_cumulative_batch_norm_keeps_counting():
+    training = tiny_training("EM_PL", norm=lambda width: torch.nn.BatchNorm2d(width, momentum=None), epochs=1)
+    fit(training)
+    assert training.model.network[1].num_batches_tracked == 5
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_full_batches_go_through_the_compiled_network(monkeypatch, capsys, graph):
+    sizes = []
+
+    def compiled(model: torch.nn.Module, dynamic: bool) -> object:
+        return lambda images: sizes.append(len(images)) or model(images)
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    training = tiny_training("EM_PL", compile=True)
+    if graph:
+        emulate(monkeypatch, training.step)
+    got, usual = fit(training), fit(tiny_training("EM_PL"))
+    assert got[0] == usual[0] and torch.equal(got[1], usual[1])
+    assert sizes == [BATCH] * (engine.WARM_UP + 2 if graph else 3 * 4)  # with the capture, and the step that checks it
+    assert capsys.readouterr().out.count("the network is compiled, in 0 s") == 1
+
+
+def test_a_compiler_that_is_missing_is_told_in_one_line(monkeypatch):
+    def broken(images: torch.Tensor) -> None:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr(torch, "compile", lambda model, dynamic: broken)
+    with pytest.raises(UserError, match=r"--compile does not work here \(.*No working C\+\+ compiler.*leave it out"):
+        fit(tiny_training("EM_PL", compile=True))

@@ -366,3 +366,12 @@ main.main({arguments})
 """
     done = command("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_the_compiled_step_learns_what_the_usual_one_learns_to_rounding(toy, capsys):
+    given = toy_arguments(toy, "-l", "EM_PL", "--flip", "0", "--val-labels", "clean")
+    usual = main.main(given)
+    compiled = main.main([*given, "--compile", "--overwrite"])
+    assert capsys.readouterr().out.count("the network is compiled, in ") == 1
+    assert compiled["folder"] == usual["folder"] and compiled["val_mAP"] == pytest.approx(usual["val_mAP"], abs=1.0)

@@ -51,12 +51,16 @@ def pseudo_labels_of(name: str, similarity: np.ndarray, values: dict[str, object
     return pseudo_labels.make(rule, values, views, np.zeros(similarity.shape, dtype=np.int8))[0]
 
 
-def tiny_training(loss: str, device: str = "cpu", *, epochs: int = 3, **options: object) -> engine.Training:
+def tiny_training(
+    loss: str, device: str = "cpu", *, epochs: int = 3, norm: type[nn.Module] | None = None, **options: object
+) -> engine.Training:
     """The training of a network of two layers on random images with random labels."""
     torch.manual_seed(0)
     random, on = np.random.RandomState(0), torch.device(device)
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, LABELS))
-    model = Backbone(network, heads=("4",)).to(on, memory_format=torch.channels_last)
+    norms = [norm(8)] if norm else []
+    pooled = [nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, LABELS)]
+    network = nn.Sequential(nn.Conv2d(3, 8, 3), *norms, *pooled)
+    model = Backbone(network, heads=(str(len(network) - 1),)).to(on, memory_format=torch.channels_last)
     true, values = random.randint(0, 2, (NUM_IMAGES, LABELS)), values_of(loss, epochs=epochs, **early(loss))
     pseudo = pseudo_labels_of(loss, 0.1 * random.rand(NUM_IMAGES, LABELS).astype(np.float32), values)
     labels = (observe(true), true.astype(np.int8), pseudo)
