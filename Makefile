@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all lint docs clean
+.PHONY: demo test test-all gpu lint docs clean
 
 demo: .venv/installed  ## train VLPL on the embedded digits, on any machine, in about a minute
 	$(BIN)/python main.py -d digits -l EM_PL
@@ -11,6 +11,9 @@ test: .venv/installed  ## the suite, offline, on a CPU
 
 test-all: .venv/installed  ## with what takes minutes
 	$(BIN)/python -m pytest -n auto -m ''
+
+gpu: .venv/installed  ## every test and figure that needs a GPU, in nine minutes, to results/gpu.md
+	benchmarks/gpu_all.sh
 
 lint: .venv/installed  ## style, and whether the pages that are made are current
 	$(BIN)/ruff check .

@@ -20,6 +20,9 @@ from models.clip import create_clip, normalisation
 from models.teachers.clip import Scorer
 from util.errors import OneLineParser, UserError
 
+MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the products that are the matrix rate's measure
+PRODUCT_SECONDS = 0.1  # at least, of products in a row: a clock that has just risen falls again under load
+
 
 def parser(docstring: str, repeats: int) -> argparse.ArgumentParser:
     result = OneLineParser(docstring)
@@ -69,6 +72,30 @@ def side_by_side(
             if turn:
                 result[name].append(took)
     return result
+
+
+def products(device: torch.device) -> tuple[Callable[[], None], float]:
+    """What a device can do: a function that takes bf16 products of square matrices, one after the other, for
+    PRODUCT_SECONDS at least, and how many floating-point operations that is."""
+    side, count = MATRIX[device.type], 1
+    left, right, result = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(3))
+
+    def multiply() -> None:
+        for _ in range(count):
+            torch.mm(left, right, out=result)
+
+    multiply()  # the first one is slower
+    while seconds(multiply, device) < PRODUCT_SECONDS:
+        count *= 2
+    return multiply, 2.0 * side**3 * count
+
+
+def matrix_rate(peak: float, device: torch.device) -> str:
+    """The rate of `products`, in words; peak in operations per second."""
+    side = MATRIX[device.type]
+    return (
+        f"{peak / 1e12:,.2f} TFLOP/s, of bf16 products of {side} x {side} matrices, {PRODUCT_SECONDS} s or more of them"
+    )
 
 
 def number(value: float) -> str:

@@ -23,14 +23,15 @@ import datasets
 import pseudo_labels
 from benchmarks.common import (
     environment,
+    matrix_rate,
     number,
     parser,
     photo_arguments,
     photographs,
     positive,
+    products,
     random_teacher,
     rate,
-    seconds,
     side_by_side,
     table,
 )
@@ -39,9 +40,6 @@ from datasets.images import decode_batches
 from models.teachers import clip as teachers
 from util.devices import default_workers, pick_device
 from util.errors import run_script
-
-MATRIX = {"cuda": 8192, "cpu": 1024}  # rows and columns of the products that are the matrix rate's measure
-PRODUCT_SECONDS = 0.1  # at least, of products in a row: a clock that has just risen falls again under load
 
 
 def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: torch.device, workers: int) -> None:
@@ -54,15 +52,7 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
         teacher(batch[:1])
     torch.backends.mha.set_fastpath_enabled(True)
     flops = counter.get_total_flops()
-    side = MATRIX[device.type]
-    left, right, result = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(3))
-
-    once = max(seconds(lambda: left @ right, device) for _ in range(2))
-    products = max(1, round(PRODUCT_SECONDS / min(once, PRODUCT_SECONDS)))
-
-    def multiply() -> None:
-        for _ in range(products):
-            torch.mm(left, right, out=result)
+    multiply, work = products(device)
 
     @torch.inference_mode()
     def forward(teacher: teachers.Scorer) -> None:
@@ -85,7 +75,7 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
         repeats,
         device,
     )
-    peak = 2 * side**3 * products / np.median(taken.pop("products"))
+    peak = work / np.median(taken.pop("products"))
     rows = []
     for what, values in taken.items():
         images = batch_size if "batch" in what else len(paths)
@@ -103,7 +93,7 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
         f"The teacher {name}: {len(paths)} images, {flops / 1e9:,.0f} GFLOP each, batches of {batch_size}",
         ["", "images/s", "TFLOP/s", "share of the bf16 matrix rate"],
         rows,
-        f"Matrix rate: {peak / 1e12:,.2f} TFLOP/s, of {products} bf16 products in a row, {side} x {side} matrices. "
+        f"Matrix rate: {matrix_rate(peak, device)}. "
         f"Median (lowest to highest), n {repeats}. {environment(device, ('open_clip_torch', 'timm'))}",
     )
 

@@ -12,11 +12,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[0] = str(ROOT)  # in the place of this folder, whose names are other modules
@@ -33,11 +35,13 @@ from benchmarks.common import (
     environment,
     faster,
     make_dataset,
+    matrix_rate,
     number,
     parser,
     photo_arguments,
     photographs,
     positive,
+    products,
     random_similarity,
     random_teacher,
     rate,
@@ -118,6 +122,7 @@ class Ours:
             flip=config.flip,
             precision=config.precision,
             cuda_graph=config.cuda_graph,
+            compile=config.compile,
         )
 
     def train(self) -> None:
@@ -152,15 +157,24 @@ class Ours:
                 model(to_input(images, model.mean, model.std))
 
 
+def step_flops(model: models.Backbone, size: int) -> float:
+    """Floating-point operations of a training step, per image: those of products and convolutions, counted by shape."""
+    shapes = deepcopy(model).to("meta").train()
+    with FlopCounterMode(display=False) as counter:
+        shapes(torch.empty(2, 3, size, size, device="meta")).sum().backward()
+    return counter.get_total_flops() / 2
+
+
 def compare(config: Config, device: torch.device, repeats: int, with_reference: bool) -> None:
     splits = datasets.load(config.folder)
     counts = {name: len(split) for name, split in splits.named().items()}
     ours = Ours(config, splits, device)
+    multiply, work = products(device)
     steps = ours.training.num_steps
     passes = max(1, round(counts["test"] / config.eval_batch_size))
     taken = side_by_side(
         {name: ours.phase(name) for name in PHASES}
-        | {"step": lambda: ours.bare_steps(steps), "forward": lambda: ours.bare_forward(passes)},
+        | {"step": lambda: ours.bare_steps(steps), "forward": lambda: ours.bare_forward(passes), "products": multiply},
         repeats,
         device,
     )
@@ -193,6 +207,9 @@ def compare(config: Config, device: torch.device, repeats: int, with_reference: 
         )
         for name in PHASES
     ]
+    flops, peak = step_flops(ours.training.model, config.image_size), work / median(taken["products"])
+    shares = [f"{counts['train'] * flops / median(side['train']) / peak:.2g}" for side in (b, c)]
+    rows.insert(1, ["train, share of the bf16 matrix rate", "-", *shares, "-", "-"])
     rows.append(row("whole epoch, s", shown, [epoch(a) if a else None, epoch(b), epoch(c)]))
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     table(
@@ -200,7 +217,8 @@ def compare(config: Config, device: torch.device, repeats: int, with_reference: 
         f"{config.precision}; {sizes} images",
         ["", "a: reference recipe", "b: this code", "c: bound", "speed b/a", "speed b/c"],
         rows,
-        f"Median (lowest to highest), n {repeats}. Cache: {ours.where}, opened in {ours.opening:.1f} s beforehand. "
+        f"Median (lowest to highest), n {repeats}. A step is {flops / 1e9:.3g} GFLOP per image. Matrix rate: "
+        f"{matrix_rate(peak, device)}. Cache: {ours.where}, opened in {ours.opening:.1f} s beforehand. "
         f"{environment(device, ('torchvision', 'timm', 'pillow'))}",
     )
     if parts:

@@ -13,7 +13,14 @@ TOY = f"{SMALL} --test 10"
         (
             "train",
             f"{TOY} --teacher models/digits_clip.json",
-            ["train, images/s", "whole epoch, s", "teacher", "VOC (5,717", "COCO (82,081"],
+            [
+                "train, images/s",
+                "train, share of the bf16 matrix rate",
+                "whole epoch, s",
+                "teacher",
+                "VOC (5,717",
+                "COCO (82,081",
+            ],
         ),
         pytest.param(
             "train",
@@ -22,6 +29,7 @@ TOY = f"{SMALL} --test 10"
             marks=pytest.mark.slow,
         ),
         pytest.param("ddp", f"--processes 1 2 {SMALL}", ["| 1 |", "| 2 |"], marks=pytest.mark.slow),
+        pytest.param("jobs", f"--jobs 2 --epochs 1 {SMALL}", ["| 1 |", "| 2 |"], marks=pytest.mark.slow),
         ("scale", "--sizes 200x5 100x12", ["| 200 x 5 |", "| 100 x 12 |", "peak, GiB"]),
         pytest.param(
             "teacher",

@@ -1,7 +1,9 @@
 """The device of a run and its precision, on machines that this one is not: PyTorch's answers are made up."""
 
 import os
+import re
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -101,6 +103,25 @@ def test_the_gpu_benchmarks_say_why_pytorch_finds_no_gpu(tmp_path):
     reason = devices.why_no_cuda()
     assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "gpu.md").exists()
     assert os.listdir(tmp_path) == []
+
+
+def test_the_gpu_benchmarks_take_less_than_nine_minutes():
+    lines = (REPOSITORY / "benchmarks/gpu_all.sh").read_text().splitlines()
+    limits = [int(found[1]) for line in lines if (found := re.search(r"(?:^|&& | {4})run (\d+) ", line))]
+    assert len(limits) == 7 and sum(limits) < 9 * 60
+
+
+@pytest.mark.slow
+def test_the_gpu_benchmarks_run_at_toy_size_on_a_cpu(tmp_path):
+    program, given = (
+        [REPOSITORY / "benchmarks/gpu_all.sh", tmp_path / "gpu.md"],
+        {"GPU": "cpu", "PYTHON": sys.executable},
+    )
+    done = subprocess.run(program, capture_output=True, text=True, env=os.environ | given)
+    made = (tmp_path / "gpu.md").read_text()
+    assert done.returncode == 0 and "not measured" not in made, done.stderr
+    for row in ("train, images/s", "share of the bf16 matrix rate", "whole command", "runs per hour", "All of it took"):
+        assert row in made
 
 
 @pytest.mark.parametrize(
