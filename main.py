@@ -84,8 +84,15 @@ def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool 
     # Data
     cache = writable_folder(config.cache_folder, "--cache-root")
     how = dict(image_root=config.image_root, skip_missing=config.skip_missing)
-    splits = datasets.load(config.folder, cache=cache, **how)
-    if result := run_folder.finished(config, splits):
+    try:
+        splits = datasets.load(config.folder, cache=cache, **how)
+    except UserError as error:  # the images are gone, say, which a finished run needs no more
+        if not (result := run_folder.finished(config)):
+            raise
+        print(f"note: the images are not compared with those that the run read ({error})")
+    else:
+        result = run_folder.finished(config, splits)
+    if result:
         score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
         print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
         return result

@@ -42,7 +42,7 @@ from models import Backbone, saved
 from models.clip import tower_digest
 from models.weights import check_finite, check_kinds
 from util import devices, distributed
-from util.errors import UserError, why
+from util.errors import UserError, quiet, why
 from util.files import (
     atomic,
     digest,
@@ -91,15 +91,25 @@ class State(Protocol):
     def load_state_dict(self, state: dict) -> None: ...
 
 
+Percent = Annotated[float, msgspec.Meta(ge=0, le=100)]  # neither NaN nor infinite
+
+
+class Result(msgspec.Struct):
+    """What is read of test.json."""
+
+    folder: str
+    test_mAP: Percent | msgspec.UnsetType = msgspec.UNSET
+
+
 class Best(msgspec.Struct):
     epoch: Annotated[int, msgspec.Meta(ge=0)]
-    val_mAP: float | None
+    val_mAP: Annotated[float, msgspec.Meta(ge=-1, le=100)] | None  # -1: no epoch yet
 
 
 class Epoch(msgspec.Struct):
     epoch: int
-    train_loss: float
-    val_mAP: float | None
+    train_loss: Annotated[float, msgspec.Meta(ge=-1e300, le=1e300)]  # likewise
+    val_mAP: Percent | None
 
 
 class Progress(msgspec.Struct):
@@ -331,12 +341,12 @@ class Events:
 
 
 def write_tensors(path: Path, state: dict) -> None:
-    """torch.save; raises UserError where the disk is full."""
+    """torch.save; raises OSError where the disk is full."""
     with open(path, "wb") as file:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # how PyTorch reports a write that failed
-            raise UserError(f"{path.parent}: a checkpoint could not be written ({error}); is the disk full?") from None
+            raise OSError(f"{why(error)}; is the disk full?") from None
 
 
 def read_tensors(path: Path, file: BinaryIO | None = None) -> dict:
@@ -359,7 +369,8 @@ def read_tensors(path: Path, file: BinaryIO | None = None) -> dict:
 def fitting(path: Path) -> Iterator[None]:
     """Turn what goes wrong inside, while a checkpoint is put to use, into a UserError that names it."""
     try:
-        yield
+        with quiet():
+            yield
     except UserError:
         raise
     except Exception as error:  # msgspec, PyTorch and Python each raise their own
@@ -379,6 +390,7 @@ def finished(config: Config, splits: Splits | None = None) -> dict | None:
     if (folder / "test.json").exists():
         if splits is not None:
             check_images(folder, splits.images())
+        read_json(folder / "test.json", Result, RESTART)
         return read_json(folder / "test.json", dict[str, object], RESTART)
     if not config.resume:
         raise UserError(f"{folder} holds an unfinished run; go on with --resume, or start over with --overwrite")
@@ -444,7 +456,7 @@ def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = 
         began = read_json(folder / "config.json", Description, RESTART)
         if began.data_key != data_key:
             raise UserError(f"the labels are not those that {folder} began with; {RESTART}")
-        checkpoint = read_tensors(folder / "last.pt") if (folder / "last.pt").exists() else None
+        checkpoint = read_tensors(folder / "last.pt") if os.path.lexists(folder / "last.pt") else None
         if device.type == "cpu" and checkpoint and began.threads not in (None, torch.get_num_threads()):
             print(
                 f"note: this run began with {began.threads} threads and goes on with {torch.get_num_threads()}, which "

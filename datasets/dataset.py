@@ -134,7 +134,13 @@ def load(
 
 
 def _check_apart(found: dict[str, MultiLabelDataset]) -> None:
-    """Raises UserError where two splits name the same file; says so where files of two splits hold the same picture."""
+    """Raises UserError where two splits name the same file; says so where two files hold the same picture."""
+    for name, split in found.items():
+        _, first, row_of = np.unique(split.keys, return_index=True, return_inverse=True)
+        again = np.flatnonzero((first[row_of] != np.arange(len(split))) & (split.keys != ABSENT))
+        if len(again):
+            names = f"{split.names[first[row_of[again[0]]]]} = {split.names[again[0]]}"
+            print(f"warning: {len(again):,} pictures are in the {name} images more than once, the first {names}")
     for one, other in itertools.combinations(found, 2):
         a, b = found[one], found[other]
         if len(both := np.intersect1d(a.names, b.names)):

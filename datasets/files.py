@@ -17,6 +17,7 @@ split, even one without images, that is taken instead of a fifth of train.
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from os.path import lexists  # a link that leads nowhere is told as such, and not taken for an absent file
 from pathlib import Path
 
 import msgspec
@@ -52,7 +53,7 @@ def is_formatted(folder: Path) -> bool:
 def has_split(folder: Path, split: str) -> bool:
     """Whether a data set has a split, or should have it: a published data set has both of SPLITS."""
     path = array_path(folder, split, "images")
-    return path.exists() or path.name in _manifest(folder) or (split in SPLITS and _script(folder) is not None)
+    return lexists(path) or path.name in _manifest(folder) or (split in SPLITS and _script(folder) is not None)
 
 
 def _script(folder: Path) -> str | None:
@@ -80,8 +81,8 @@ def digest(folder: Path) -> str:
     paths = [array_path(folder, split, part) for split in SPLITS for part in ("images", "labels", "labels_obs")]
     paths.append(Path(folder) / "classes.json")
     own = [array_path(folder, VALIDATION, part) for part in ("images", "labels", "labels_obs")]
-    paths += [path for path in own if path.exists()]
-    return util.files.digest([file_digest(path) if path.exists() else None for path in paths])
+    paths += [path for path in own if lexists(path)]
+    return util.files.digest([file_digest(path) if lexists(path) else None for path in paths])
 
 
 def _alphabet(path: Path, labels: np.ndarray, allowed: tuple[int, ...], how: str) -> np.ndarray:
@@ -130,7 +131,7 @@ def is_file_name(name: str) -> bool:
 def read_labels(folder: Path, split: str) -> np.ndarray | None:
     """(N, L) int8 in {0, 1}; None where a data set of one's own has observed labels only."""
     path, how = array_path(folder, split, "labels"), format_command(folder)
-    if not path.exists() and _script(folder) is None and array_path(folder, split, "labels_obs").exists():
+    if not lexists(path) and _script(folder) is None and array_path(folder, split, "labels_obs").exists():
         return None
     return _alphabet(path, read_array(path, how), (0, 1), how)
 
@@ -219,7 +220,7 @@ def _write_manifest(
 
 def _manifest(folder: Path) -> dict[str, str]:
     path = Path(folder) / MANIFEST
-    return read_json(path, dict[str, str], format_command(folder)) if path.exists() else {}
+    return read_json(path, dict[str, str], format_command(folder)) if lexists(path) else {}
 
 
 def _compare(path: Path, *content: object) -> None:
@@ -265,10 +266,14 @@ def write_own(
 def write_drawn(folder: Path, drawn: dict[str, np.ndarray]) -> None:
     """Write {split: observed labels that were drawn from its full labels}, and remember that they were drawn."""
     path = Path(folder) / "observed.json"
+    known = _drawn(path)
     for split, observed in drawn.items():
         write_observed(folder, split, observed)
-    known = read_json(path) if path.exists() else {}
     write_json(path, known | {split: util.files.digest(observed) for split, observed in drawn.items()})
+
+
+def _drawn(record: Path) -> dict[str, str]:
+    return read_json(record, dict[str, str], "remove it, and give --overwrite") if lexists(record) else {}
 
 
 def check_drawn(folder: Path, split: str, new: np.ndarray) -> None:
@@ -276,8 +281,7 @@ def check_drawn(folder: Path, split: str, new: np.ndarray) -> None:
     path, record = array_path(folder, split, "labels_obs"), Path(folder) / "observed.json"
     if path.exists():
         old = _alphabet(path, read_array(path, "--overwrite replaces it"), (-1, 0, 1), "--overwrite replaces it")
-        known = read_json(record) if record.exists() else {}
-        if not np.array_equal(old, new) and known.get(split) != util.files.digest(old):
+        if not np.array_equal(old, new) and _drawn(record).get(split) != util.files.digest(old):
             raise UserError(f"{path} holds labels that this command did not draw; --overwrite replaces them")
 
 

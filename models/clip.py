@@ -1,16 +1,44 @@
 """open_clip models (Ilharco et al.) by name, by configuration file, with weights by tag or by file."""
 
-import json
 import logging
 import os
 from pathlib import Path
+from typing import Annotated
 
+import msgspec
 import numpy as np
 from torch import nn
 
-from models.weights import hub_file, read_weights, torchvision_file
-from util.errors import UserError, why
-from util.files import file_digest, local_file
+from models.weights import check_kinds, hub_file, read_weights, torchvision_file
+from util.errors import UserError, quiet, why
+from util.files import file_digest, local_file, open_regular, read_json
+
+Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
+Layers = Annotated[int, msgspec.Meta(ge=1, le=2**10)]
+
+
+class VisionConfig(msgspec.Struct):
+    image_size: Size | list[Size] = 224
+    layers: Layers | list[Layers] = 12
+    width: Size = 768
+    head_width: Size = 64
+    patch_size: Size | list[Size] | None = None
+
+
+class TextConfig(msgspec.Struct):
+    context_length: Size = 77
+    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=2**22)] = 49408
+    width: Size = 512
+    heads: Size = 8
+    layers: Layers = 12
+
+
+class ModelConfig(msgspec.Struct):
+    """What must hold of an open_clip model config, which may have more; where open_clip has a default, any here."""
+
+    embed_dim: Size
+    vision_cfg: VisionConfig
+    text_cfg: TextConfig
 
 
 def config_name(name: str) -> str:
@@ -21,11 +49,7 @@ def config_name(name: str) -> str:
         path = local_file(name)
         if path is None:
             raise UserError(f"--teacher {name}: no such file")
-        try:
-            if not {"embed_dim", "vision_cfg", "text_cfg"} <= set(json.loads(path.read_text())):
-                raise ValueError("embed_dim, vision_cfg and text_cfg are needed")
-        except (ValueError, TypeError) as error:
-            raise UserError(f"--teacher {path} is not an open_clip model config ({why(error)})") from None
+        read_json(path, ModelConfig, "it must be an open_clip model config")
         open_clip.add_model_config(path)
         return path.stem
     if name not in open_clip.list_models():
@@ -81,8 +105,14 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
             return open_clip.create_model(name, force_image_size=image_size)
         finally:
             logging.disable(logging.NOTSET)
+    open_regular(file).close()  # says so where it is none
     try:
-        return open_clip.create_model(name, pretrained=str(file), force_image_size=image_size)
+        with quiet():
+            model = open_clip.create_model(name, pretrained=str(file), force_image_size=image_size)
+        check_kinds(read_weights(file), model.state_dict())
+        return model
+    except UserError:
+        raise
     except Exception as error:  # torch, safetensors and open_clip each raise their own
         read_weights(file)  # says so if the file itself is bad
         raise UserError(f"{file} does not fit the model {name} ({why(error)})") from None

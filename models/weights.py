@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from util.errors import UserError, why
+from util.errors import UserError, quiet, why
+from util.files import FILE_LIMIT, open_regular
 
 TIMEOUT = 10  # seconds until the network counts as absent
 
@@ -70,21 +71,23 @@ def hub_file(repository: str, names: list[str], models: str, otherwise: str) -> 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint: safetensors, or a PyTorch file of tensors, bare or under "state_dict" or "model".
 
-    Raises UserError for a file that is anything else.
+    Raises UserError for a file that is anything else, or holds numbers that are not finite.
     """
-    try:
-        if str(path).endswith(".safetensors"):
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # zip, pickle and safetensors each raise their own
-        raise UserError(f"{path} is not a readable checkpoint of tensors ({why(error)})") from None
-    for key in ("state_dict", "model"):
-        if isinstance(state, dict) and isinstance(state.get(key), dict):
-            state = state[key]
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise UserError(f"{path} holds no state dict of tensors")
-    return {name.removeprefix("module."): value for name, value in state.items()}
+    with open_regular(path, limit=FILE_LIMIT) as file, quiet():
+        try:
+            if str(path).endswith(".safetensors"):
+                state = load_file(path)
+            else:
+                state = torch.load(file, map_location="cpu", weights_only=True)
+            for key in ("state_dict", "model"):
+                if isinstance(state, dict) and isinstance(state.get(key), dict):
+                    state = state[key]
+            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+                raise TypeError("it holds no state dict of tensors")
+            check_finite(state)
+            return {str(name).removeprefix("module."): value for name, value in state.items()}
+        except Exception as error:  # zip, pickle, safetensors and tensors of every kind raise their own
+            raise UserError(f"{path} is not a readable checkpoint of tensors ({why(error)})") from None
 
 
 def check_finite(value: object) -> None:
@@ -96,10 +99,9 @@ def check_finite(value: object) -> None:
 
 
 def check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones, or the other way round:
-    PyTorch would round them."""
+    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones: rounded ones."""
     for name, tensor in state.items():
-        if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
 
 
@@ -124,4 +126,8 @@ def load_weights(
             f"{path} does not fit this backbone: {wrong[0]} should be {tuple(own[wrong[0]].shape)}, in the file it "
             f"{found} ({len(wrong)} of {len(own)} tensors do not fit)"
         )
+    try:
+        check_kinds(fitting, own)
+    except ValueError as error:
+        raise UserError(f"{path} does not fit this backbone: {error}") from None
     network.load_state_dict(fitting, strict=False)

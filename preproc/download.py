@@ -107,6 +107,22 @@ def plain(member: tarfile.TarInfo, path: str) -> tarfile.TarInfo:
     return tarfile.data_filter(member, path)
 
 
+def check_end(archive: tarfile.TarFile) -> None:
+    """Raises TarError where an archive that was read as far as tarfile reads it does not end there.
+
+    Any header that is damaged is the end to tarfile, and what follows would be missing in silence. To the end, where
+    the decompressors compare their checksums, there may be zeros alone, and must be some.
+    """
+    archive.fileobj.seek(archive.offset)
+    end = b""
+    while block := archive.fileobj.read(2**20):
+        end = block
+        if block.strip(b"\0"):
+            break
+    if not end or end.strip(b"\0"):
+        raise tarfile.TarError("it is cut short or damaged")
+
+
 def extract(archive: Path, folder: Path) -> None:
     """Extract below `folder`; a member that would leave it, by path or by link, is refused."""
     print(f"extracting {archive.name}")
@@ -117,6 +133,7 @@ def extract(archive: Path, folder: Path) -> None:
         else:
             with tarfile.open(archive) as file:
                 file.extractall(folder, filter=plain)
+                check_end(file)
     except Exception as error:  # zip, tar and the decompressors each raise their own
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the others are of damaged content
             line = f"{folder} could not be written ({why(error)}); make room and run the same command again"

@@ -1,21 +1,29 @@
 """Files and environments that are not what they should be: one line that names them and says what to do."""
 
 import io
+import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, toy_arguments
+import torch
+from conftest import REPOSITORY, TINY_CLIP, toy_arguments
+from safetensors.torch import load_file
 
 import main
 from datasets import load
+from models.clip import create_clip
 from models.teachers import load_similarity
+from models.teachers.clip import read_text_features
+from models.weights import load_weights, read_weights
+from preproc import generate_observed_labels
 from util import devices, errors
 from util.errors import UserError, run_script
-from util.files import read_array, read_arrays, read_json, read_text, write_array, write_json
+from util.files import file_digest, read_array, read_arrays, read_json, read_text, write_array, write_json, write_text
 
 
 def header(text: str, content: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
@@ -152,6 +160,108 @@ write_array({str(tmp_path / "a.npy")!r}, np.arange(440))  # 3,648 bytes: fewer t
 def test_a_device_is_not_replaced_by_a_file():
     with pytest.raises(UserError, match="/dev/null is no regular file"):
         write_json("/dev/null", {})
+
+
+def test_a_write_that_the_system_refuses_names_the_file_and_the_way_out(tmp_path):
+    (tmp_path / "file").touch()
+    (tmp_path / "full").symlink_to("/dev/full")
+    for write, path in ((write_json, tmp_path / "file/a.json"), (write_text, tmp_path / "full")):
+        with pytest.raises(UserError, match=rf"{path} cannot be written \(.*\); make room there, or write to another"):
+            write(path, "text")
+
+
+def test_a_link_that_leads_nowhere_is_told_and_not_taken_for_an_absent_file(toy):
+    for name in ("formatted_train_labels.npy", "formatted_val_images.npy", "formatted.json"):
+        path = toy / name
+        kept = path.read_bytes() if path.exists() else None
+        path.unlink(missing_ok=True)
+        path.symlink_to("nowhere")
+        with pytest.raises(UserError, match=f"{name} not found"):
+            load(toy)
+        path.unlink()
+        if kept:
+            path.write_bytes(kept)
+
+
+def test_the_record_of_drawn_labels_is_read_by_its_schema(toy, fails):
+    for content in ("null", '"text"', '{"train": 3}'):
+        (toy / "observed.json").write_text(content)
+        before = (toy / "formatted_train_labels_obs.npy").read_bytes()
+        arguments = ["--dataset", "toy", "--data-root", str(toy.parent), "--num-neg", "1", "--overwrite"]
+        assert "observed.json does not hold what it should" in fails(generate_observed_labels.main, arguments)
+        assert (toy / "formatted_train_labels_obs.npy").read_bytes() == before
+
+
+def test_a_picture_that_is_there_twice_is_told(toy, capsys):
+    shutil.copy(toy / "images/train/004.png", toy / "images/train/017.png")
+    load(toy)
+    out = capsys.readouterr().out
+    assert out == (
+        "warning: 1 pictures are in the train images more than once, the first train/004.png = train/017.png\n"
+    )
+
+
+WEIGHTS = {
+    "whole numbers": (lambda state: {name: tensor.int() for name, tensor in state.items()}, "expected torch.float32"),
+    "complex": (lambda state: {name: tensor + 0j for name, tensor in state.items()}, "complex or not finite"),
+    "NaN": (lambda state: {name: tensor * float("nan") for name, tensor in state.items()}, "complex or not finite"),
+    "numbers for names": (lambda state: dict(enumerate(state.values())), "fit"),
+    "a list": (lambda state: list(state.values()), "no state dict of tensors"),
+    "sparse": (lambda state: {name: tensor.to_sparse() for name, tensor in state.items()}, "not a readable|fit"),
+    "a pickle": (lambda state: {"weight": io.BytesIO}, "pickled objects, which are never read"),
+}
+
+
+@pytest.mark.parametrize("what", WEIGHTS)
+def test_weights_of_another_kind_are_told(tmp_path, tiny_clip, what, recwarn):
+    change, says = WEIGHTS[what]
+    network, path = torch.nn.Linear(3, 2), tmp_path / "weights.pt"
+    torch.save(change(network.state_dict()), path)
+    with pytest.raises(UserError, match=says) as error:
+        load_weights(network, path, head=())
+    assert str(path) in str(error.value)
+    config, file = tiny_clip
+    torch.save(change(load_file(file)), path)
+    with pytest.raises(UserError, match=says) as error:
+        create_clip(config, path)
+    assert str(path) in str(error.value) and "precision" not in str(error.value)
+
+
+@pytest.mark.parametrize("read", [read_weights, file_digest, lambda path: create_clip("ViT-B-32", path)])
+def test_weights_that_are_no_regular_file_are_told_at_once(tmp_path, read):
+    os.mkfifo(tmp_path / "pipe")
+    with open(tmp_path / "hole", "wb") as file:
+        file.truncate(2**42)
+    for name in ("pipe", "hole"):
+        with pytest.raises(UserError, match=r"is no regular file|has 4,398,046,511,104 bytes"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "part, field, value",
+    [
+        (None, "embed_dim", 0),
+        (None, "vision_cfg", []),
+        ("vision_cfg", "layers", 10**40),
+        ("vision_cfg", "width", 0),
+        ("vision_cfg", "image_size", "224"),
+        ("text_cfg", "vocab_size", 10**12),
+        ("text_cfg", "heads", -1),
+    ],
+)
+def test_a_teacher_of_nonsense_sizes_is_told(tmp_path, part, field, value):
+    content = json.loads(json.dumps(TINY_CLIP))
+    (content if part is None else content[part])[field] = value
+    write_json(tmp_path / "teacher.json", content)
+    with pytest.raises(UserError, match=rf"teacher.json does not hold what it should .*\$\.{part or field}"):
+        create_clip(str(tmp_path / "teacher.json"), None)
+
+
+def test_text_features_that_are_0_or_no_float32_are_told(tmp_path):
+    for features in (np.eye(3, 8) * [[1], [1], [0]], np.full((3, 8), 1e300), np.array([["a"]] * 3)):
+        write_array(tmp_path / "text.npy", features)
+        with pytest.raises(UserError, match="expected finite floats"):
+            read_text_features(str(tmp_path / "text.npy"), 3)
 
 
 @pytest.mark.parametrize("split", ["train", "val"])

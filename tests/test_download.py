@@ -9,6 +9,7 @@ import threading
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from models import download as download_weights
@@ -140,3 +141,40 @@ def test_something_must_be_named(fails):
 def test_unknown_weights_are_told_before_any_are_fetched(fails, monkeypatch):
     monkeypatch.setattr(download_weights.models, "build", lambda *given, **options: pytest.fail("fetched"))
     assert "unknown backbone" in fails(download_weights.main, ["resnet50", "resnet51"])
+
+
+FILES = {f"a/{number}.bin": np.random.RandomState(number).bytes(700) for number in range(6)}
+
+
+def archive_of(kind: str) -> bytes:
+    content = io.BytesIO()
+    if kind == "zip":
+        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, inside in FILES.items():
+                archive.writestr(name, inside)
+        return content.getvalue()
+    with tarfile.open(fileobj=content, mode=f"w:{kind}") as archive:
+        for name, inside in FILES.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(inside)
+            archive.addfile(member, io.BytesIO(inside))
+    return content.getvalue()
+
+
+@pytest.mark.parametrize("kind", ["zip", "", "gz", "xz", "bz2"])
+def test_of_a_damaged_archive_all_is_unpacked_or_it_is_told(kind, tmp_path):
+    """tarfile takes any damaged header for the end, and reads no checksum at the end of what is compressed."""
+    whole, path = archive_of(kind), tmp_path / ("a.zip" if kind == "zip" else "a.tar")
+    cut = [whole[: len(whole) * part // 12] for part in range(1, 12)] + [whole[:-512], whole[:-1]]
+    flips = [] if kind == "" else range(5, len(whole), len(whole) // 12)  # a plain tar has checksums of headers alone
+    changed = [whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :] for at in flips]
+    told = 0
+    for number, content in enumerate([whole, *cut, *changed]):
+        path.write_bytes(content)
+        folder = tmp_path / str(number)
+        try:
+            download.extract(path, folder)
+            assert {name: (folder / name).read_bytes() for name in FILES} == FILES
+        except UserError:
+            told += 1
+    assert told >= 10 and (tmp_path / "0").exists()

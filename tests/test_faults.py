@@ -17,7 +17,8 @@ from conftest import REPOSITORY, make_toy, only_run, same_numbers, taught_argume
 from PIL import Image
 
 import run_folder
-from util.files import read_json
+from util.errors import UserError
+from util.files import read_json, write_array
 
 # main.py with small blocks, so that a toy's passes have many moments to be killed in
 DRIVER = f"""
@@ -175,6 +176,15 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(undisturbed, tmp_path, smal
     subprocess.run(["mount", "-o", "remount,size=64m", small_disk], check=True)
     assert finish(given)[0] == 0
     assert same_numbers(next(small_disk.glob("toy_*")), expected)
+
+
+def test_an_array_that_does_not_fit_on_the_disk_leaves_the_old_one(small_disk):
+    path = small_disk / "a.npy"
+    write_array(path, np.arange(10))
+    for count in (2**17 - 440, 2**18):  # a buffer or two more than is free; much more
+        with pytest.raises(UserError, match=f"{path} cannot be written .No space left on device.; make room there"):
+            write_array(path, np.arange(count))
+        assert np.array_equal(np.load(path), np.arange(10)) and os.listdir(small_disk) == ["a.npy"]
 
 
 def test_a_read_only_data_folder_is_one_line_that_names_the_way_out(tmp_path, small_disk):

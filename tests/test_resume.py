@@ -3,6 +3,7 @@
 import functools
 import itertools
 import os
+import re
 import shutil
 import signal
 import time
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import only_run, same_numbers, toy_arguments
+from conftest import make_toy, only_run, same_numbers, toy_arguments
 from PIL import Image
 from training import early_arguments
 
@@ -204,3 +205,120 @@ def test_the_history_is_written_for_tensorboard_once_also_by_a_run_that_was_resu
     events = EventAccumulator(str(tmp_path)).Reload()
     assert [(event.step, event.value) for event in events.Scalars("val_mAP")] == [(1, 51.0), (2, 52.0), (3, 53.0)]
     assert len(events.Scalars("train_loss")) == 3
+
+
+def test_a_finished_run_answers_on_its_own_pictures_alone_and_also_where_they_are_gone(toy, tmp_path, fails, capsys):
+    first = main.main(toy_arguments(toy))
+    elsewhere = tmp_path / "elsewhere"
+    shutil.copytree(toy / "images", elsewhere)
+    assert main.main(toy_arguments(toy, "--image-root", str(elsewhere))) == first  # the same pictures
+    path = elsewhere / "train/003.png"
+    times = os.stat(path).st_mtime_ns
+    shutil.copy(elsewhere / "train/004.png", path)
+    os.utime(path, ns=(times, times))
+    line = fails(main.main, toy_arguments(toy, "--image-root", str(elsewhere)))
+    assert "1 hold another picture (train train/003.png); put those back, name their folder with --image-root" in line
+    (toy / "source.json").write_text(f'{{"image_root": "{elsewhere}"}}')
+    assert "1 hold another picture" in fails(main.main, toy_arguments(toy))
+    shutil.rmtree(elsewhere)
+    assert main.main(toy_arguments(toy)) == first
+    out = capsys.readouterr().out
+    assert "note: the images are not compared with those that the run read" in out and "finished: test mAP" in out
+    (only_run(toy) / "test.json").write_text('{"test_mAP": null}')
+    assert "test.json does not hold what it should" in fails(main.main, toy_arguments(toy))
+
+
+OTHERS = {"seed": ("--seed", "1"), "length": ("--epochs", "3")}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[Path, dict[str, Path]]:
+    """A toy with a run that has trained and is not finished; copies of its folder and of those of other such runs."""
+    root = tmp_path_factory.mktemp("trained")
+    toy, kept = make_toy(root / "data"), {}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder.Run, "finish", dying)
+        for name, more in {**OTHERS, "this": ()}.items():
+            with pytest.raises(Stopped):
+                main.main(toy_arguments(toy, *more))
+            folder = only_run(toy)
+            kept[name] = Path(shutil.move(folder, root / name))
+    shutil.copytree(kept["this"], folder)
+    return toy, kept
+
+
+def dying(*arguments, **options) -> None:
+    raise Stopped
+
+
+@pytest.mark.parametrize("file", ["last.pt", "best.pt"])
+@pytest.mark.parametrize("other", OTHERS)
+def test_a_checkpoint_of_another_run_is_not_taken_for_this_ones(trained, fails, file, other):
+    toy, kept = trained
+    shutil.copy(kept[other] / file, only_run(toy) / file)
+    line = fails(main.main, toy_arguments(toy, "--resume"))
+    shutil.copy(kept["this"] / file, only_run(toy) / file)
+    assert f"{file} does not fit this run (it is another run's" in line
+    assert not (only_run(toy) / "test.json").exists()
+
+
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda state: state["history"].pop(), "its history is not that of 2 epochs"),
+        (lambda state: state["history"].append(state["history"][-1]), "its history is not that of 2 epochs"),
+        (lambda state: state["history"][0].update(train_loss=float("nan")), "train_loss|>="),
+        (lambda state: state.update(epoch=9), "it is in epoch 9"),
+        (lambda state: state.update(epoch=2**70), "does not fit|is damaged"),
+        (lambda state: state.update(step=1), "after 1 batches"),
+        (lambda state: state.update(best={"epoch": 1, "val_mAP": 99.5}), "its best epoch 1 is not in its history"),
+        (lambda state: state.update(best=torch.ones(3)), "does not fit this run"),
+        (lambda state: state.update(model={}), "does not fit this run"),
+        (lambda state: state["model"].update({k: v.int() for k, v in state["model"].items()}), "expected torch.float"),
+        (lambda state: state.pop("history"), "it lacks history"),
+    ],
+)
+def test_a_state_that_this_run_cannot_be_in_is_told(trained, fails, change, says):
+    toy, kept = trained
+    state = torch.load(kept["this"] / "last.pt", weights_only=True)
+    change(state)
+    torch.save(state, only_run(toy) / "last.pt")
+    line = fails(main.main, toy_arguments(toy, "--resume"))
+    shutil.copy(kept["this"] / "last.pt", only_run(toy) / "last.pt")
+    assert re.search(says, line) and "last.pt" in line and "start the run over with --overwrite" in line
+
+
+@pytest.mark.parametrize(
+    "what", ["the folder", *(pytest.param(file, marks=pytest.mark.slow) for file in ("config.json", "best.pt"))]
+)
+def test_a_run_whose_folder_is_removed_while_it_trains_says_so_and_keeps_its_result(
+    toy, tmp_path, monkeypatch, capsys, what
+):
+    undisturbed = shutil.move(main.main(toy_arguments(toy))["folder"], tmp_path / "undisturbed")
+    calls, real = [], engine.predict
+
+    def removing(*given, **more):
+        calls.append(1)
+        if len(calls) == 2:  # the validation of the second epoch
+            time.sleep(0.2)  # the checkpoint before it is written
+            folder = only_run(toy)
+            shutil.rmtree(folder) if what == "the folder" else (folder / what).unlink()
+        return real(*given, **more)
+
+    monkeypatch.setattr(engine, "predict", removing)
+    result = main.main(toy_arguments(toy))
+    out = capsys.readouterr().out
+    assert ("was removed while the run was in it; it is made again" in out) == (what != "best.pt")
+    assert same_numbers(Path(result["folder"]), Path(undisturbed))
+    assert {"config.json", "images.npz"} <= {path.name for path in Path(result["folder"]).iterdir()}
+
+
+def test_a_figure_that_cannot_be_drawn_costs_no_result(toy, monkeypatch, capsys):
+    def nonsense(*arguments):
+        raise ValueError("no such font")
+
+    monkeypatch.setattr(run_folder, "draw_curves", nonsense)
+    monkeypatch.setenv("MPLBACKEND", "module://of_a_notebook")
+    result = main.main(toy_arguments(toy))
+    assert "curves.png is not drawn (no such font); everything else is written" in capsys.readouterr().out
+    assert main.main(toy_arguments(toy)) == result and (only_run(toy) / "pseudo_labels.png").exists()

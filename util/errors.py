@@ -13,7 +13,8 @@ import time
 import traceback
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LEAD_SECONDS = 4.0  # longer than torchrun needs to notice that a process has failed and to end the others
@@ -73,6 +74,14 @@ def why(error: Exception) -> str:
     if "pickle" in text.lower() or "weights_only" in text:
         return "it is something else, or holds pickled objects, which are never read"
     return text
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of libraries: inside what ends well, or else in an error of one line that says it all."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def run_script(main: Callable[[], object]) -> None:

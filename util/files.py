@@ -12,7 +12,7 @@ import os
 import stat
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +27,7 @@ from util.errors import UserError, why
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT_LIMIT = 64 * 2**20  # bytes of a list or of JSON that people write
 ARRAY_LIMIT = 16 * 2**30  # bytes of an array that is read into memory
+FILE_LIMIT = 64 * 2**30  # bytes of any other file, such as the largest weights
 
 
 @contextmanager
@@ -34,20 +35,33 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, flush it to the disk and rename it to `path`.
 
     The temporary name is fixed, so what a killed process left behind is overwritten by the next one; writers of the
-    same file must exclude each other (`locked`).
+    same file must exclude each other (`locked`). Raises UserError where the system refuses.
     """
     path = Path(path)
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no regular file, and is not replaced by one")
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.tmp")
+    with _writing(path):
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no regular file, and is not replaced by one")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield temporary
+            sync(temporary)
+            os.replace(temporary, path)
+            sync(path.parent)
+        finally:
+            with suppress(OSError):  # the folder may be gone
+                temporary.unlink()
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turn what the system refuses inside, such as more bytes on a full disk, into a UserError that names the file."""
     try:
-        yield temporary
-        sync(temporary)
-        os.replace(temporary, path)
-        sync(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written ({why(error)}); make room there, or write to another folder"
+        ) from None
 
 
 def sync(path: Path) -> None:
@@ -77,7 +91,8 @@ def write_text(path: str | Path, text: str) -> None:
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected the name of a file")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        path.write_text(text, encoding="utf-8")
+        with _writing(path):
+            path.write_text(text, encoding="utf-8")
         return
     with locked(path), atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -254,7 +269,7 @@ def digest(*parts: object, length: int = 16) -> str:
 
 def file_digest(path: str | Path) -> str:
     """Hex SHA-256 of a file's content, its first 16 digits."""
-    with open_regular(path) as file:
+    with open_regular(path, limit=FILE_LIMIT) as file:
         about = os.fstat(file.fileno())
     return _file_digest(str(path), about.st_size, about.st_mtime_ns, about.st_ctime_ns, about.st_ino)
 

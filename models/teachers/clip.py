@@ -156,18 +156,21 @@ def cut(images: Tensor, tiles: int) -> Tensor:
 
 def read_text_features(path: str, num_labels: int) -> np.ndarray:
     """(L, D) float32 from an .npy file; raises UserError for any other."""
-    features = read_array(path)
+    given = read_array(path)
+    with np.errstate(over="ignore"):
+        features = given.astype(np.float32) if given.dtype.kind == "f" else given
     if (
-        features.ndim != 2
-        or len(features) != num_labels
-        or features.dtype.kind != "f"
+        given.ndim != 2
+        or len(given) != num_labels
+        or given.dtype.kind != "f"
         or not np.isfinite(features).all()
+        or not features.any(axis=1).all()
     ):
         raise UserError(
-            f"--text-features {path} is {features.dtype} of shape {features.shape}, expected finite floats of shape "
-            f"({num_labels}, D), one row per label"
+            f"--text-features {path} is {given.dtype} of shape {given.shape}, expected finite floats of shape "
+            f"({num_labels}, D), one row per label, none of them 0 alone"
         )
-    return features.astype(np.float32)
+    return features
 
 
 @torch.inference_mode()
@@ -268,7 +271,8 @@ def score(
     for block in read_behind(launched()):
         if not np.isfinite(block).all():
             precision = str(scorer.dtype).removeprefix("torch.")
-            raise UserError(f"the teacher's similarities are not finite in {precision}; take --precision float32")
+            way_out = "another teacher" if scorer.dtype == torch.float32 else "--precision float32"
+            raise UserError(f"the teacher's similarities are not finite in {precision}; take {way_out}")
         yield block
 
 

@@ -45,7 +45,12 @@ def load_similarity(path: str | Path, images: np.ndarray, classes: list[str], ar
                 f"{path}: {what} is {strings.dtype} of shape {strings.shape}, expected strings of shape (N,)"
             )
     ends, dims = similarity.shape[:1] + similarity.shape[-1:], 3 if array == "tiles" else 2
-    if ends != (len(names), len(columns)) or similarity.ndim != dims or similarity.dtype.kind != "f":
+    if (
+        ends != (len(names), len(columns))
+        or similarity.ndim != dims
+        or similarity.dtype.kind != "f"
+        or 0 in similarity.shape
+    ):
         raise UserError(
             f"{path}: {array} is {similarity.dtype} {similarity.shape}, expected float of "
             f"{len(names)} images x {'tiles x ' if array == 'tiles' else ''}{len(columns)} classes"
