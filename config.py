@@ -81,8 +81,8 @@ class Config:
     similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: another program's teacher", metavar="FILE")
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))
-    workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, inf)")
-    threads: int | None = option(RUN, None, "threads that compute on a CPU; if not given, PyTorch's own number. Another number changes the last bits of the results", "[1, inf)")
+    workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, 1024]")
+    threads: int | None = option(RUN, None, "threads that compute on a CPU; if not given, PyTorch's own number. Another number changes the last bits of the results", "[1, 1024]")
     cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
     cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
     compile: bool = option(RUN, False, "train full batches through torch.compile, in a single process: minutes once, and other last bits of the results; needs a C++ compiler")

@@ -445,7 +445,7 @@ def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = 
         if distributed.is_main():
             if config.overwrite and folder.exists():
                 shutil.rmtree(folder)
-            if not folder.exists():
+            if not os.path.lexists(folder):
                 making = folder.with_name(f".{folder.name}.new")  # renamed, so that the folder never lacks a file
                 shutil.rmtree(making, ignore_errors=True)
                 _describe(making, about, images)

@@ -128,6 +128,10 @@ def is_file_name(name: str) -> bool:
         return False
 
 
+def is_class_name(name: str) -> bool:
+    return bool(name.strip()) and "\0" not in name
+
+
 def read_labels(folder: Path, split: str) -> np.ndarray | None:
     """(N, L) int8 in {0, 1}; None where a data set of one's own has observed labels only."""
     path, how = array_path(folder, split, "labels"), format_command(folder)
@@ -312,7 +316,7 @@ def read_classes(folder: Path, num_labels: int) -> Classes:
     found = ClassNames(found) if isinstance(found, list) else found
     names, prompt_names = found.names, found.names if found.prompt_names is None else found.prompt_names
     for what, these in (("names", names), ("prompt_names", prompt_names)):
-        if len(these) != num_labels or not all(name.strip() and "\0" not in name for name in these):
+        if len(these) != num_labels or not all(map(is_class_name, these)):
             raise UserError(f"{path}: {what} must be {num_labels} strings, one per label, none of them empty; {how}")
     if twice := duplicate(names):
         raise UserError(f"{path}: names must differ from each other, but {twice!r} is there twice; {how}")

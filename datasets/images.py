@@ -4,6 +4,7 @@ Pixels stay uint8 RGB until they enter a network. The backbone or the teacher se
 """
 
 import shutil
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +26,7 @@ from util.devices import generator
 from util.errors import UserError, why
 from util.row_cache import RowFile, cached_rows
 
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or told in one line
 DECODED = 32  # images per block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
 PLACES = ("gpu", "disk", "none")  # from the fastest to the slowest

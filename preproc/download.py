@@ -22,7 +22,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from util.errors import OneLineParser, UserError, run_script, why
-from util.files import atomic
+from util.files import atomic, open_regular
 
 TIMEOUT = 30  # seconds
 RANGE_NOT_SATISFIABLE = 416  # the answer to "from byte n on" where there are only n: the partial file is whole
@@ -128,10 +128,10 @@ def extract(archive: Path, folder: Path) -> None:
     print(f"extracting {archive.name}")
     try:
         if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as file:
+            with open_regular(archive) as content, zipfile.ZipFile(content) as file:
                 file.extractall(folder)  # drops roots and ".." from names
         else:
-            with tarfile.open(archive) as file:
+            with open_regular(archive) as content, tarfile.open(fileobj=content) as file:
                 file.extractall(folder, filter=plain)
                 check_end(file)
     except Exception as error:  # zip, tar and the decompressors each raise their own

@@ -36,7 +36,7 @@ from util.files import file_digest, open_regular, read_bytes, read_text
 SPLITS = {"train": "train", "val": files.VALIDATION, "test": "val"}  # here: in the formatted files
 FOUND = {"1": 1, "0": -1, "": 0, "-1": 0}  # what a column of a class holds: observed label
 LISTED = 40  # classes whose positives are all listed
-JSON_LIMIT = 8 * 2**30  # bytes
+LIMIT = 8 * 2**30  # bytes of a table or of JSON
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_source(path: Path, known: Sequence[str] | None, delimiter: str | None, 
 @contextmanager
 def text_lines(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
     """(number, line) of the lines that are not blank, without their ends. Raises UserError where it is not text."""
-    with open_regular(path) as binary, TextIOWrapper(binary, encoding="utf-8-sig", newline=None) as file:
+    with open_regular(path, limit=LIMIT) as binary, TextIOWrapper(binary, encoding="utf-8-sig", newline=None) as file:
         try:
             stripped = ((number, line.rstrip("\n")) for number, line in enumerate(file, 1))
             yield ((number, line) for number, line in stripped if line and not line.isspace())
@@ -100,15 +100,18 @@ def text_lines(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
             raise UserError(f"{path} is not text in UTF-8 ({why(error)}); save it as such") from None
 
 
-def fields(line: str, delimiter: str) -> list[str]:
+def fields(path: Path, number: int, line: str, delimiter: str) -> list[str]:
     """The fields of one line; a field with the delimiter in it stands in double quotes."""
-    return next(csv.reader([line], delimiter=delimiter)) if '"' in line else line.split(delimiter)
+    try:
+        return next(csv.reader([line], delimiter=delimiter)) if '"' in line else line.split(delimiter)
+    except csv.Error as error:
+        raise UserError(f"{path}, line {number}: {why(error)}") from None
 
 
 def read_table(path: Path, known: Sequence[str] | None, delimiter: str) -> Source:
     with text_lines(path) as lines:
         number, line = next(lines, (0, ""))
-        header = [name.strip() for name in fields(line, delimiter)]
+        header = [name.strip() for name in fields(path, number, line, delimiter)]
         if not number:
             raise UserError(f"{path} is empty; it must have a header and a row for each image")
         if len(header) < 2:
@@ -124,7 +127,7 @@ def read_list(path: Path, lines: Iterator[tuple[int, str]], delimiter: str, know
     """Rows of image and label, or several labels as a|b."""
     row_of, columns, rows, labels = {}, Columns(path, known), array("i"), array("i")
     for number, line in lines:
-        found = fields(line, delimiter)
+        found = fields(path, number, line, delimiter)
         if len(found) != 2:
             raise UserError(f"{path}, line {number}: {len(found)} fields, expected 2: {line[:80]!r}")
         row = row_of.setdefault(named(path, number, found[0]), len(row_of))
@@ -151,7 +154,7 @@ def read_columns(
     for number, line in lines:
         image, _, rest = line.partition(delimiter)
         if '"' in line:
-            image, *found = fields(line, delimiter)
+            image, *found = fields(path, number, line, delimiter)
             rest = delimiter.join(found)
         values = np.zeros(len(classes), dtype=np.int8)
         values[order] = read_marks(path, number, rest, delimiter, names)
@@ -197,10 +200,12 @@ def read_marks(path: Path, number: int, text: str, delimiter: str, names: list[s
     return np.array([FOUND[mark] for mark in marks], dtype=np.int8)
 
 
-def named(path: Path, number: int, image: str) -> str:
+def named(path: Path, number: int, image: str, what: str = "line") -> str:
+    """The name of an image, in one spelling. Raises UserError for what is no name of a file."""
     if not files.is_file_name(image := image.strip()):
-        raise UserError(f"{path}, line {number}: {image!r} is no name of an image")
-    return image
+        raise UserError(f"{path}, {what} {number}: {image!r} is no name of an image")
+    plain = ".." in image or not ("//" in image or "./" in image)  # after a link, .. leads elsewhere than it says
+    return image if plain else os.path.normpath(image)
 
 
 def read_folders(folder: Path, known: Sequence[str] | None, root: Path) -> Source:
@@ -253,14 +258,17 @@ class Instances(msgspec.Struct):
 def read_json_file(path: Path, known: Sequence[str] | None) -> Source:
     """COCO's layout: `images` with id and file_name, `categories`, and `annotations` that join them."""
     try:
-        content = msgspec.json.decode(read_bytes(path, limit=JSON_LIMIT), type=Instances)
+        content = msgspec.json.decode(read_bytes(path, limit=LIMIT), type=Instances)
     except msgspec.DecodeError as error:
         raise UserError(f"{path} is not a COCO-style file ({why(error)})") from None
     names = [category.name for category in content.categories]
     columns = Columns(path, names if known is None else known)
     column = {category.id: columns[category.name] for category in content.categories}
     row_of: dict[str, int] = {}
-    row = {image.id: row_of.setdefault(image.file_name, len(row_of)) for image in content.images}
+    row = {
+        image.id: row_of.setdefault(named(path, image.id, image.file_name, "image"), len(row_of))
+        for image in content.images
+    }
     for what, ids, listed in (
         ("image", (annotation.image_id for annotation in content.annotations), row),
         ("category", (annotation.category_id for annotation in content.annotations), column),
@@ -305,11 +313,11 @@ def check_places(source: Source, outside: bool) -> None:
 
 def problem(path: str) -> str | None:
     """What is wrong with an image, as far as its header tells; None where nothing is."""
-    try:
-        with Image.open(path):
-            return None
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return "missing"
+    try:
+        with open_regular(path) as file, Image.open(file):
+            return None
     except Exception:  # each of Pillow's formats raises its own
         return "unreadable"
 
@@ -412,6 +420,8 @@ def main(argv: list[str] | None = None) -> None:
     for split, path in given.items():
         read[split] = read_source(path, names, options.delimiter, root)
         names = names or read[split].classes  # of the training images
+    if (wrong := next((name for name in names if not files.is_class_name(name)), None)) is not None:
+        raise UserError(f"{given['train']}: {wrong!r} is no name of a class")
     check_classes(read["train"], options.keep_empty)
     if twice := files.duplicate(name for source in read.values() for name in source.images):
         raise UserError(f"{twice!r} is in two of the splits; an image belongs to one")
@@ -448,6 +458,8 @@ def check_options(options, folder: Path, sources: dict[str, str | None], fractio
             raise UserError(f"give --{split} or --{split}-fraction, not both")
         if not 0 <= fraction < 1:
             raise UserError(f"--{split}-fraction must lie in [0, 1), not {fraction}")
+    if not 0 <= options.seed < 2**32:
+        raise UserError(f"--seed must lie in [0, 4294967296), not {options.seed}")
     if options.delimiter is not None and len(options.delimiter) != 1:
         raise UserError(f"--delimiter takes one character, not {options.delimiter!r}")
     if options.images and not Path(options.images).is_dir():

@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 import http.server
 import io
+import os
 import tarfile
 import threading
 import zipfile
@@ -159,6 +160,13 @@ def archive_of(kind: str) -> bytes:
             member.size = len(inside)
             archive.addfile(member, io.BytesIO(inside))
     return content.getvalue()
+
+
+@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
+def test_an_archive_that_is_a_pipe_is_told_at_once(name, tmp_path):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name} is no regular file"):
+        download.extract(tmp_path / name, tmp_path / "inside")
 
 
 @pytest.mark.parametrize("kind", ["zip", "", "gz", "xz", "bz2"])

@@ -1,6 +1,7 @@
 """Tables, folders and JSON files of one's own become a data set, and what is wrong in them is one line."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -185,6 +186,8 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
         ("image,label\n../a.jpg,cat\n", "'../a.jpg' lies outside the folder of images; --outside allows it"),
         ("image,label\n/elsewhere/a.jpg,cat\n", "'/elsewhere/a.jpg' lies outside"),
         ("image,label\nnone.jpg,cat\n", "none.jpg is missing (of 1 train images 1 missing)"),
+        ('image,label\n"' + "x" * 200_000 + '",cat\n', "line 2: field larger than field limit"),
+        ("image,label\na b.jpg,c\0\n", "'c\\x00' is no name of a class"),
         (b"image,label\n\xff\xfe,cat\n", "is not text in UTF-8"),
     ],
 )
@@ -202,6 +205,7 @@ def test_a_table_that_is_wrong_is_one_line(photos, fails, table, says):
         ({"categories": []}, "an annotation is of category 3"),
         ({"images": [], "annotations": []}, "lists no images"),
         ({"annotations": 3}, "is not a COCO-style file"),
+        ({"images": [{"id": 7, "file_name": ""}]}, "image 7: '' is no name of an image"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]}, "first 'cow'"),
     ],
 )
@@ -263,3 +267,16 @@ def test_a_wide_table_is_read_as_a_narrow_one(photos):
     table = write(photos, "\n".join(",".join(row) for row in [["image", *(f"c{i}" for i in range(40))], *rows]))
     observed = read(form(photos, "--labels", table, "--no-check"))[2]
     assert observed == [[format_own.FOUND[mark.strip().removesuffix(".0")] for mark in part] for part in marks.tolist()]
+
+
+def test_two_spellings_of_a_name_are_one_image(photos):
+    folder = form(photos, "--labels", write(photos, "image,label\nd.png,cat\n./d.png,dog\nüber//ü.jpg,dog\n"))
+    assert read(folder) == (["d.png", "über/ü.jpg"], None, [[1, 1], [0, 1]])
+
+
+def test_what_is_no_regular_file_is_told_at_once(photos, fails):
+    os.mkfifo(photos / "pipe.png")
+    path = write(photos, "image,label\npipe.png,cat\n")
+    assert "pipe.png is unreadable" in fails(lambda argv: form(photos, *argv), ["--labels", path])
+    os.truncate(path, 2**42)  # nothing but a hole
+    assert "has 4,398,046,511,104 bytes" in fails(lambda argv: form(photos, *argv), ["--labels", path])
