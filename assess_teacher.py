@@ -21,8 +21,8 @@ import config as settings
 import datasets
 import label_quality
 import pseudo_labels
+import supervision
 from label_quality import Counts
-from models import teachers
 from util import devices
 from util.files import atomic, writable_folder, write_text
 
@@ -51,9 +51,8 @@ def main(argv: list[str] | None = None) -> None:
     # Data and similarities
     device = devices.pick_device(config.gpu)
     config = replace(config, precision=devices.pick_precision(config.precision, device))
-    about_data = datasets.DATASETS.get(config.dataset_name)
-    if about_data and about_data.make:
-        about_data.make(config.folder)
+    devices.set_threads(config.threads)
+    datasets.prepare(config.folder)
     cache = writable_folder(config.cache_folder, "--cache-root")
     splits = datasets.load(
         config.folder,
@@ -63,15 +62,8 @@ def main(argv: list[str] | None = None) -> None:
         need_images=not config.similarity,
     )
     train, classes = splits.train, splits.classes
-    views = teachers.views(
-        config.asked_teacher(),
-        train,
-        classes,
-        cache,
-        batch_size=config.eval_batch_size,
-        device=device,
-        workers=config.workers or devices.default_workers(),
-    )
+    workers = config.workers or devices.default_workers()
+    views = supervision.views_of(config, classes, train, cache=cache, device=device, workers=workers)
     true = None if options.observed_only else train.true
     known = options.positives_per_image or (None if options.observed_only else splits.positives_per_image())
     expected = known or 1.0
@@ -79,7 +71,7 @@ def main(argv: list[str] | None = None) -> None:
     # Counts, for every way of scoring
     threshold = rule.threshold(config.settings)
     ways = [("none", temperature) for temperature in options.temperatures] if "temperature" in config.settings else []
-    asked = (config.calibrate, config.settings.get("temperature"))
+    asked = (supervision.calibration_of(config), config.settings.get("temperature"))
     counts = {}
     for calibration, temperature in sorted({*ways, ("none", asked[1]), asked}, key=lambda way: (way[0] != "none", way)):
         values = config.settings | {"temperature": temperature}

@@ -20,7 +20,7 @@ from losses import LOSSES, Method
 from models import BACKBONES, teachers
 from util.errors import OneLineParser, UserError, torchrun_rank
 from util.files import local_file
-from util.settings import Setting, flag
+from util.settings import Setting, flag, keywords
 
 WHAT, TRAINING, TEACHER, METHOD, RUN = (
     "what is trained",
@@ -205,6 +205,12 @@ def unread(config: Config) -> dict[str, str]:
     if config.teacher_views != "tiles":
         for name in ("teacher_tiles", "teacher_pool"):
             reasons.setdefault(name, "without --teacher-views tiles it has no effect")
+    rule = config.method.pseudo_labels
+    if rule and rule.of_tiles and config.calibrate == "none":
+        reasons.setdefault("teacher_pool", f"the method {config.loss} reads the scores of single tiles")
+    if rule and config.calibrate != "none":
+        for name in set(keywords(rule.score)) - {"temperature"}:
+            reasons[name] = "--calibrate takes the place of the rule's scores"
     if config.text_features:
         reasons.setdefault("prompt", "--text-features replaces the prompts")
     if config.mode == "end_to_end":

@@ -25,7 +25,6 @@ from util.files import atomic
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4  # by which the probabilities of onnxruntime may differ from PyTorch's
 CHECKED = 3  # images of the check, another number than the example's
-TIMM_RESNET = {"resnet50": "resnet50"}  # torchvision's ResNet-50 has timm's names
 
 
 class FromPixels(nn.Module):
@@ -92,19 +91,20 @@ def write_hub(model: models.Saved, run: Path, folder: Path, license: str) -> str
     for name in ("model.safetensors", "model.json"):
         with atomic(folder / name) as temporary:
             shutil.copyfile(run / name, temporary)
-    if architecture := timm_name(model.about):
+    if architecture := timm_name(model):
         write_timm_config(model, architecture, folder / "config.json")
     with atomic(folder / "README.md") as temporary:
         temporary.write_text(card(model, architecture, license))
     return architecture
 
 
-def timm_name(about: dict) -> str | None:
-    """timm's name of the network that model.json describes; None where timm cannot build it."""
-    name = about["model"]
-    if about.get("head", "linear") != "linear":
+def timm_name(model: models.Saved) -> str | None:
+    """timm's name of the model's network; None where timm cannot build it."""
+    if model.about.get("head", "linear") != "linear":
         return None
-    return name.removeprefix("timm:") if name.startswith("timm:") else TIMM_RESNET.get(name)
+    if about := getattr(model.network.network, "pretrained_cfg", None):  # timm's own
+        return about["architecture"] + (f".{about['tag']}" if about.get("tag") else "")
+    return "resnet50" if model.about["model"] == "resnet50" else None  # torchvision's has timm's names
 
 
 def write_timm_config(model: models.Saved, architecture: str, path: Path) -> None:

@@ -28,7 +28,7 @@ import run_folder
 import supervision
 from config import Config
 from datasets.images import Augmentation, Images, cache_file, open_images, where_kept
-from models import linear
+from models import clip, linear
 from util import devices, distributed
 from util.files import writable_folder
 from util.settings import with_settings
@@ -63,6 +63,8 @@ def main(argv: list[str] | None = None) -> dict:
     phases = [replace(phase, precision=precision) for phase in phases]
     if len(phases) > 1 and run_folder.finished(phases[-1]):
         phases = phases[-1:]
+    elif len(phases) > 1 and config.overwrite and not run_folder.finished(phases[0]):
+        phases[0] = replace(phases[0], resume=False, overwrite=True)  # what is there may be broken
     with Stop() as stop:
         for phase in phases:
             result = train_and_test(phase, device, stop, wait=phase is not phases[-1])
@@ -77,11 +79,9 @@ def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool 
     wait  for another process that is making the same run
     """
     workers, others = config.workers or devices.default_workers(), devices.OtherPrograms()
-    known = datasets.DATASETS.get(config.dataset_name)
-    if known and known.make:
-        known.make(config.folder)
 
     # Data
+    datasets.prepare(config.folder)
     cache = writable_folder(config.cache_folder, "--cache-root")
     how = dict(image_root=config.image_root, skip_missing=config.skip_missing)
     try:
@@ -110,9 +110,10 @@ def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool 
     pseudo, about_pseudo = supervision.pseudo_labels_of(config, splits, ask)
 
     # Images
-    where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
+    read = {name: split for name, split in splits.named().items() if split is not splits.test or splits.scored()}
+    where = where_kept(config.cache, list(read.values()), config.image_size, cache, device)
     images = {}
-    for name, split in splits.named().items():
+    for name, split in read.items():
         images[name] = open_images(split, config.image_size, where, cache, device, workers)
         if config.checks and where == "gpu":
             checks.resident_rows(images[name].kept, cache_file(split, config.image_size, cache))
@@ -123,7 +124,7 @@ def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool 
     if config.mode == "linear":
         how = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
         mirrored = {"train"} if config.flip > 0 else set()
-        for name, split in splits.named().items():
+        for name, split in read.items():
             seen = dict(mirrored=name in mirrored, **how)
             images[name] = linear.features(backbone, config.model, split, images[name], cache, **seen)
         model = linear.Probe(linear.head_of(backbone))
@@ -171,14 +172,14 @@ def build_backbone(config: Config, num_train: int, num_labels: int, device: torc
     """The backbone on the device, as training begins: with new or published weights, or with the head that a linear
     run has trained."""
     torch.manual_seed(config.seed)
-    smallest_batch = num_train % config.batch_size or config.batch_size
+    smallest_batch = 2 if config.mode == "linear" else num_train % config.batch_size or config.batch_size
     if device.type == "cpu":  # on GPUs batch norm sees the whole batch
         smallest_batch = max(1, smallest_batch // distributed.world_size())
     build = with_settings(models.build, vars(config) | {"smallest_batch": smallest_batch})
     backbone = build(config.model, num_labels).to(device, memory_format=torch.channels_last)
     if config.mode == "linear_init":
         first = Path(config.results_dir) / run_folder.run_name(settings.linear_phase(config))
-        run_folder.load_best(first, linear.Probe(linear.head_of(backbone)))
+        linear.load_head(backbone, first / "model.safetensors")
     return backbone
 
 
@@ -236,6 +237,7 @@ def finish(
     }
     about = {
         **{name: getattr(config, name) for name in ("model", "head", "image_size", "precision")},
+        "tower": clip.tower_config(config.model),
         "classes": names,
         "prompt_names": splits.classes.prompt_names,
         "thresholds": thresholds[0].tolist(),

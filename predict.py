@@ -126,9 +126,7 @@ def labelled(name: str, data_root: str, image_root: str | None, model: models.Sa
     """The test images of a data set. Raises UserError where full labels are unknown, or are those of other classes."""
     folder = Path(name) if len(Path(name).parts) > 1 else Path(data_root) / name
     datasets.check_name(folder)
-    known = datasets.DATASETS.get(folder.name)
-    if known and known.make:
-        known.make(folder)
+    datasets.prepare(folder)
     splits = datasets.load(folder, image_root=image_root, need_images=False)  # those of other splits may be elsewhere
     if splits.scored() is None:
         raise UserError(f"{folder} has no test images with full labels, and metrics need them")

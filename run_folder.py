@@ -391,7 +391,8 @@ def finished(config: Config, splits: Splits | None = None) -> dict | None:
         if splits is not None:
             check_images(folder, splits.images())
         read_json(folder / "test.json", Result, RESTART)
-        return read_json(folder / "test.json", dict[str, object], RESTART)
+        found = read_json(folder / "test.json", dict[str, object], RESTART)
+        return found | {"folder": str(folder)}  # which may have moved
     if not config.resume:
         raise UserError(f"{folder} holds an unfinished run; go on with --resume, or start over with --overwrite")
     return None

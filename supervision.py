@@ -29,7 +29,7 @@ def check_labels(config: Config, splits: datasets.Splits) -> None:
         config.method.check_labels(splits.train.observed)
 
 
-def ask_teacher(
+def views_of(
     config: Config,
     classes: datasets.Classes,
     split: datasets.MultiLabelDataset,
@@ -37,14 +37,28 @@ def ask_teacher(
     cache: Path,
     device: torch.device,
     workers: int,
+) -> list[np.ndarray]:
+    """The teacher's (cached) similarities of a split's images, for each of its views."""
+    options = dict(batch_size=config.eval_batch_size, device=device, workers=workers, checked=config.checks)
+    return teachers.views(config.asked_teacher(), split, classes, cache, **options)
+
+
+def calibration_of(config: Config) -> str:
+    """--calibrate; none for a method that trains nothing: a teacher alone reads no label."""
+    return config.calibrate if config.method.loss else "none"
+
+
+def ask_teacher(
+    config: Config, classes: datasets.Classes, split: datasets.MultiLabelDataset, **where: object
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """By the rule of the method, from the (cached) similarities of a split's images: pseudo-labels (N, L), the scores
-    (N, L) that they are made of, and lines to be told about them."""
-    how = dict(batch_size=config.eval_batch_size, device=device, workers=workers, checked=config.checks)
-    views = teachers.views(config.asked_teacher(), split, classes, cache, **how)
-    calibration = config.calibrate if config.method.loss else "none"  # a teacher alone reads no label
-    rule, how = config.method.pseudo_labels, dict(calibration=calibration, pool=config.teacher_pool)
-    pseudo, scores, notes = pseudo_labels.make(rule, config.settings, views, split.observed, **how)
+    """By the rule of the method, from the similarities of a split's images: pseudo-labels (N, L), the scores (N, L)
+    that they are made of, and lines to be told about them.
+
+    where  cache, device and workers, as in views_of
+    """
+    views = views_of(config, classes, split, **where)
+    rule, options = config.method.pseudo_labels, dict(calibration=calibration_of(config), pool=config.teacher_pool)
+    pseudo, scores, notes = pseudo_labels.make(rule, config.settings, views, split.observed, **options)
     return pseudo, scores, notes + pseudo_labels.warnings(pseudo, views)
 
 

@@ -48,7 +48,7 @@ def check_name(name: str) -> None:
     if name in BACKBONES:
         return
     if name.startswith("clip:"):
-        config_name(name.split(":")[1])
+        config_name(name.split(":")[1], "-m clip:")
         return
     if name.startswith("timm:"):
         import timm

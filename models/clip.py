@@ -41,29 +41,40 @@ class ModelConfig(msgspec.Struct):
     text_cfg: TextConfig
 
 
-def config_name(name: str) -> str:
-    """open_clip's name of a model; a FILE.json is registered under its stem. Raises UserError for an unknown one."""
+def config_name(name: str, asked: str = "--teacher ") -> str:
+    """open_clip's name of a model; a FILE.json is registered under its stem. Raises UserError for an unknown one.
+
+    asked  what stands before the name on the command line
+    """
     import open_clip
 
     if name.endswith(".json"):
         path = local_file(name)
         if path is None:
-            raise UserError(f"--teacher {name}: no such file")
+            raise UserError(f"{asked}{name}: no such file")
         read_json(path, ModelConfig, "it must be an open_clip model config")
         open_clip.add_model_config(path)
         return path.stem
     if name not in open_clip.list_models():
         close = [known for known in open_clip.list_models() if known.startswith(name[:8])]
         raise UserError(
-            f"--teacher {name!r} is no open_clip model{f'; did you mean {chr(44).join(close[:6])}' if close else ''}"
+            f"{asked}{name} is no open_clip model{f'; did you mean {chr(44).join(close[:6])}' if close else ''}"
         )
     return name
 
 
+def tower_file(name: str) -> Path | None:
+    """The FILE.json that the backbone clip:FILE.json is built from; None for every other backbone."""
+    return local_file(name.removeprefix("clip:")) if name.startswith("clip:") and name.endswith(".json") else None
+
+
 def tower_digest(name: str) -> str | None:
-    """Digest of the FILE.json that the backbone clip:FILE.json is built from; None for every other backbone."""
-    path = local_file(name.removeprefix("clip:")) if name.startswith("clip:") and name.endswith(".json") else None
-    return file_digest(path) if path else None
+    return file_digest(path) if (path := tower_file(name)) else None
+
+
+def tower_config(name: str) -> dict | None:
+    """The content of that file."""
+    return read_json(path) if (path := tower_file(name)) else None
 
 
 def clip_file(name: str, weights: str, models: str, otherwise: str) -> Path:

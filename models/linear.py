@@ -15,6 +15,8 @@ from datasets.dataset import MultiLabelDataset
 from datasets.images import Images, on_device
 from models.backbone import Backbone, Float32Linear
 from models.clip import tower_digest
+from models.weights import read_weights
+from util import distributed
 from util.devices import autocast
 from util.errors import UserError
 from util.files import digest
@@ -61,6 +63,14 @@ def head_of(model: Backbone) -> Float32Linear:
     return found[0]
 
 
+def load_head(model: Backbone, path: Path) -> None:
+    """Give the backbone, on all processes, the head of a saved model of the same backbone."""
+    if distributed.is_main():
+        saved, head = read_weights(path), head_of(model)
+        head.load_state_dict({name: saved[f"{model.heads[0]}.{name}"] for name in head.state_dict()})
+    distributed.broadcast(head_of(model).state_dict().values())
+
+
 def with_head(model: Backbone, head: nn.Module) -> Backbone:
     """The backbone with another head, in place."""
     model.network.set_submodule(model.heads[0], head)
@@ -91,6 +101,7 @@ def features(
         "image_size": images.size,
         "backbone": tower_digest(name) or name,
         "weights": digest(weights),
+        "normalisation": [frozen.mean.flatten().tolist(), frozen.std.flatten().tolist()],
         "precision": precision,
         "mirrored": mirrored,
     }

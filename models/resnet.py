@@ -10,8 +10,9 @@ def resnet50(num_labels: int, *, image_size: int, pretrained: bool, weights: str
     from torchvision.models import resnet50 as network_of
 
     network = network_of()
+    if pretrained and not weights:
+        load_weights(network, torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE), head=())
     network.fc = Float32Linear(network.fc.in_features, num_labels)
-    if weights or pretrained:
-        file = weights or torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE)
-        load_weights(network, file, head=("fc.",))
+    if weights:
+        load_weights(network, weights, head=("fc.",))
     return Backbone(network, heads=("fc",))

@@ -1,10 +1,12 @@
 """A trained model as two files, which are all that is needed to use it: the weights, and how to build and read it.
 
 model.safetensors  the weights of the chosen epoch, by the names that the backbone's library gives them
-model.json         backbone, image size, mean and std, classes, thresholds, data, method, metrics
+model.json         backbone (of clip:FILE.json what that file says), image size, mean and std, classes, thresholds,
+                   data, method, metrics
 """
 
 import csv
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +23,7 @@ from models.backbone import Backbone
 from models.weights import read_weights
 from util.devices import autocast, default_workers, pick_precision
 from util.errors import UserError, why
-from util.files import atomic, file_digest, read_json, write_json
+from util.files import atomic, digest, file_digest, read_json, write_json
 
 FORMAT = 1  # of model.json; a reader refuses a later one
 AHEAD = 3  # batches decoded before they are asked for
@@ -49,6 +51,7 @@ class Description(msgspec.Struct):
     classes: list[str]
     prompt_names: list[str]
     thresholds: list[float] | None = None
+    tower: dict | None = None
 
 
 @dataclass(frozen=True)
@@ -172,8 +175,7 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
         raise UserError(f"{path} not found; a model is {weights} and model.json: copy both")
     if about.get("weights", file_digest(path)) != file_digest(path):
         raise UserError(f"{path} is damaged, or not the one that model.json was written for; copy both again")
-    how = dict(image_size=about["image_size"], head=about.get("head", "linear"), pretrained=False)
-    network = models.build(about["model"], len(classes), **how)
+    network = _build(about, len(classes))
     try:
         network.network.load_state_dict({name.removeprefix("network."): t for name, t in read_weights(path).items()})
     except RuntimeError as error:
@@ -187,6 +189,17 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
     thresholds = np.array(about.get("thresholds") or [0.5] * len(classes))
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return Saved(network, classes, thresholds, about)
+
+
+def _build(about: dict, num_labels: int) -> Backbone:
+    """The network that model.json describes, with random weights."""
+    options = dict(image_size=about["image_size"], head=about.get("head", "linear"), pretrained=False)
+    if about.get("tower") is None:
+        return models.build(about["model"], num_labels, **options)
+    with tempfile.TemporaryDirectory() as folder:  # open_clip reads the configuration of a tower from a file
+        path = Path(folder) / f"{digest(about['tower'])}.json"
+        write_json(path, about["tower"])
+        return models.build(f"clip:{path}", num_labels, **options)
 
 
 def read(folder: Path) -> tuple[dict, str]:

@@ -38,7 +38,7 @@ def clip_tower(name: str, num_labels: int, *, image_size: int, pretrained: bool,
     network = TowerWithHead(clip.visual, open_clip.get_model_config(config_name(name))["embed_dim"], num_labels)
     if weights:
         load_weights(network, weights, head=("head.",), rename=("visual.", "tower."))
-    return Backbone(network, *normalisation(name, tag), heads=("head",))
+    return Backbone(network, *normalisation(name, weights or tag), heads=("head",))
 
 
 vit_clip = partial(clip_tower, f"{NAME}:{TAG}")  # ViT-L/14 at 336 px with OpenAI's weights

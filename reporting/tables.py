@@ -19,6 +19,7 @@ from util.files import digest
 CONFIDENCE = 0.95  # of the interval of a paired difference
 PROTOCOL = {"model": "resnet50", "image_size": 448, "pretrained": True}  # of the published numbers
 # a run of an earlier version does not say what it could not do otherwise
+PROTOCOL |= {"weights": None, "val_labels": "clean", "skip_missing": False, "calibrate": "none"}
 PROTOCOL |= {"mode": "end_to_end", "head": "linear", "select": "best", "ema": 0.0, "crop": 1.0, "randaugment": 0}
 
 
@@ -332,8 +333,9 @@ def from_csv(text: str) -> list[Row]:
             setting = {name: line[name] for name in names if line[name] != ""}
             paired = dict(zip(seeds, test, strict=True)), dict(zip(seeds, val, strict=True)) if val else {}
             rows.append(Row(setting, setting, *paired, line["chosen_by"], {}, {}))
-            assert {"dataset", "loss"} <= setting.keys()
-    except (KeyError, ValueError, AttributeError, AssertionError):
+            if not {"dataset", "loss"} <= setting.keys():
+                raise ValueError
+    except (KeyError, ValueError, AttributeError):
         raise UserError("it is no table that report.py wrote with --csv") from None
     name_apart(rows)
     return sorted(rows, key=_order)
@@ -414,7 +416,9 @@ def selections(rows: list[Row]) -> list[str]:
         if len(members) < 2:
             continue
         text = f"warning: {len(members)} settings of {loss} on {dataset} are compared by test mAP; report the one that "
-        if all(row.val for row in members):
+        if len({row.chosen_by for row in members}) > 1:
+            text += "validation mAP chooses, among those that were validated on the same labels"
+        elif all(row.val for row in members):
             best = max(members, key=lambda row: mean(row.val.values()))
             apart = ", ".join(f"{name} {value}" for name, value in best.apart.items())
             text += f"validation mAP chooses: {apart} (val {mean(best.val.values()):.2f}, test {spread(best.test)})"

@@ -117,6 +117,9 @@ def test_what_a_loss_does_not_read_is_no_part_of_its_identity(capsys):
     assert "note: --prompt is ignored: the method an uses no teacher" in capsys.readouterr().err
     assert {"pretrained", "beta_neg"} <= unread(replace(parse([]), weights="x.pt")).keys()
     assert "beta_neg" not in unread(parse(["-p", "0.1"]))
+    assert "teacher_pool" in unread(parse(["-l", "gpr"])) and "eta" not in unread(parse(["-l", "gpr"]))
+    calibrated = unread(parse(["-l", "gpr", "--calibrate", "bias"]))
+    assert "eta" in calibrated and not {"temperature", "teacher_pool"} & calibrated.keys()
     given = replace(parse([]), similarity="file.npz")
     assert {"teacher", "prompt"} <= unread(given).keys() and "threshold" not in unread(given)
 
@@ -175,6 +178,7 @@ def test_every_value_of_a_data_set_backbone_or_method_is_of_a_setting_that_exist
     for method in LOSSES.values():
         assert method.recipe.keys() <= COMMON.keys()
         assert {dataset for values in method.recipe.values() for dataset in values} <= {*DATASETS, "*"}
+        assert {dataset for setting in method.all_settings().values() for dataset in setting.by_dataset} <= {*DATASETS}
 
 
 @pytest.mark.parametrize(

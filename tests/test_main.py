@@ -232,7 +232,7 @@ def test_soft_labels_are_the_models_own_predictions(toy, monkeypatch):
         "predict",
         lambda *given, name, **more: seen.append((name, out := real(*given, name=name, **more))) or out,
     )
-    result = main.main(toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1"))
+    result = main.main(toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--epochs", "3"))
     rounds = [probs for name, probs in seen if name == "labelling"]
     soft = torch.load(Path(result["folder"]) / "last.pt", weights_only=True)["loss"]["soft"]
     assert len(rounds) == 2 and not torch.equal(*rounds)

@@ -1,16 +1,18 @@
 """Backbones, with random weights saved to files and loaded back; nothing is fetched."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+import torchvision
 from conftest import toy_arguments
 from safetensors.torch import save_file
 
 import main
 import models
 from config import parse
-from models import weights
+from models import resnet, weights
 from models.backbone import starts_as_linear
 from util.errors import UserError
 
@@ -58,6 +60,23 @@ def test_a_whole_clip_can_be_the_clip_backbones_weights(tiny_clip):
 def test_a_tower_of_open_clip_needs_weights_unless_it_is_told_otherwise(tiny_clip):
     with pytest.raises(UserError, match=r"names no weights; take clip:.*:TAG"):
         models.build(f"clip:{tiny_clip[0]}", 5, image_size=32)
+
+
+def test_a_tower_from_a_file_sees_pixels_as_its_model_was_trained(tiny_clip, monkeypatch):
+    tower = sys.modules["models.vit_clip"]
+    monkeypatch.setattr(tower, "normalisation", lambda name, weights: ((0.5,) * 3, (0.25,) * 3) if weights else None)
+    monkeypatch.setattr(tower, "load_weights", lambda *arguments, **options: None)
+    model = models.build(f"clip:{tiny_clip[0]}", 5, image_size=32, weights="siglip.safetensors")
+    assert model.mean.unique().tolist() == [0.5] and model.std.unique().tolist() == [0.25]
+
+
+def test_a_thousand_labels_do_not_start_with_imagenets_classifier(tmp_path, monkeypatch):
+    published = torchvision.models.resnet50()
+    torch.save(published.state_dict(), tmp_path / "published.pth")
+    monkeypatch.setattr(resnet, "torchvision_file", lambda *arguments: tmp_path / "published.pth")
+    network = models.build("resnet50", 1000, image_size=64).network
+    assert torch.equal(network.conv1.weight, published.conv1.weight)
+    assert not torch.equal(network.fc.weight, published.fc.weight)
 
 
 def test_logits_are_float32_under_bf16():

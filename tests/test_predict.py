@@ -57,6 +57,17 @@ def test_two_files_are_all_that_a_model_needs(run, tmp_path, offline):
     assert not model.network.training
 
 
+def test_a_tower_from_a_file_is_all_in_the_two_files(toy, tmp_path, tiny_clip):
+    config = shutil.copy(tiny_clip[0], tmp_path / "tower.json")
+    arguments = toy_arguments(toy, "-l", "an", "--mode", "linear", "--linear-epochs", "1")
+    arguments[arguments.index("-m") + 1] = f"clip:{config}"
+    trained = Path(main.main(arguments)["folder"])
+    test = datasets.load(toy).test
+    expected = models.load(copy(trained, tmp_path / "one"), "cpu").predict(test.paths())
+    Path(config).unlink()
+    assert np.array_equal(models.load(copy(trained, tmp_path / "two"), "cpu").predict(test.paths()), expected)
+
+
 def test_five_lines_of_a_notebook_run_from_another_folder(run, tmp_path):
     lines = f"""
 import sys; sys.path.append({str(REPOSITORY)!r})

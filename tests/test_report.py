@@ -99,11 +99,20 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_and_the_differe
     assert not any("warning" in line for line in lines(capsys, tmp_path, "--where", "threshold=0.30"))
 
 
+def test_validation_on_other_labels_chooses_between_no_settings(tmp_path, capsys):
+    for labels, val in (("clean", 88.0), ("observed", 60.0)):
+        path = write_run(tmp_path, "coco", "EM_PL", 0, 70.0, val=val, val_labels=labels) / "test.json"
+        path.write_text(path.read_text().replace("clean", labels))
+    (warning,) = [line for line in lines(capsys, tmp_path) if line.startswith("warning")]
+    assert warning.endswith("validated on the same labels")
+
+
 @pytest.mark.parametrize(
     "more",
     [
         *(dict(mode="linear"), dict(mode="linear_init"), dict(head="boostlu"), dict(select="last"), dict(ema=0.999)),
-        *(dict(crop=0.5), dict(randaugment=9), dict(image_size=224), dict(model="vit_clip")),
+        *(dict(crop=0.5), dict(randaugment=9), dict(image_size=224), dict(model="vit_clip"), dict(weights="0a1b")),
+        *(dict(val_labels="observed"), dict(skip_missing=True), dict(calibrate="matrix")),
     ],
 )
 def test_the_published_number_stands_beside_runs_of_its_protocol_alone(tmp_path, capsys, more):

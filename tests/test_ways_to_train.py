@@ -210,6 +210,21 @@ def test_linear_init_goes_on_from_the_linear_head_and_resumes_from_either_half(t
     assert identity["linear_lr"] == 1e-2 and identity["epochs"] == 2
 
 
+def test_linear_init_needs_of_the_linear_run_no_more_than_its_model_and_overwrites_a_broken_one(toy, capsys):
+    arguments = toy_arguments(toy, "-l", "an", "--mode", "linear_init", "--epochs", "1", "--linear-epochs", "1")
+    first = main.main(arguments)
+    whole = Path(first["folder"])
+    (head,) = [path for path in whole.parent.iterdir() if path.is_dir() and path != whole]
+    for name in ("best.pt", "last.pt"):
+        (head / name).unlink()
+    assert main.main([*arguments, "--overwrite"])["test_mAP"] == first["test_mAP"]
+    assert "finished: " in capsys.readouterr().out
+    (head / "test.json").unlink()
+    (head / "last.pt").write_bytes(b"broken")
+    assert main.main([*arguments, "--overwrite"])["test_mAP"] == first["test_mAP"]
+    assert (head / "test.json").exists()
+
+
 def test_an_image_tower_from_a_file_is_what_the_file_says(toy, tiny_clip):
     path = Path(tiny_clip[0])
     other = path.with_name("other.json")

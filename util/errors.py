@@ -123,7 +123,8 @@ def run_script(main: Callable[[], object]) -> None:
         if torchrun_rank():
             _end(128 + interrupted.args[0])
         name = signal.Signals(interrupted.args[0]).name
-        _fail(f"stopped by {name}; the same command with --resume goes on", 128 + interrupted.args[0])
+        instead = " instead of --overwrite" if "--overwrite" in sys.argv else ""
+        _fail(f"stopped by {name}; the same command with --resume{instead} goes on", 128 + interrupted.args[0])
     except Exception as error:
         _fail_unforeseen(error)
 

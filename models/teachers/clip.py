@@ -192,7 +192,7 @@ def encode_captions(clip: nn.Module, name: str, captions: list[list[str]]) -> Te
 def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
     """The teacher's network on the CPU. Raises UserError where its weights cannot be had or do not fit."""
     given = read_text_features(teacher.text_features, len(classes.names)) if teacher.text_features else None
-    file = clip_file(teacher.name, teacher.weights, "teacher", OFFLINE)
+    file = clip_file(teacher.name, teacher.weights, f"clip:{teacher.name}:{teacher.weights}", OFFLINE)
     clip = create_clip(teacher.name, file).eval().requires_grad_(False)
     if given is not None:
         features = torch.from_numpy(given)
