@@ -1,10 +1,11 @@
 PYTHON ?= python3
 BIN := .venv/bin
+GPU ?= 0
 
 .PHONY: demo test test-all gpu lint docs clean
 
-demo: .venv/installed  ## train VLPL on the embedded digits, on any machine, in about a minute
-	$(BIN)/python main.py -d digits -l EM_PL
+demo: .venv/installed  ## train VLPL on the embedded digits, in about a minute; GPU=cpu keeps off a GPU
+	$(BIN)/python main.py -d digits -l EM_PL -g $(GPU)
 
 test: .venv/installed  ## the suite, offline, on a CPU
 	$(BIN)/python -m pytest -n auto
@@ -13,7 +14,7 @@ test-all: .venv/installed  ## with what takes minutes
 	$(BIN)/python -m pytest -n auto -m ''
 
 gpu: .venv/installed  ## every test and figure that needs a GPU, in nine minutes, to results/gpu.md
-	benchmarks/gpu_all.sh
+	GPU=$(GPU) benchmarks/gpu_all.sh
 
 lint: .venv/installed  ## style, and whether the pages that are made are current
 	$(BIN)/ruff check .

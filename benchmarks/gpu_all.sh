@@ -9,14 +9,15 @@
 # environment here, else python3.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS gpu=${GPU:-0}
+out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS until=$SECONDS gpu=${GPU:-0}
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
-run() { # seconds it may take, then the command; what fails is said in the file, and the rest goes on
-    local limit=$1 status
+run() { # seconds it may take, beside what those before have left over, then the command; what fails is said in the file
+    local status
+    until=$((until + $1))
     shift
     echo "== $*" >&2
-    timeout "$limit" "$python" "$@" > >(tee -a "$out") 2>"$errors"
+    timeout $((until - SECONDS)) "$python" "$@" > >(tee -a "$out") 2>"$errors"
     status=$?
     tail -n 20 "$errors" >&2
     [ "$status" = 0 ] && return
@@ -37,14 +38,14 @@ trap 'rm -f "$errors"' EXIT
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 
 # the limits add up to less than nine minutes
-"$python" -c 'import pytest' 2>/dev/null && run 130 -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py
-run 75 benchmarks/train.py --official 640 --test 640 --repeats 3 -g "$gpu" "${small[@]}" "${few[@]}"
-run 120 benchmarks/train.py --cell --repeats 1 -g "$gpu" "${small[@]}" "${few[@]}"
+"$python" -c 'import pytest' 2>/dev/null && run 120 -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py
+run 85 benchmarks/train.py --official 640 --test 320 --repeats 3 -g "$gpu" "${small[@]}" "${few[@]}"
+run 125 benchmarks/train.py --cell --repeats 1 -g "$gpu" "${small[@]}" "${few[@]}"
 if [ "$gpu" != cpu ]; then # on a CPU the teacher's pass takes longer than all else
     run 55 benchmarks/teacher.py --images 1024 --batch-size 128 -g "$gpu"
     run 25 benchmarks/train.py -d digits --no-reference -g "$gpu"
 fi
 run 75 benchmarks/jobs.py -g "$gpu" "${small[@]}"
-[ "$gpus" -gt 1 ] && run 50 benchmarks/ddp.py --official 400
+[ "$gpus" -gt 1 ] && run 45 benchmarks/ddp.py --official 400
 echo "
 All of it took $((SECONDS - began)) s." | tee -a "$out"

@@ -13,6 +13,7 @@ from conftest import REPOSITORY, TINY_CLIP, numbers, only_run, same_numbers, tau
 from torch import nn
 from training import BATCH, LABELS, SIZE, TRAINED, MemoryStorage, StopAfter, fit, tiny_training
 
+import checks
 import engine
 import main
 import models
@@ -105,6 +106,26 @@ def test_networks_of_every_kind_are_captured(deterministic, name):
     assert same(both(build=build))
 
 
+@pytest.mark.parametrize("precision", ["float32", "tf32", "bf16"])
+@pytest.mark.parametrize("name", ["resnet50", "timm:vit_small_patch16_224", "timm:convnext_tiny", "timm:test_resnet"])
+def test_the_check_at_the_start_lets_a_correct_card_pass(deterministic, name, precision):
+    torch.manual_seed(0)
+    model = models.build(name, 1, image_size=224, pretrained=False).to(GPU, memory_format=torch.channels_last)
+    images = torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8, device=GPU)
+    with torch.inference_mode():
+        model.train()(model.to_input(images))  # batch norm that has seen images amplifies rounding most
+    devices.pick_precision(precision, GPU)
+    checks.outputs(model, images, precision)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_is_captured():
+    training = tiny_training("EM_PL", "cuda:0", compile=True, norm=nn.BatchNorm2d)
+    means, _ = fit(training)
+    assert training.step.graph is not None
+    assert means == pytest.approx(fit(tiny_training("EM_PL", "cuda:0", norm=nn.BatchNorm2d))[0], abs=2e-2)
+
+
 @pytest.mark.parametrize("loss", ["EM_PL", "EM_APL"])
 @pytest.mark.parametrize("batch", [3, 17])
 def test_a_stopped_training_goes_on_to_the_same_numbers_on_a_gpu(deterministic, loss, batch):
@@ -173,7 +194,8 @@ def test_images_on_the_gpu_in_a_file_and_decoded_are_the_same(toy, tmp_path):
 
 @pytest.mark.parametrize("cache", ["gpu", "disk", "none"])
 def test_the_whole_command_runs_on_a_gpu_with_its_checks(toy, capsys, cache):
-    arguments = [part for part in taught_arguments(toy, "-l", "EM_PL", "--cache", cache) if part not in ("-g", "cpu")]
+    given = taught_arguments(toy, "-l", "EM_PL", "--cache", cache, "--checkpoint-minutes", "0")
+    arguments = [part for part in given if part not in ("-g", "cpu")]
     result = main.main(arguments)
     out = capsys.readouterr().out
     assert 0 <= result["test_mAP"] <= 100 and "bf16, CUDA graph" in out and "note:" not in out
