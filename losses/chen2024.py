@@ -85,7 +85,7 @@ class GeneralizedRobust(Loss):
 
 
 GR = Method(
-    summary="an unknown label costs a robust mixture of both losses, weighted by what the model says of it",
+    summary="an unknown label costs a noise-robust mixture of its positive and negative loss, by its own probability",
     loss=GeneralizedRobust,
     equation="observed: nll(p) or nll(1-p); unknown: V (K (1 - p^q2) / q2 + (1-K) (1 - (1-p)^q3) / q3), with "
     "K = sigmoid(w p + b) and V = exp(-(p - mu)^2 / (2 sigma^2)) without a gradient, w, b, mu, sigma on schedules; "

@@ -197,7 +197,7 @@ IUN = Method(
 )
 
 IU = Method(
-    summary="the observed labels alone; needs observed negatives",
+    summary="the observed labels alone; needs observed negatives (`generate_observed_labels.py --num-neg 1`)",
     loss=iu,
     equation="observed: nll(p) or nll(1-p); unknown: 0",
     paper=PAPER,
@@ -251,7 +251,7 @@ EPR = Method(
 )
 
 ROLE = Method(
-    summary="EPR for the classifier f and for a learned table of label estimates g, each of which follows the other",
+    summary="EPR, for the classifier f and for a table of label estimates g that is learned beside it",
     loss=OnlineLabelEstimation,
     equation="(EPR(f) + EPR(g)) / 2 + (CE(f | g) + CE(g | f)) / 2; CE(f | g) = g nll(f) + (1-g) nll(1-f), g held fixed",
     paper=PAPER,

@@ -86,7 +86,7 @@ def check_bounds(*, min_weight: float, max_weight: float) -> None:
 
 
 GPR = Method(
-    summary="AEVLP: GR, with terms for pseudo-labels that count less where the model contradicts them",
+    summary="AEVLP: gr, with terms for pseudo-labels that count less where the model contradicts them",
     loss=GeneralizedPseudoLabelRobust,
     equation="as gr; pseudo-label +1: clamp(1-V, min_weight, max_weight) (rho nll(p) + (1-rho) nll(1-p)); -1: "
     "V nll(1-p); to the mean is added reg R, R as in epr",
