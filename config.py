@@ -356,8 +356,9 @@ def _values(name: str, setting: Setting) -> list[str]:
     special = [(known, about.settings) for known, about in (DATASETS | BACKBONES).items()]
     parts += [f"{known}: {_shown(values[name])}" for known, values in special if name in values]
     for method, record in LOSSES.items():
-        values = record.recipe.get(name, {})
-        parts += [f"{method}{'' if known == '*' else f' {known}'}: {_shown(value)}" for known, value in values.items()]
+        for known, value in record.recipe.get(name, {}).items():
+            where = "" if known == "*" else f" {known}"
+            parts.append(f"{method}{where}: {'its own' if value is None else _shown(value)}")
     parts += [f"{dataset}: {_shown(value)}" for dataset, value in setting.by_dataset.items()]
     return [*parts, f"in {setting.within}"] if setting.within else parts
 

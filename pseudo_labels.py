@@ -116,12 +116,7 @@ def soft_labels(scores: np.ndarray) -> np.ndarray:
 
 TEMPERATURE = Setting(0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)", flags=("-t", "--temp"))
 
-NEGATIVE_FRACTION = Setting(
-    0.0,
-    "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
-    "[0, 1)",
-    flags=("-p", "--partial"),
-)
+NEGATIVES = "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels"
 
 THRESHOLD_RULE = Rule(
     softmax,
@@ -129,7 +124,7 @@ THRESHOLD_RULE = Rule(
     dict(
         temperature=TEMPERATURE,
         threshold=Setting(0.3, "score above which a label becomes a positive pseudo-label", "(0, 1)", flags=("-th",)),
-        negative_fraction=NEGATIVE_FRACTION,
+        negative_fraction=Setting(0.0, NEGATIVES, "[0, 1)", flags=("-p", "--partial")),
     ),
 )
 DAMP_RULE = Rule(
@@ -151,7 +146,8 @@ DAMP_RULE = Rule(
             nuswide=0.6,
             cub=0.005,
         ),
-        negative_fraction=NEGATIVE_FRACTION,
+        # in the middle of the grid of VLPL's code
+        negative_fraction=Setting(0.2, NEGATIVES, "[0, 1)", flags=("-p", "--partial")),
     ),
     of_tiles=True,
 )

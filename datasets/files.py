@@ -46,10 +46,6 @@ def array_path(folder: Path, split: str, part: str) -> Path:
     return Path(folder) / f"formatted_{split}_{part}.npy"
 
 
-def is_formatted(folder: Path) -> bool:
-    return array_path(folder, "train", "labels").exists()
-
-
 def has_split(folder: Path, split: str) -> bool:
     """Whether a data set has a split, or should have it: a published data set has both of SPLITS."""
     path = array_path(folder, split, "images")

@@ -28,8 +28,10 @@ def recipe(method: Method) -> list[str]:
     """The common settings that the method sets otherwise, as `--lr 0.001` or `--lr 0.001` (pascal, coco)."""
     rows = []
     for name, by_dataset in method.recipe.items():
-        for value in dict.fromkeys(by_dataset.values()):
-            where = ", ".join(dataset for dataset, own in by_dataset.items() if own == value and dataset != "*")
+        unset = [f"not {dataset}" for dataset, own in by_dataset.items() if own is None]
+        for value in dict.fromkeys(own for own in by_dataset.values() if own is not None):
+            where = [dataset for dataset, own in by_dataset.items() if own == value and dataset != "*"]
+            where = ", ".join(where or unset)
             shown = " ".join(f'"{part}"' for part in value) if isinstance(value, tuple) else value
             rows.append(f"`{flag(name)} {shown}`" + (f" ({where})" if where else ""))
     return rows

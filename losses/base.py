@@ -99,7 +99,6 @@ class Method:
     published      test mAP by data set (ImageNet ResNet-50, 448 px, the protocol's split and choice of epoch)
     source         where the published numbers are from, if not from `paper`
     note           in what they depart from the protocol: start, size, split, what chose the epoch
-    oracle         it reads labels that single-positive data does not have
     """
 
     summary: str
@@ -115,11 +114,15 @@ class Method:
     published: dict[str, float] = field(default_factory=dict)
     source: str = ""
     note: str = ""
-    oracle: bool = False
 
     def all_settings(self) -> dict[str, Setting]:
         """The settings of the method's rule, then its own."""
         return (self.pseudo_labels.settings if self.pseudo_labels else {}) | self.settings
+
+    @property
+    def oracle(self) -> bool:
+        """Whether it reads labels that single-positive data does not have."""
+        return "true" in self.reads()
 
     def functions(self) -> list[Callable]:
         """The functions of logits and targets that the loss is made of."""

@@ -175,7 +175,6 @@ BCE = Method(
     settings=dict(eps=EPS),
     published=dict(pascal=89.42, coco=76.78, nuswide=52.08, cub=30.90),
     source=ZHOU,
-    oracle=True,
 )
 
 BCE_LS = Method(
@@ -184,7 +183,6 @@ BCE_LS = Method(
     equation="true positive: (1-s) nll(p) + s nll(1-p); true negative: s nll(p) + (1-s) nll(1-p); s = smoothing",
     paper=PAPER,
     settings=dict(smoothing=SMOOTHING, eps=EPS),
-    oracle=True,
 )
 
 IUN = Method(
@@ -193,7 +191,6 @@ IUN = Method(
     equation="observed positive: nll(p); true negative: nll(1-p); other: 0",
     paper=PAPER,
     settings=dict(eps=EPS),
-    oracle=True,
 )
 
 IU = Method(

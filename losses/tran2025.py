@@ -15,12 +15,6 @@ from util.errors import UserError
 from util.settings import Setting, flag
 
 PUBLISHED = dict(pascal=90.46, coco=73.54, nuswide=50.70, cub=24.89)
-NEGATIVE_FRACTION = Setting(
-    0.2,  # in the middle of the grid of VLPL's code
-    "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
-    "[0, 1)",
-    flags=("-p", "--partial"),
-)
 
 
 def gpr(
@@ -98,7 +92,6 @@ GPR = Method(
         max_weight=Setting(0.7, "largest weight of a positive pseudo-label", "[0, 1]", cub=0.8),
         reg=Setting(0.05, "weight of the regulariser R", "[0, inf)", coco=1e-3, nuswide=1e-3, cub=1e-2),
         expected_positives=EXPECTED_POSITIVES,
-        negative_fraction=NEGATIVE_FRACTION,
         slope=Setting(2.0, SLOPE, coco=10.0, nuswide=10.0, cub=10.0),
         offset=Setting(-2.0, OFFSET, coco=-8.0, nuswide=-8.0, cub=-8.0),
         mu=MU,
