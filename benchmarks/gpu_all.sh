@@ -9,12 +9,12 @@
 # environment here, else python3.
 set -uo pipefail
 cd "$(dirname "$0")/.."
-out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS until=$SECONDS gpu=${GPU:-0}
+out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS until=$SECONDS gpu=${GPU:-0} patience=1
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
 run() { # seconds it may take, beside what those before have left over, then the command; what fails is said in the file
     local status
-    until=$((until + $1))
+    until=$((until + patience * $1))
     shift
     echo "== $*" >&2
     timeout $((until - SECONDS)) "$python" "$@" > >(tee -a "$out") 2>"$errors"
@@ -27,7 +27,8 @@ run() { # seconds it may take, beside what those before have left over, then the
 
 small=() few=()
 if [ "$gpu" = cpu ]; then
-    small=(--image-size 32 --no-pretrained -m timm:test_resnet --official 20) few=(--test 10)
+    small=(--image-size 32 --no-pretrained -m timm:test_resnet --official 20) patience=10
+    few=(--test 10 --teacher models/digits_clip.json)
 elif ! reason=$("$python" -c 'import torch; torch.cuda.init()' 2>&1); then
     echo "$python finds no GPU (${reason##*$'\n'}); PYTHON=... names another interpreter" >&2
     exit 2
