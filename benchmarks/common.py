@@ -74,11 +74,12 @@ def side_by_side(
     return result
 
 
-def products(device: torch.device) -> tuple[Callable[[], None], float]:
-    """What a device can do: a function that takes bf16 products of square matrices, one after the other, for
+def products(device: torch.device, precision: str) -> tuple[Callable[[], None], float]:
+    """What a device can do in a precision: a function that takes products of square matrices, one after the other, for
     PRODUCT_SECONDS at least, and how many floating-point operations that is."""
     side, count = MATRIX[device.type], 1
-    left, right, result = (torch.randn(side, side, dtype=torch.bfloat16, device=device) for _ in range(3))
+    kind = torch.bfloat16 if precision == "bf16" else torch.float32
+    left, right, result = (torch.randn(side, side, dtype=kind, device=device) for _ in range(3))
 
     def multiply() -> None:
         for _ in range(count):
@@ -93,9 +94,7 @@ def products(device: torch.device) -> tuple[Callable[[], None], float]:
 def matrix_rate(peak: float, device: torch.device) -> str:
     """The rate of `products`, in words; peak in operations per second."""
     side = MATRIX[device.type]
-    return (
-        f"{peak / 1e12:,.2f} TFLOP/s, of bf16 products of {side} x {side} matrices, {PRODUCT_SECONDS} s or more of them"
-    )
+    return f"{peak / 1e12:.3g} TFLOP/s, of products of {side} x {side} matrices for {PRODUCT_SECONDS} s at least"
 
 
 def number(value: float) -> str:

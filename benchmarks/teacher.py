@@ -52,7 +52,7 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
         teacher(batch[:1])
     torch.backends.mha.set_fastpath_enabled(True)
     flops = counter.get_total_flops()
-    multiply, work = products(device)
+    multiply, work = products(device, "bf16")
 
     @torch.inference_mode()
     def forward(teacher: teachers.Scorer) -> None:

@@ -169,7 +169,7 @@ def compare(config: Config, device: torch.device, repeats: int, with_reference: 
     splits = datasets.load(config.folder)
     counts = {name: len(split) for name, split in splits.named().items()}
     ours = Ours(config, splits, device)
-    multiply, work = products(device)
+    multiply, work = products(device, config.precision)
     steps = ours.training.num_steps
     passes = max(1, round(counts["test"] / config.eval_batch_size))
     taken = side_by_side(
@@ -209,7 +209,7 @@ def compare(config: Config, device: torch.device, repeats: int, with_reference: 
     ]
     flops, peak = step_flops(ours.training.model, config.image_size), work / median(taken["products"])
     shares = [f"{counts['train'] * flops / median(side['train']) / peak:.2g}" for side in (b, c)]
-    rows.insert(1, ["train, share of the bf16 matrix rate", "-", *shares, "-", "-"])
+    rows.insert(1, [f"train, share of the {config.precision} matrix rate", "-", *shares, "-", "-"])
     rows.append(row("whole epoch, s", shown, [epoch(a) if a else None, epoch(b), epoch(c)]))
     sizes = ", ".join(f"{count} {name}" for name, count in counts.items())
     table(

@@ -15,7 +15,7 @@ TOY = f"{SMALL} --test 10"
             f"{TOY} --teacher models/digits_clip.json",
             [
                 "train, images/s",
-                "train, share of the bf16 matrix rate",
+                "train, share of the float32 matrix rate",
                 "whole epoch, s",
                 "teacher",
                 "VOC (5,717",

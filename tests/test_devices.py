@@ -120,7 +120,13 @@ def test_the_gpu_benchmarks_run_at_toy_size_on_a_cpu(tmp_path):
     done = subprocess.run(program, capture_output=True, text=True, env=os.environ | given)
     made = (tmp_path / "gpu.md").read_text()
     assert done.returncode == 0 and "not measured" not in made, done.stderr
-    for row in ("train, images/s", "share of the bf16 matrix rate", "whole command", "runs per hour", "All of it took"):
+    for row in (
+        "train, images/s",
+        "share of the float32 matrix rate",
+        "whole command",
+        "runs per hour",
+        "All of it took",
+    ):
         assert row in made
 
 
