@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
     if not rows:
         what = " that meets --where" if runs.finished else ""
-        raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
+        raise UserError(f"no finished run{what} with a test score in {', '.join(map(str, options.results))}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -117,7 +117,7 @@ class Selection:
             return metrics.f1_thresholds(probs, self.labels), "F1 on clean validation labels"
         power = metrics.RECALL_POWER
         chosen = metrics.known_thresholds(probs, self.labels)
-        return chosen, f"recall^{power} / labels predicted, by the known validation positives"
+        return chosen, f"known validation positives: recall^{power} / labels predicted"
 
 
 def select(config: Config, splits: datasets.Splits) -> Selection:

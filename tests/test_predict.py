@@ -112,7 +112,7 @@ def test_thresholds_are_chosen_on_validation_and_used(run):
 
 def test_observed_labels_alone_choose_thresholds_by_the_known_positives(toy):
     result = main.main(toy_arguments(toy, "-l", "an", "--val-labels", "observed"))
-    assert result["thresholds_chosen_by"] == "recall^3 / labels predicted, by the known validation positives"
+    assert result["thresholds_chosen_by"] == "known validation positives: recall^3 / labels predicted"
     model, val = models.load(result["folder"], "cpu"), datasets.load(toy).val
     expected = metrics.known_thresholds(model.predict(val.paths()), val.observed == 1)
     assert np.allclose(model.thresholds, expected, atol=1e-6)

@@ -242,7 +242,7 @@ def test_a_name_with_pipes_and_tags_stays_in_its_cell(tmp_path, capsys):
 
 def test_where_there_is_nothing_to_show_the_exit_status_says_so(tmp_path, fails):
     assert "no folder" in fails(report.main, [str(tmp_path / "none")])
-    assert "no finished run in" in fails(report.main, [str(tmp_path)])
+    assert "no finished run with a test score in" in fails(report.main, [str(tmp_path)])
 
 
 def test_a_device_is_written_through_and_not_replaced(tmp_path, capsys):
