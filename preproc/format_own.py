@@ -478,8 +478,11 @@ def advise(options, read: dict[str, Source], known: dict) -> None:
         print("no validation images were named: training sets a fifth of the training images aside")
     for split in ("train", "val", "test"):
         if split in read and known[SPLITS[split]][1] is None and len(read[split].images):
-            what = {"train": "training on full labels (bce, iun)", "val": "the choice of the epoch by full labels", "test": "a test score"}[split]
-            print(f"{split}: not every label is known, so {what} cannot be had")
+            what = {
+                "train": "a method that reads full labels (bce, iun)",
+                "val": "the choice of the epoch by full labels",
+            }
+            print(f"{split}: not every label is known, so {what.get(split, 'a test score')} cannot be had")
     root = "" if options.data_root == "data" else f" --data-root {options.data_root}"
     print(f'written to {Path(options.data_root) / options.name}; next: python main.py -d {options.name}{root} --prompt '
           '"a photo of a {}"')  # fmt: skip
