@@ -59,9 +59,11 @@ def _script(folder: Path) -> str | None:
 
 
 def format_command(folder: Path) -> str:
-    """The command that makes a data set's formatted files."""
+    """The command that makes a data set's formatted files, of raw files that lie in the same folder."""
+    folder = Path(folder)
     if script := _script(folder):
-        return f"make it with `python preproc/{script} --save-path {folder}`"
+        where = "" if str(folder.parent) == "data" else f" --load-path {folder} --save-path {folder}"
+        return f"make it with `python preproc/{script}{where}`"
     return "make it with `python preproc/format_own.py` (docs/own_data.md)"
 
 

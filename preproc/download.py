@@ -21,6 +21,7 @@ from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
+from datasets.files import format_command
 from util.errors import OneLineParser, UserError, run_script, why
 from util.files import atomic, open_regular
 
@@ -56,10 +57,9 @@ ARCHIVES = {
         )
     ],
 }
-NEXT = {
+BY_HAND = {
     "nuswide": "the images are given on request only: ask for Flickr.zip at the NUS-WIDE site "
-    "(https://lms.comp.nus.edu.sg/research/NUS-WIDE.htm), extract it to {folder}/Flickr, then run "
-    "`python preproc/format_nuswide.py`"
+    "(https://lms.comp.nus.edu.sg/research/NUS-WIDE.htm), extract it to {folder}/Flickr; "
 }
 
 
@@ -166,7 +166,8 @@ def download_dataset(name: str, folder: Path) -> None:
             path.unlink()
         with atomic(done) as temporary:
             temporary.write_text(remote.url + "\n")
-    print(NEXT.get(name, "next: `python preproc/format_{name}.py`").format(name=name, folder=folder))
+    command = format_command(Path(folder)).removeprefix("make it with ")
+    print(f"{BY_HAND.get(name, '').format(folder=folder)}next: {command}")
 
 
 def main(argv: list[str] | None = None) -> None:

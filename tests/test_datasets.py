@@ -133,7 +133,7 @@ def test_arrays_that_do_not_fit_are_told(toy, name, change, says):
 @pytest.mark.parametrize(
     "name, command",
     [
-        ("formatted_train_images.npy", "python preproc/format_coco.py --save-path"),
+        ("formatted_train_images.npy", "python preproc/format_coco.py --load-path"),
         ("formatted_val_labels_obs.npy", "python preproc/generate_observed_labels.py --dataset coco --data-root"),
         ("classes.json", "python preproc/format_coco.py"),
         ("source.json", "--image-root"),
