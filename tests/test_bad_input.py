@@ -21,7 +21,7 @@ from models.teachers import load_similarity
 from models.teachers.clip import read_text_features
 from models.weights import load_weights, read_weights
 from preproc import generate_observed_labels
-from util import devices, errors
+from util import devices, distributed, errors
 from util.errors import UserError, run_script
 from util.files import file_digest, read_array, read_arrays, read_json, read_text, write_array, write_json, write_text
 
@@ -360,13 +360,33 @@ def test_an_error_of_several_lines_is_shown_in_one(capsys):
     assert ends(capsys, several) == (2, "-c: error: size mismatch: one two?[2J\n".replace("-c", errors._program()))
 
 
-@pytest.mark.parametrize("error", [MemoryError("8 TB"), RuntimeError("DefaultCPUAllocator: can't allocate memory")])
-def test_too_little_memory_is_one_line(capsys, error):
+@pytest.mark.parametrize(
+    "error, says",
+    [
+        (MemoryError("8 TB"), "this machine is out of memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "this machine is out of memory"),
+        (RuntimeError("can't start new thread"), "lower --threads and --workers"),
+    ],
+)
+def test_too_little_memory_is_one_line(capsys, error, says):
     def greedy():
         raise error
 
     status, err = ends(capsys, greedy)
-    assert status == 2 and "this machine is out of memory" in err
+    assert status == 2 and says in err and len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, says",
+    [({"MASTER_ADDR": ""}, "MASTER_ADDR"), ({"RANK": "7"}, "do not find each other"), ({"WORLD_SIZE": "0"}, "do not")],
+)
+def test_an_environment_of_torchrun_that_contradicts_itself_is_one_line(monkeypatch, fails, changes, says):
+    whole = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    for name, value in {**whole, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417", **changes}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(errors, "LEAD_SECONDS", 0.0)
+    monkeypatch.setattr(errors, "_end", sys.exit)  # else the whole process ends at once
+    assert says in fails(lambda argv: distributed.initialize(torch.device("cpu")), [])
 
 
 def script(code: str, **options) -> subprocess.CompletedProcess:

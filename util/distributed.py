@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from util.errors import started_by_torchrun
+from util.errors import UserError, started_by_torchrun, why
 
 LONG_TIMEOUT = timedelta(days=2)  # processes wait this long for each other, or for another run that fills a cache
 _long_group: dist.ProcessGroup | None = None  # the same processes; the default process group times out after minutes
@@ -28,8 +28,14 @@ def initialize(device: torch.device) -> None:
     """Form the process group, if torchrun started this process. From then on only the main process prints."""
     global _long_group
     if started_by_torchrun() and not dist.is_initialized():
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-        _long_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+        try:
+            dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+            _long_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+        except (RuntimeError, ValueError, OSError) as error:
+            raise UserError(
+                f"the processes that torchrun started do not find each other ({why(error)}); start them again, or "
+                "without torchrun where its environment variables were set by hand"
+            ) from None
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 

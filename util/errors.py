@@ -23,6 +23,7 @@ GPU_IS_FULL = "the GPU is out of memory; lower --batch-size or --eval-batch-size
 KNOWN = {  # part of an error text of PyTorch: the line shown to the user
     "deterministic implementation": "{}; run without --deterministic",
     "Expected to have finished reduction": "a part of this backbone gets no gradient: train it in a single process",
+    "can't start new thread": "this machine gives no more threads, or no memory for one; lower --threads and --workers",
     "can't allocate memory": "this machine is out of memory; lower --batch-size, --eval-batch-size or --image-size",
     "no kernel image is available": "this PyTorch was not built for this GPU; install a build that is, or take -g cpu",
     "device(s) is/are busy or unavailable": "another process has this GPU to itself; take another with -g",
