@@ -23,7 +23,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from datasets.files import format_command
 from util.errors import OneLineParser, UserError, run_script, why
-from util.files import atomic, open_regular
+from util.files import FILE_LIMIT, atomic, open_regular
 
 TIMEOUT = 30  # seconds
 RANGE_NOT_SATISFIABLE = 416  # the answer to "from byte n on" where there are only n: the partial file is whole
@@ -113,6 +113,8 @@ def check_end(archive: tarfile.TarFile) -> None:
     Any header that is damaged is the end to tarfile, and what follows would be missing in silence. To the end, where
     the decompressors compare their checksums, there may be zeros alone, and must be some.
     """
+    if not archive.getmembers():
+        raise tarfile.TarError("it is empty")
     archive.fileobj.seek(archive.offset)
     end = b""
     while block := archive.fileobj.read(2**20):
@@ -128,10 +130,10 @@ def extract(archive: Path, folder: Path) -> None:
     print(f"extracting {archive.name}")
     try:
         if archive.suffix == ".zip":
-            with open_regular(archive) as content, zipfile.ZipFile(content) as file:
+            with open_regular(archive, limit=FILE_LIMIT) as content, zipfile.ZipFile(content) as file:
                 file.extractall(folder)  # drops roots and ".." from names
         else:
-            with open_regular(archive) as content, tarfile.open(fileobj=content) as file:
+            with open_regular(archive, limit=FILE_LIMIT) as content, tarfile.open(fileobj=content) as file:
                 file.extractall(folder, filter=plain)
                 check_end(file)
     except Exception as error:  # zip, tar and the decompressors each raise their own

@@ -262,6 +262,9 @@ def read_json_file(path: Path, known: Sequence[str] | None) -> Source:
     except msgspec.DecodeError as error:
         raise UserError(f"{path} is not a COCO-style file ({why(error)})") from None
     names = [category.name for category in content.categories]
+    for what, listed in (("name", names), ("id", [category.id for category in content.categories])):
+        if (twice := files.duplicate(listed)) is not None:
+            raise UserError(f"{path} has two categories of the {what} {twice!r}")
     columns = Columns(path, names if known is None else known)
     column = {category.id: columns[category.name] for category in content.categories}
     row_of: dict[str, int] = {}

@@ -378,15 +378,42 @@ def test_too_little_memory_is_one_line(capsys, error, says):
 
 @pytest.mark.parametrize(
     "changes, says",
-    [({"MASTER_ADDR": ""}, "MASTER_ADDR"), ({"RANK": "7"}, "do not find each other"), ({"WORLD_SIZE": "0"}, "do not")],
+    [
+        ({"MASTER_ADDR": ""}, "MASTER_ADDR is not"),
+        ({"RANK": "7"}, "RANK 7 is not among WORLD_SIZE 1"),
+        ({"WORLD_SIZE": "0"}, "RANK 0 is not among WORLD_SIZE 0"),
+        ({"LOCAL_RANK": "9" * 30}, "LOCAL_RANK is no number"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999"),
+        ({}, "do not find each other \\(nobody there\\)"),
+    ],
 )
-def test_an_environment_of_torchrun_that_contradicts_itself_is_one_line(monkeypatch, fails, changes, says):
+def test_an_environment_of_torchrun_that_contradicts_itself_is_told_at_once(monkeypatch, changes, says):
     whole = {"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
     for name, value in {**whole, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29417", **changes}.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setattr(errors, "LEAD_SECONDS", 0.0)
-    monkeypatch.setattr(errors, "_end", sys.exit)  # else the whole process ends at once
-    assert says in fails(lambda argv: distributed.initialize(torch.device("cpu")), [])
+
+    def alone(*arguments):
+        raise RuntimeError("nobody there")
+
+    monkeypatch.setattr(torch.distributed, "init_process_group", alone)
+    with pytest.raises(UserError, match=says):
+        errors.check_torchrun()
+        distributed.initialize(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["--batch-size", "--eval-batch-size", "--epochs", "--workers", "--threads"])
+def test_whole_numbers_of_more_than_64_bits_are_told(name):
+    with pytest.raises(SystemExit) as stop:
+        main.settings.parse([name, str(2**63)])
+    assert stop.value.code == 2
+
+
+def test_a_very_long_name_is_shown_by_its_ends(capsys):
+    def long():
+        raise UserError("x" * 10**6 + "; the way out")
+
+    status, err = ends(capsys, long)
+    assert status == 2 and len(err) < 4100 and err.endswith("xxx; the way out\n")
 
 
 def script(code: str, **options) -> subprocess.CompletedProcess:

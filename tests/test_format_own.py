@@ -207,6 +207,7 @@ def test_a_table_that_is_wrong_is_one_line(photos, fails, table, says):
         ({"images": [], "annotations": []}, "lists no images"),
         ({"annotations": 3}, "is not a COCO-style file"),
         ({"images": [{"id": 7, "file_name": ""}]}, "image 7: '' is no name of an image"),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "dog"}]}, "two categories of the name 'dog'"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]}, "first 'cow'"),
     ],
 )

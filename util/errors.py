@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+LONGEST = 4000  # characters of a line
 LEAD_SECONDS = 4.0  # longer than torchrun needs to notice that a process has failed and to end the others
 PEER_IS_GONE = ("closed by peer", "closed by remote peer", "reset by peer", "Broken pipe", "remote process exited")
 GPU_IS_FULL = "the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache disk"
@@ -166,8 +167,10 @@ def _fail(line: str, status: int = 2) -> typing.NoReturn:
         time.sleep(LEAD_SECONDS)
     if ShowTraceback.asked:
         traceback.print_exc()
-    kind = "" if status > 128 else "error: "
-    print(f"{_program()}: {kind}{_flat(line)}", file=sys.stderr)
+    kind, line = "" if status > 128 else "error: ", _flat(line)
+    if len(line) > LONGEST:  # somebody's name of a megabyte; the way out stands at the end
+        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
+    print(f"{_program()}: {kind}{line}", file=sys.stderr)
     _end(status)
 
 
@@ -192,10 +195,21 @@ def torchrun_rank() -> int:
 
 
 def check_torchrun() -> None:
-    """Raises UserError where only a part of what torchrun tells its processes is there."""
-    if started_by_torchrun():
-        wrong = [name for name in TORCHRUN if not os.environ.get(name, "").isdecimal()]
-        if wrong:
-            raise UserError(
-                f"TORCHELASTIC_RUN_ID is set, as by torchrun, but {wrong[0]} is no number; unset it, or use torchrun"
-            )
+    """Raises UserError where what torchrun tells its processes is not all there, or contradicts itself: the processes
+    would wait for each other for minutes."""
+    if not started_by_torchrun():
+        return
+    number, wrong = {}, ""
+    for name in TORCHRUN:
+        text = os.environ.get(name, "")
+        number[name] = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
+    if absent := [name for name in TORCHRUN if number[name] < 0]:
+        wrong = f"{absent[0]} is no number"
+    elif not os.environ.get("MASTER_ADDR"):
+        wrong = "MASTER_ADDR is not"
+    elif number["RANK"] >= number["WORLD_SIZE"] or number["LOCAL_RANK"] >= number["LOCAL_WORLD_SIZE"]:
+        wrong = f"RANK {number['RANK']} is not among WORLD_SIZE {number['WORLD_SIZE']}, or LOCAL_RANK likewise"
+    elif number["MASTER_PORT"] >= 2**16:
+        wrong = f"MASTER_PORT is {number['MASTER_PORT']}"
+    if wrong:
+        raise UserError(f"TORCHELASTIC_RUN_ID is set, as by torchrun, but {wrong}; unset it, or use torchrun")

@@ -44,9 +44,11 @@ class Setting:
                 object.__setattr__(self, name, value)
 
     def check(self, name: str, value: object) -> None:
-        """Raises UserError where the value lies outside the interval."""
+        """Raises UserError where the value lies outside the interval, or is a whole number of more than 64 bits."""
         if self.within and value is not None and not inside(value, self.within):
             raise UserError(f"{flag(name)} must lie in {self.within}, not {value}")
+        if isinstance(value, int) and abs(value) >= 2**63:
+            raise UserError(f"{flag(name)} must be below 2^63, not {value}")
 
 
 def inside(value: float, interval: str) -> bool:
