@@ -1,10 +1,16 @@
-"""Any bytes in any file that a user names: the right result, or one line of a UserError, and no pickled code run."""
+"""Any bytes in any file that a user names: the right result, or one line of a UserError, within seconds and a limit of
+memory, and no pickled code run."""
 
 import io
 import json
+import resource
+import signal
 import tarfile
 import tempfile
+import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -60,6 +66,7 @@ def extract(path: Path) -> None:
     assert {entry.name for entry in path.parent.iterdir()} <= {path.name, "inside"}
 
 
+SECONDS, MEMORY = 5.0, 2**29  # of an example
 RAN: list[str] = []
 
 
@@ -114,6 +121,40 @@ def damaged(draw, whole: list[bytes]) -> bytes:
     return bytes(content[: draw(st.integers(0, len(content)))] if draw(st.booleans()) else content)
 
 
+class TooLong(BaseException):
+    """No Exception, which readers catch."""
+
+
+def too_long(*signal_and_frame: object) -> None:
+    raise TooLong
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """What takes longer than SECONDS, or MEMORY more than was ever taken before, is a failure of the example."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    signal.signal(signal.SIGALRM, too_long)
+    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown * 1024 < MEMORY, f"{grown:,} KiB more"
+
+
+def test_an_example_that_hangs_or_takes_too_much_memory_fails(monkeypatch):
+    monkeypatch.setattr("test_fuzz.SECONDS", 0.05)
+    with pytest.raises(TooLong), limited():
+        time.sleep(5)
+    monkeypatch.setattr("test_fuzz.SECONDS", 5.0)
+    monkeypatch.setattr("test_fuzz.MEMORY", 2**24)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    now = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    with pytest.raises(AssertionError, match="KiB more"), limited():
+        np.ones(peak - now + 2 * 2**24, np.uint8)
+
+
 def holds(reader: str, data: st.DataObject) -> None:
     name, whole, read = READERS[reader]
     with tempfile.TemporaryDirectory() as folder:
@@ -121,7 +162,8 @@ def holds(reader: str, data: st.DataObject) -> None:
         path.write_bytes(data.draw(damaged(whole)))
         line = str(path)
         try:
-            read(path)
+            with limited():
+                read(path)
         except UserError as error:
             line = str(error)
         assert str(path) in line and not RAN
