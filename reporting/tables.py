@@ -5,7 +5,7 @@ import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import stats
@@ -252,6 +252,8 @@ def flat(rows: list[Row], columns: list[str]) -> Table:
             raise UserError(f"--columns {name}: there is no such column; there are {known}")
 
     def value(row: Row, name: str) -> str:
+        if name == "method":  # with what sets it apart, except by settings that have columns
+            return replace(row, apart={name: value for name, value in row.apart.items() if name not in columns}).line
         if name in COLUMNS:
             return COLUMNS[name](row)
         return row.shown[name] if name in row.shown else _or_dash(row.figures.get(name), ".4g")
