@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
     if not rows:
         what = " that meets --where" if runs.finished else ""
-        raise UserError(f"no finished run{what} with a test score in {', '.join(map(str, options.results))}")
+        raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
@@ -75,7 +75,7 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
     if options.latex:
         table = tables.flat(rows, options.columns) if options.columns else tables.pivot(rows, _brief)
         print(tables.latex(table, frozenset() if options.columns else tables.best_cells(rows, table)))
-        print(f"% {about}; n: {', '.join(sorted({str(len(row.test)) for row in rows}))}")
+        print(f"% {about}; n: {', '.join(sorted({str(len(row.seeds)) for row in rows}))}")
         if found:
             print(tables.latex(tables.differences_table(found)))
     else:

@@ -135,7 +135,7 @@ def _table(
             (row.loss, row.loss),
             (row.dataset, row.dataset),
             *((value, tables.natural(value)[0] if tables.is_number(value) else value) for value in settings),
-            (str(len(row.test)), len(row.test)),
+            (str(len(row.seeds)), len(row.seeds)),
             (" ".join(map(str, row.seeds)), " ".join(map(str, row.seeds))),
             _figure(mean(row.val.values())),
             _figure(test),

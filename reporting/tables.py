@@ -28,7 +28,7 @@ class Row:
     """The runs of one setting.
 
     shown      the setting as text, without the seed
-    test, val  {seed: mAP in percent}; val is empty where a run does not state it
+    test, val  {seed: mAP in percent}; empty where a run does not state it
     chosen_by  what chose the epoch
     figures    means over the seeds of the other numbers of test.json
     apart      {setting: value} by which it differs from others of its method and data set
@@ -38,6 +38,7 @@ class Row:
     shown: dict[str, str]
     test: dict[int, float]
     val: dict[int, float]
+    seeds: list[int]
     chosen_by: str
     figures: dict[str, float]
     apart: dict[str, str]
@@ -64,10 +65,6 @@ class Row:
     def trained(self) -> bool:
         """Whether its runs train something. A teacher alone has no seed: its one result goes with every seed."""
         return self.loss not in LOSSES or LOSSES[self.loss].loss is not None
-
-    @property
-    def seeds(self) -> list[int]:
-        return sorted(self.test)
 
     @property
     def published(self) -> float | None:
@@ -101,12 +98,14 @@ def group(runs: list[Run]) -> list[Row]:
     for members in by_setting.values():
         first, results = members[0], {run.seed: run.result for run in members}
         names = set.intersection(*(set(run.figures) for run in members))
+        test = {seed: result.test_mAP for seed, result in results.items() if result.test_mAP is not None}
         val = {seed: result.val_mAP for seed, result in results.items() if result.val_mAP is not None}
         row = Row(
             setting=first.setting,
             shown={name: value for name, value in first.shown.items() if name != "seed"},
-            test={seed: result.test_mAP for seed, result in results.items()},
+            test=test if len(test) == len(results) else {},
             val=val if len(val) == len(results) else {},
+            seeds=sorted(results),
             chosen_by=first.result.chosen_by,
             figures={name: mean(run.figures[name] for run in members) for name in sorted(names)},
             apart={},
@@ -182,13 +181,15 @@ def _matches(shown: str, values: list[str]) -> bool:
 
 
 def spread(values: dict[int, float]) -> str:
-    """Mean ± standard deviation."""
+    """Mean ± standard deviation; a dash where there are none."""
+    if not values:
+        return "-"
     return f"{mean(values.values()):.2f}" + (f" ± {deviation(values.values()):.2f}" if len(values) > 1 else "")
 
 
 def cell(row: Row) -> str:
     """Test mAP with n, validation mAP, the published number and the difference from it."""
-    parts = [f"n {len(row.test)}"] + ([f"val {mean(row.val.values()):.2f}"] if row.val else [])
+    parts = [f"n {len(row.seeds)}"] + ([f"val {mean(row.val.values()):.2f}"] if row.val else [])
     if row.published is not None:
         parts.append(f"published {row.published:.2f}, {mean(row.test.values()) - row.published:+.2f}")
     return f"{spread(row.test)} ({'; '.join(parts)})"
@@ -201,8 +202,8 @@ def _or_dash(value: float | None, form: str = ".2f") -> str:
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.line,
     "test": lambda row: spread(row.test),
-    "val": lambda row: spread(row.val) if row.val else "-",
-    "n": lambda row: str(len(row.test)),
+    "val": lambda row: spread(row.val),
+    "n": lambda row: str(len(row.seeds)),
     "seeds": lambda row: " ".join(map(str, row.seeds)),
     "published": lambda row: _or_dash(row.published),
     "difference": lambda row: _or_dash(row.published and mean(row.test.values()) - row.published, "+.2f"),
@@ -299,7 +300,7 @@ def _latex_line(cells: list[str], bold: Iterable[int] = ()) -> str:
 def best_cells(rows: list[Row], table: Table) -> frozenset[tuple[str, int]]:
     """Of a pivot's data sets, the line with the highest mean test mAP that is no oracle."""
     best = {}
-    for row in (row for row in rows if not row.oracle):
+    for row in (row for row in rows if row.test and not row.oracle):
         if row.dataset not in best or mean(row.test.values()) > mean(best[row.dataset].test.values()):
             best[row.dataset] = row
     return frozenset((row.line, table.header.index(dataset)) for dataset, row in best.items())
@@ -315,9 +316,9 @@ def to_csv(rows: list[Row]) -> str:
     for row in rows:
         values = row.test.values()
         writer.writerow(
-            {"mean": mean(values), "deviation": deviation(values), "n": len(values), "chosen_by": row.chosen_by}
+            {"mean": mean(values), "deviation": deviation(values), "n": len(row.seeds), "chosen_by": row.chosen_by}
             | {"seeds": " ".join(map(str, row.seeds))}
-            | {"test_mAPs": " ".join(str(row.test[seed]) for seed in row.seeds)}
+            | {"test_mAPs": " ".join(str(row.test[seed]) for seed in row.seeds if row.test)}
             | {"val_mAPs": " ".join(str(row.val[seed]) for seed in row.seeds if row.val)}
             | row.setting
         )
@@ -333,8 +334,8 @@ def from_csv(text: str) -> list[Row]:
             test, val = ([float(value) for value in line[name].split()] for name in ("test_mAPs", "val_mAPs"))
             names = list(line)[list(line).index("chosen_by") + 1 :]
             setting = {name: line[name] for name in names if line[name] != ""}
-            paired = dict(zip(seeds, test, strict=True)), dict(zip(seeds, val, strict=True)) if val else {}
-            rows.append(Row(setting, setting, *paired, line["chosen_by"], {}, {}))
+            scores = [dict(zip(seeds, values, strict=True)) if values else {} for values in (test, val)]
+            rows.append(Row(setting, setting, *scores, seeds, line["chosen_by"], {}, {}))
             if not {"dataset", "loss"} <= setting.keys():
                 raise ValueError
     except (KeyError, ValueError, AttributeError):
@@ -359,8 +360,9 @@ class Paired:
 
 
 def paired(row: Row, baseline: Row) -> Paired | None:
-    """None where fewer than two seeds are common to both that train. The interval is Student's t."""
-    trained = [set(one.seeds) for one in (row, baseline) if one.trained]
+    """None where fewer than two seeds are common to both that train, or one has no test score. The interval is
+    Student's t."""
+    trained = [set(one.test) for one in (row, baseline) if one.trained or not one.test]
     seeds = sorted(set.intersection(*trained)) if trained else []
     if len(seeds) < 2:
         return None

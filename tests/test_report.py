@@ -223,10 +223,18 @@ def test_a_run_of_another_version_is_listed(tmp_path, capsys, text):
     assert "coco_an_1_1 (damaged, config.json" in lines(capsys, tmp_path)[-1]
 
 
-def test_a_run_without_a_test_score_is_listed(tmp_path, capsys):
-    write_run(tmp_path, "coco", "an", 0, 60.0)
-    (write_run(tmp_path, "mine", "an", 1, 0.0) / "test.json").write_text('{"chosen_by": "the last epoch"}')
-    assert lines(capsys, tmp_path)[-1] == "not in the table: mine_an_1_1 (no test score)"
+def test_runs_without_test_images_are_compared_by_validation(tmp_path, capsys):
+    observed = "validation mAP on observed labels"
+    for loss, val in (("an", 41.0), ("EM_PL", 47.0)):
+        for seed in (0, 1):
+            result = {"chosen_by": observed, "val_mAP": val + seed}
+            (write_run(tmp_path, "mine", loss, seed, 0.0) / "test.json").write_text(json.dumps(result))
+    out = lines(capsys, tmp_path, "--html", tmp_path / "page.html")
+    assert "| EM_PL | - (n 2; val 47.50) |" in out and any(line.endswith(observed) for line in out)
+    assert "47.50" in (tmp_path / "page.html").read_text()
+    assert tables.from_csv((tmp_path / "summary.csv").read_text())[0].seeds == [0, 1]
+    (write_run(tmp_path, "mine", "an", 8, 0.0) / "test.json").write_text('{"chosen_by": "the last epoch"}')
+    assert "| an | - (n 3) |" in lines(capsys, tmp_path)
 
 
 def test_two_folders_of_one_identity_count_once(tmp_path, capsys):
@@ -244,7 +252,7 @@ def test_a_name_with_pipes_and_tags_stays_in_its_cell(tmp_path, capsys):
 
 def test_where_there_is_nothing_to_show_the_exit_status_says_so(tmp_path, fails):
     assert "no folder" in fails(report.main, [str(tmp_path / "none")])
-    assert "no finished run with a test score in" in fails(report.main, [str(tmp_path)])
+    assert "no finished run in" in fails(report.main, [str(tmp_path)])
 
 
 def test_a_device_is_written_through_and_not_replaced(tmp_path, capsys):
