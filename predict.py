@@ -7,6 +7,7 @@ A file that is not a photograph is skipped and listed; then the exit status is 1
 """
 
 import csv
+import io
 import json
 import os
 import sys
@@ -22,7 +23,7 @@ import metrics
 import models
 from util.devices import pick_device
 from util.errors import OneLineParser, UserError, run_script
-from util.files import atomic
+from util.files import write_text
 
 
 def main(argv: list[str] | None = None) -> np.ndarray:
@@ -147,11 +148,12 @@ def shown(probs: np.ndarray, present: list[str], classes: list[str], top: int) -
 
 
 def write_csv(path: Path, names: list[str], labels: list[list[str]], probs: np.ndarray, classes: list[str]) -> None:
-    with atomic(path) as temporary, open(temporary, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "labels", *classes])
-        for name, present, row in zip(names, labels, probs.tolist(), strict=True):
-            writer.writerow([name, "|".join(present), *(f"{value:.6f}" for value in row)])
+    file = io.StringIO(newline="")
+    writer = csv.writer(file)
+    writer.writerow(["image", "labels", *classes])
+    for name, present, row in zip(names, labels, probs.tolist(), strict=True):
+        writer.writerow([name, "|".join(present), *(f"{value:.6f}" for value in row)])
+    write_text(path, file.getvalue())
 
 
 def write_lines(path: Path, names: list[str], labels: list[list[str]], probs: np.ndarray, classes: list[str]) -> None:
@@ -160,8 +162,7 @@ def write_lines(path: Path, names: list[str], labels: list[list[str]], probs: np
         json.dumps({"image": name, "labels": present, "probabilities": dict(zip(classes, row, strict=True))})
         for name, present, row in zip(names, labels, probs.tolist(), strict=True)
     ]
-    with atomic(path) as temporary:
-        temporary.write_text("[\n" + ",\n".join(lines) + "\n]\n")
+    write_text(path, "[\n" + ",\n".join(lines) + "\n]\n")
 
 
 if __name__ == "__main__":

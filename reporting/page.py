@@ -104,7 +104,8 @@ def make(runs: Runs, chosen: list[Run], rows: list[Row], baseline: dict[str, Row
 
 
 def _data_uri(text: str, kind: str) -> Markup:
-    return Markup(f"data:{kind};base64,{base64.b64encode(text.encode()).decode()}")
+    content = base64.b64encode(text.encode(errors="backslashreplace")).decode()
+    return Markup(f"data:{kind};base64,{content}")
 
 
 def _histories(runs: list[Run]) -> tuple[dict[Path, list[Epoch]], list[str]]:

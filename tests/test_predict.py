@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,13 @@ def test_a_folder_becomes_a_table(run, tmp_path, capsys):
     assert list(read[0]["probabilities"]) == model.classes
     out = capsys.readouterr().out.splitlines()
     assert len(out) == 3 and all(sum(name in line.split("png")[1] for name in model.classes) == 2 for line in out)
+
+
+def test_a_file_name_of_another_encoding_is_escaped(run, tmp_path):
+    photo, table = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "out.csv"
+    shutil.copy(datasets.load(data_of(run)).test.paths()[0], photo)
+    predict.main([str(run), str(photo), "-g", "cpu", "--csv", str(table)])
+    assert table.read_bytes().splitlines()[1].split(b",")[0].endswith(rb"caf\udce9.png")
 
 
 def test_one_threshold_for_all_may_be_asked_for(run, tmp_path):

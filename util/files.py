@@ -86,16 +86,17 @@ def writable_folder(folder: Path, otherwise: str) -> Path:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Whole or not at all where it is a regular file, whoever else writes it; a device or a pipe is written through."""
-    path = Path(path)
+    """Whole or not at all where it is a regular file, whoever else writes it; a device or a pipe is written through.
+    What UTF-8 cannot encode, as a file name in another encoding, is escaped."""
+    path, content = Path(path), text.encode(errors="backslashreplace")
     if path.is_dir():
         raise UserError(f"{path} is a folder, expected the name of a file")
     if path.is_symlink() or (path.exists() and not path.is_file()):
         with _writing(path):
-            path.write_text(text, encoding="utf-8")
+            path.write_bytes(content)
         return
     with locked(path), atomic(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_bytes(content)
 
 
 def write_json(path: str | Path, value: object) -> None:
