@@ -144,6 +144,9 @@ def name_apart(rows: list[Row]) -> None:
     for members in cells.values():
         names = sorted({name for row in members for name in row.setting})
         differing = [name for name in names if len({str(row.setting.get(name)) for row in members}) > 1]
+        shared = [name for name in differing if all(name in row.setting for row in members)]
+        if len({tuple(str(row.setting[name]) for name in shared) for row in members}) == len(members):
+            differing = shared  # they suffice: what only some read, as --lr beside --linear-lr, follows from them
         for row in members:
             row.apart = {name: row.shown.get(name, "-") for name in differing}
         for name in differing:  # two files of one name, or two numbers that round to one

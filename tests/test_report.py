@@ -101,6 +101,15 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_and_the_differe
     assert not any("warning" in line for line in lines(capsys, tmp_path, "--where", "threshold=0.30"))
 
 
+def test_settings_that_only_some_runs_read_are_named_where_the_others_do_not_suffice(tmp_path, capsys):
+    write_run(tmp_path, "coco", "an", 0, 70.0, mode="end_to_end", epochs=7)
+    write_run(tmp_path, "coco", "an", 0, 71.0, mode="linear", linear_epochs=25)
+    out = lines(capsys, tmp_path)
+    assert [line.split(" |")[0] for line in out[3:5]] == ["| an (mode end_to_end)", "| an (mode linear)"]
+    write_run(tmp_path, "coco", "an", 0, 72.0, mode="linear", linear_epochs=50)
+    assert any("mode linear" in line and "linear_epochs 50" in line for line in lines(capsys, tmp_path))
+
+
 def test_validation_on_other_labels_chooses_between_no_settings(tmp_path, capsys):
     for labels, val in (("clean", 88.0), ("observed", 60.0)):
         path = write_run(tmp_path, "coco", "EM_PL", 0, 70.0, val=val, val_labels=labels) / "test.json"
