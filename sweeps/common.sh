@@ -74,7 +74,7 @@ run_all() { # its lines come from a redirection, not a pipe: a pipe would put it
         return
     fi
     command -v "$PYTHON" >/dev/null || { echo "PYTHON=$PYTHON: no such program" >&2 && exit 2; }
-    mkdir -p "$LOGS" && LISTS=$(mktemp -d "$LOGS/.sweep_XXXXXX") || exit 2
+    mkdir -p "$LOGS" && LISTS=$(mktemp -d -p "$LOGS") || exit 2
     export LISTS # of what this sweep has started, finished and failed; others may share the LOGS
     trap clean_up EXIT
     local lines folders page

@@ -31,9 +31,9 @@ def header(text: str, content: bytes = b"", version: bytes = b"\x01\x00") -> byt
     return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text.encode() + content
 
 
-def npy(array: np.ndarray, **options) -> bytes:
+def npy(array: np.ndarray) -> bytes:
     buffer = io.BytesIO()
-    np.save(buffer, array, **options)
+    np.save(buffer, array)
     return buffer.getvalue()
 
 
@@ -53,7 +53,7 @@ HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}"
         (header("__import__('os')"), "not a plain NumPy array"),
         (header("(" * 5000), "not a plain NumPy array"),
         (header(HUGE, version=b"\x09\x00"), "its format is"),
-        (npy(np.array([None, {}], dtype=object), allow_pickle=True), "pickled objects, which are never read"),
+        (header("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}"), "pickled objects, which are never read"),
         (npy(np.zeros(3, dtype=np.longdouble)), "it holds float128"),
         (npy(np.zeros(3, dtype=complex)), "it holds complex128"),
         (npy(np.zeros(3, dtype="M8[s]")), "it holds datetime64"),
