@@ -99,9 +99,10 @@ def check_finite(value: object) -> None:
 
 
 def check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones: rounded ones."""
+    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones, or the other way round:
+    PyTorch would round them."""
     for name, tensor in state.items():
-        if name in own and own[name].is_floating_point() and not tensor.is_floating_point():
+        if name in own and tensor.is_floating_point() != own[name].is_floating_point():
             raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
 
 
