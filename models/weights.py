@@ -99,10 +99,12 @@ def check_finite(value: object) -> None:
 
 
 def check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones, or the other way round:
-    PyTorch would round them."""
+    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones, or fractions in the
+    place of whole numbers, which PyTorch would round. Counters kept in half precision are neither."""
     for name, tensor in state.items():
-        if name in own and tensor.is_floating_point() != own[name].is_floating_point():
+        if name not in own or tensor.is_floating_point() == own[name].is_floating_point():
+            continue
+        if not (tensor.is_floating_point() and torch.equal(tensor, tensor.round())):
             raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
 
 
