@@ -69,12 +69,12 @@ def main(argv: list[str] | None = None) -> None:
     expected = known or 1.0
 
     # Counts, for every way of scoring
-    threshold = rule.threshold(config.settings)
-    ways = [("none", temperature) for temperature in options.temperatures] if "temperature" in config.settings else []
-    asked = (supervision.calibration_of(config), config.settings.get("temperature"))
+    threshold = rule.threshold(config.hparams)
+    ways = [("none", temperature) for temperature in options.temperatures] if "temperature" in config.hparams else []
+    asked = (supervision.calibration_of(config), config.hparams.get("temperature"))
     counts = {}
     for calibration, temperature in sorted({*ways, ("none", asked[1]), asked}, key=lambda way: (way[0] != "none", way)):
-        values = config.settings | {"temperature": temperature}
+        values = config.hparams | {"temperature": temperature}
         how = dict(calibration=calibration, pool=config.teacher_pool)
         _, scores, notes = pseudo_labels.make(rule, values, views, train.observed, **how)
         print(*notes, sep="\n", end="\n" if notes else "")

@@ -98,7 +98,7 @@ class Config:
     resume: bool = option(RUN, False, "continue an unfinished run of the same identity, if there is one")
     overwrite: bool = option(RUN, False, "start over, deleting what a run of the same identity left")
     # fmt: on
-    settings: dict[str, object] = field(default_factory=dict)  # of the method and its rule, by name
+    hparams: dict[str, object] = field(default_factory=dict)  # of the method and its rule, by name
 
     @property
     def folder(self) -> Path:
@@ -140,11 +140,11 @@ def parse(argv: list[str] | None = None) -> Config:
         check(config)
     except UserError as error:
         parser.error(str(error))
-    reasons = unread(config)
+    reasons = ignored_settings(config)
     if given.get("model") == "teacher":  # which names the backbone too
         reasons = {name: reason for name, reason in reasons.items() if name not in ("teacher", "teacher_weights")}
     for name in given:
-        if name not in COMMON and name not in config.settings:
+        if name not in COMMON and name not in config.hparams:
             reasons[name] = f"the method {config.loss} does not read it"
         if name in reasons and given[name] is not False and torchrun_rank() == 0:
             print(f"note: {flag(name)} is ignored: {reasons[name]}", file=sys.stderr)
@@ -167,7 +167,7 @@ def resolve(given: dict[str, object]) -> Config:
         for name, setting in method.all_settings().items()
     }
     common["prompt"] = tuple(common.get("prompt", Config.prompt))
-    config = Config(**common | {"model": model}, settings=settings)
+    config = Config(**common | {"model": model}, hparams=settings)
     if model == "teacher":
         config = with_the_teachers_tower(config, "image_size" in common)
     return linear_phase(config) if config.mode == "linear" else config
@@ -187,7 +187,7 @@ def linear_phase(config: Config) -> Config:
     return replace(config, mode="linear", head_rate=1.0, crop=1.0, randaugment=0, **how)
 
 
-def unread(config: Config) -> dict[str, str]:
+def ignored_settings(config: Config) -> dict[str, str]:
     """The settings that cannot change this run's numbers, each with the reason."""
     reasons = {}
     if config.method.pseudo_labels is None:
@@ -225,17 +225,17 @@ def unread(config: Config) -> dict[str, str]:
     if config.weights:
         reasons["pretrained"] = "--weights replaces the published weights"
     for name, setting in config.method.all_settings().items():
-        if setting.needs and not config.settings[setting.needs]:
+        if setting.needs and not config.hparams[setting.needs]:
             reasons[name] = f"without {flag(setting.needs)} it has no effect"
     return reasons
 
 
-def read_settings(config: Config) -> dict[str, object]:
+def effective_settings(config: Config) -> dict[str, object]:
     """The settings that change a run's numbers, by more than rounding."""
-    ignored = unread(config)
+    ignored = ignored_settings(config)
     common = {name: getattr(config, name) for name, about in COMMON.items() if about["group"] != RUN}
     common["dataset"] = config.dataset_name
-    return {name: value for name, value in (common | config.settings).items() if name not in ignored}
+    return {name: value for name, value in (common | config.hparams).items() if name not in ignored}
 
 
 def check(config: Config) -> None:
@@ -248,7 +248,7 @@ def check(config: Config) -> None:
         raise UserError(f"--mode {config.mode} trains a linear head alone; leave out --head {config.head}")
     models.check_head(config.model, config.head, config.image_size)
     for name, setting in config.method.all_settings().items():
-        setting.check(name, config.settings[name])
+        setting.check(name, config.hparams[name])
     if config.method.check:
         for phase in (config, linear_phase(config))[: 1 + (config.mode == "linear_init")]:
             losses.with_settings(config.method.check, facts(phase))()
@@ -279,7 +279,7 @@ def check_views(config: Config) -> None:
 
 def facts(config: Config) -> dict[str, object]:
     """The method's settings, and what a loss may ask about the run (losses.FACTS)."""
-    return config.settings | {name: getattr(config, name) for name in losses.FACTS}
+    return config.hparams | {name: getattr(config, name) for name in losses.FACTS}
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -369,8 +369,10 @@ FIRST = ("dataset", "loss", "model", "seed")  # what a run is called by
 def show(config: Config) -> str:
     """The settings in at most three lines: what is trained, what differs from this method's defaults, and the rest."""
     names = ("dataset", "data_root", "loss", "model")
-    usual = read_settings(resolve({name: getattr(config, name) for name in (*names, "mode")})) | {"mode": Config.mode}
-    read = read_settings(config)
+    usual = effective_settings(resolve({name: getattr(config, name) for name in (*names, "mode")})) | {
+        "mode": Config.mode
+    }
+    read = effective_settings(config)
     values = {name: value for name, value in read.items() if name not in FIRST}
     changed = {name: value for name, value in values.items() if usual.get(name, value) not in (value, "auto")}
     rest = {name: value for name, value in values.items() if name not in changed and value is not None}

@@ -22,7 +22,7 @@ from models import Backbone
 from models.linear import Features
 from util import distributed
 from util.devices import autocast, generator, random_state, seed_other_processes, set_random_state
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 from util.signals import Stop
 
 WARM_UP = 3  # steps before the capture: cuDNN picks its algorithms, the optimizer makes its state
@@ -211,7 +211,7 @@ class TrainingStep:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # of the compiler, or that there is none
-            raise UserError(f"--compile does not work here ({why(error)}); leave it out") from None
+            raise UserError(f"--compile does not work here ({describe_error(error)}); leave it out") from None
         print(f"the network is compiled, in {time.monotonic() - began:.0f} s")
         return loss
 
@@ -293,7 +293,7 @@ class TrainingStep:
             torch.cuda.set_stream(current)  # leaving a capture that failed does not
             cause = error.__context__ or error  # leaving it fails too, and says less
             out = isinstance(cause, torch.OutOfMemoryError)
-            self._stay_eager("the GPU is out of memory for it" if out else why(cause))
+            self._stay_eager("the GPU is out of memory for it" if out else describe_error(cause))
         finally:
             self._capturable(False)
 

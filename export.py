@@ -38,7 +38,7 @@ class FromPixels(nn.Module):
         return torch.sigmoid(self.backbone(self.backbone.to_input(pixels.permute(0, 3, 1, 2))))
 
 
-def write_onnx(model: models.Saved, path: Path) -> float:
+def write_onnx(model: models.Predictor, path: Path) -> float:
     """Export, check against PyTorch with onnxruntime, and only then write; the largest difference of a probability.
 
     Raises UserError where a library is missing, the backbone cannot be exported, or its output differs.
@@ -83,7 +83,7 @@ def write_onnx(model: models.Saved, path: Path) -> float:
     return difference
 
 
-def write_hub(model: models.Saved, run: Path, folder: Path, license: str) -> str | None:
+def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) -> str | None:
     """Weights, model.json, a model card, and where the backbone is one of timm's its config.json; timm's name of it."""
     if not (run / "model.json").exists():
         raise UserError(f"{run} is of an earlier version, without model.json; train it again with --overwrite")
@@ -98,7 +98,7 @@ def write_hub(model: models.Saved, run: Path, folder: Path, license: str) -> str
     return architecture
 
 
-def timm_name(model: models.Saved) -> str | None:
+def timm_name(model: models.Predictor) -> str | None:
     """timm's name of the model's network; None where timm cannot build it."""
     if model.about.get("head", "linear") != "linear":
         return None
@@ -107,7 +107,7 @@ def timm_name(model: models.Saved) -> str | None:
     return "resnet50" if model.about["model"] == "resnet50" else None  # torchvision's has timm's names
 
 
-def write_timm_config(model: models.Saved, architecture: str, path: Path) -> None:
+def write_timm_config(model: models.Predictor, architecture: str, path: Path) -> None:
     """config.json, by which `timm.create_model("local-dir:DIR", pretrained=True)` builds the network."""
     import timm
     from timm.models._hub import save_config_for_hf
@@ -161,7 +161,7 @@ network = timm.create_model("local-dir:DIR", pretrained=True)  # normalised pixe
 """
 
 
-def card(model: models.Saved, architecture: str | None, license: str) -> str:
+def card(model: models.Predictor, architecture: str | None, license: str) -> str:
     """The model card: how it is used, what it was trained on and how, and what it reached."""
     about, result = model.about, model.about.get("result", {})
     images = [

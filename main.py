@@ -27,7 +27,7 @@ import models
 import run_folder
 import supervision
 from config import Config
-from datasets.images import Augmentation, Images, cache_file, open_images, where_kept
+from datasets.images import Augmentation, Images, cache_file, choose_cache, open_images
 from models import clip, linear
 from util import devices, distributed
 from util.files import writable_folder
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> dict:
     devices.set_threads(config.threads)
     precision = devices.pick_precision(config.precision, device)
     phases = [replace(phase, precision=precision) for phase in phases]
-    if len(phases) > 1 and run_folder.finished(phases[-1]):
+    if len(phases) > 1 and run_folder.load_result(phases[-1]):
         phases = phases[-1:]
-    elif len(phases) > 1 and config.overwrite and not run_folder.finished(phases[0]):
+    elif len(phases) > 1 and config.overwrite and not run_folder.load_result(phases[0]):
         phases[0] = replace(phases[0], resume=False, overwrite=True)  # what is there may be broken
     with Stop() as stop:
         for phase in phases:
@@ -87,11 +87,11 @@ def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool 
     try:
         splits = datasets.load(config.folder, cache=cache, **how)
     except UserError as error:  # the images are gone, say, which a finished run needs no more
-        if not (result := run_folder.finished(config)):
+        if not (result := run_folder.load_result(config)):
             raise
         print(f"note: the images are not compared with those that the run read ({error})")
     else:
-        result = run_folder.finished(config, splits)
+        result = run_folder.load_result(config, splits)
     if result:
         score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
         print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
@@ -104,14 +104,14 @@ def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool 
     selection = supervision.select(config, splits)
 
     # Pseudo-labels, once per image, before training; a method without a loss is the teacher alone
-    ask = partial(supervision.ask_teacher, config, splits.classes, cache=cache, device=device, workers=workers)
+    ask = partial(supervision.make_pseudo_labels, config, splits.classes, cache=cache, device=device, workers=workers)
     if config.method.loss is None:
         return score_by_teacher(config, splits, selection, ask, device)
     pseudo, about_pseudo = supervision.pseudo_labels_of(config, splits, ask)
 
     # Images
     read = {name: split for name, split in splits.named().items() if split is not splits.test or splits.scored()}
-    where = where_kept(config.cache, list(read.values()), config.image_size, cache, device)
+    where = choose_cache(config.cache, list(read.values()), config.image_size, cache, device)
     images = {}
     for name, split in read.items():
         images[name] = open_images(split, config.image_size, where, cache, device, workers)
@@ -218,7 +218,7 @@ def finish(
     model, history  the chosen epoch's weights, and all epochs; None: nothing was trained
     quality         of the pseudo-labels
     """
-    names, read = splits.classes.names, settings.read_settings(config)
+    names, read = splits.classes.names, settings.effective_settings(config)
     test, scores, predictions, per_class = splits.scored(), {}, None, None
     if test is not None:
         scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true, thresholds[0]).items()}

@@ -123,7 +123,7 @@ def photographs(arguments: Iterable[str]) -> Iterator[Path]:
             raise UserError(f"{argument} not found; name photographs, or folders of them")
 
 
-def labelled(name: str, data_root: str, image_root: str | None, model: models.Saved) -> datasets.MultiLabelDataset:
+def labelled(name: str, data_root: str, image_root: str | None, model: models.Predictor) -> datasets.MultiLabelDataset:
     """The test images of a data set. Raises UserError where full labels are unknown, or are those of other classes."""
     folder = Path(name) if len(Path(name).parts) > 1 else Path(data_root) / name
     datasets.check_name(folder)

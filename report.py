@@ -14,7 +14,7 @@ from pathlib import Path
 
 from reporting import page, tables
 from reporting.runs import Run, Runs, read_history, read_runs, seconds_since_written
-from util.errors import OneLineParser, UserError, run_script, why
+from util.errors import OneLineParser, UserError, describe_error, run_script
 from util.files import write_text
 
 WATCH_SECONDS = 10.0
@@ -98,7 +98,9 @@ def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
         try:
             write_text(options.results[0] / "summary.csv", tables.to_csv(rows))
         except (OSError, UserError) as error:  # somebody else's results, which may only be read
-            print(f"note: summary.csv is not written ({why(error)}); --csv names another file", file=sys.stderr)
+            print(
+                f"note: summary.csv is not written ({describe_error(error)}); --csv names another file", file=sys.stderr
+            )
 
 
 def watch(options: argparse.Namespace) -> None:

@@ -42,7 +42,7 @@ from models import Backbone, saved
 from models.clip import tower_digest
 from models.weights import check_finite, check_kinds
 from util import devices, distributed
-from util.errors import UserError, quiet, why
+from util.errors import UserError, describe_error, quiet
 from util.files import (
     atomic,
     digest,
@@ -61,7 +61,7 @@ RESTART = "start the run over with --overwrite"
 
 def identity(config: Config) -> dict:
     """What makes two runs the same run: the settings that they read, with the content of every file that they name."""
-    result = settings.read_settings(config)
+    result = settings.effective_settings(config)
     for name in ("weights", "text_features", "similarity", "teacher", "teacher_weights"):
         if result.get(name) and (path := local_file(result[name])):
             result[name] = file_digest(path)
@@ -178,7 +178,7 @@ class Run:
         if self.checkpoint is None:
             print(f"run: {self.folder}")
             return
-        with fitting(self.folder / "last.pt"):
+        with checkpoint_errors(self.folder / "last.pt"):
             plain = {name: self.checkpoint[name] for name in Progress.__struct_fields__}
             msgspec.convert(plain, Progress).check(self.key, training.epochs, training.num_steps)
             check_finite(self.checkpoint)
@@ -301,7 +301,7 @@ def draw_figure(path: Path, draw: Callable, *arguments: object) -> None:
         with atomic(path) as temporary:
             draw(temporary, *arguments)
     except Exception as error:  # of the library, its backend or its fonts: no reason to lose a run
-        print(f"{path.name} is not drawn ({why(error)}); everything else is written")
+        print(f"{path.name} is not drawn ({describe_error(error)}); everything else is written")
 
 
 def load_best(
@@ -312,7 +312,7 @@ def load_best(
     expected  the run's key and its best epoch; None: any run's
     """
     if distributed.is_main():
-        with fitting(folder / "best.pt"):
+        with checkpoint_errors(folder / "best.pt"):
             best = read_tensors(folder / "best.pt", file)
             if expected is not None and expected != (best["run"], best["epoch"]):
                 raise ValueError("it is another run's, or of another epoch")
@@ -346,7 +346,7 @@ def write_tensors(path: Path, state: dict) -> None:
         try:
             torch.save(state, file)
         except RuntimeError as error:  # how PyTorch reports a write that failed
-            raise OSError(f"{why(error)}; is the disk full?") from None
+            raise OSError(f"{describe_error(error)}; is the disk full?") from None
 
 
 def read_tensors(path: Path, file: BinaryIO | None = None) -> dict:
@@ -362,11 +362,11 @@ def read_tensors(path: Path, file: BinaryIO | None = None) -> dict:
             raise TypeError(f"it holds a {type(state).__name__}")
         return state
     except Exception as error:  # zip, pickle and PyTorch each raise their own
-        raise UserError(f"{path} is damaged ({why(error)}); {RESTART}") from None
+        raise UserError(f"{path} is damaged ({describe_error(error)}); {RESTART}") from None
 
 
 @contextmanager
-def fitting(path: Path) -> Iterator[None]:
+def checkpoint_errors(path: Path) -> Iterator[None]:
     """Turn what goes wrong inside, while a checkpoint is put to use, into a UserError that names it."""
     try:
         with quiet():
@@ -374,10 +374,10 @@ def fitting(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:  # msgspec, PyTorch and Python each raise their own
-        raise UserError(f"{path} does not fit this run ({why(error)}); {RESTART}") from None
+        raise UserError(f"{path} does not fit this run ({describe_error(error)}); {RESTART}") from None
 
 
-def finished(config: Config, splits: Splits | None = None) -> dict | None:
+def load_result(config: Config, splits: Splits | None = None) -> dict | None:
     """The result of the run of this identity, if it is finished and not to be overwritten.
 
     splits: the data set as it is now; None: the images are not compared.

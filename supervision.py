@@ -48,7 +48,7 @@ def calibration_of(config: Config) -> str:
     return config.calibrate if config.method.loss else "none"
 
 
-def ask_teacher(
+def make_pseudo_labels(
     config: Config, classes: datasets.Classes, split: datasets.MultiLabelDataset, **where: object
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """By the rule of the method, from the similarities of a split's images: pseudo-labels (N, L), the scores (N, L)
@@ -58,7 +58,7 @@ def ask_teacher(
     """
     views = views_of(config, classes, split, **where)
     rule, options = config.method.pseudo_labels, dict(calibration=calibration_of(config), pool=config.teacher_pool)
-    pseudo, scores, notes = pseudo_labels.make(rule, config.settings, views, split.observed, **options)
+    pseudo, scores, notes = pseudo_labels.make(rule, config.hparams, views, split.observed, **options)
     return pseudo, scores, notes + pseudo_labels.warnings(pseudo, views)
 
 
@@ -70,7 +70,7 @@ def pseudo_labels_of(
     """(N, L) pseudo-labels of the training images, by the method's rule; and what pseudo_labels.json keeps: how good
     they are, also at other thresholds. None and None for a method without a teacher.
 
-    ask  gives pseudo-labels, scores and notes of a split, as ask_teacher
+    ask  gives pseudo-labels, scores and notes of a split, as make_pseudo_labels
     """
     if config.method.pseudo_labels is None:
         return None, None
@@ -80,9 +80,9 @@ def pseudo_labels_of(
     if train.true is None:
         notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
     print("\n".join([pseudo_labels.table(quality), *notes]))
-    threshold = config.method.pseudo_labels.threshold(config.settings)
+    threshold = config.method.pseudo_labels.threshold(config.hparams)
     counts = label_quality.count(scores, train.observed, train.true, [threshold] if threshold else [])
-    about = {"settings": config.settings | {"calibrate": config.calibrate}, "quality": quality}
+    about = {"settings": config.hparams | {"calibrate": config.calibrate}, "quality": quality}
     expected = splits.positives_per_image() or 1.0
     return pseudo, about | label_quality.as_json(counts, splits.classes.names, threshold, expected)
 

@@ -47,7 +47,7 @@ def main() -> None:
             network = models.build(options.model, 20, image_size=size, pretrained=False).eval().to(device)
             about = {"image_size": size, "precision": precision}
             classes = [str(label) for label in range(20)]
-            saved = models.Saved(network.to(memory_format=torch.channels_last), classes, np.full(20, 0.5), about)
+            saved = models.Predictor(network.to(memory_format=torch.channels_last), classes, np.full(20, 0.5), about)
             rows.append([size, *measured(saved, paths, options)])
     common.table(
         f"Predicting {options.images} photographs: {options.model}, {precision}, {options.workers} threads decode, "
@@ -58,7 +58,7 @@ def main() -> None:
     )
 
 
-def measured(saved: models.Saved, paths: list[str], options) -> list[str]:
+def measured(saved: models.Predictor, paths: list[str], options) -> list[str]:
     """The cells of a line: the speeds, and predict's share of the slower one and of both at once."""
     size, batch_size = saved.image_size, options.batch_size
     pixels = np.stack([decode(path, size) for path in paths[:batch_size]])

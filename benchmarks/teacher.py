@@ -111,7 +111,7 @@ def agreement(device: torch.device, workers: int) -> None:
             similarity[precision] = teachers.similarities(teacher, splits.train, splits.classes, Path(temporary), **how)
     rule, observed = config.method.pseudo_labels, splits.train.observed
     labels = {
-        precision: pseudo_labels.make(rule, config.settings, [values], observed)[0]
+        precision: pseudo_labels.make(rule, config.hparams, [values], observed)[0]
         for precision, values in similarity.items()
     }
     difference = np.abs(similarity["bf16"] - similarity["float32"])

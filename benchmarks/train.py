@@ -52,7 +52,7 @@ from benchmarks.common import (
 from benchmarks.recipe import PARTS, Recipe
 from config import Config
 from datasets import DATASETS
-from datasets.images import Images, open_images, to_input, where_kept
+from datasets.images import Images, choose_cache, open_images, to_input
 from util.devices import autocast, default_workers, pick_device, pick_precision
 from util.errors import run_script
 
@@ -95,7 +95,7 @@ class Ours:
         self.config, self.splits, self.device = config, splits, device
         cache, workers = config.cache_folder, config.workers or default_workers()
         cache.mkdir(parents=True, exist_ok=True)
-        self.where = where_kept(config.cache, list(splits.named().values()), config.image_size, cache, device)
+        self.where = choose_cache(config.cache, list(splits.named().values()), config.image_size, cache, device)
         began = time.perf_counter()
         self.images: dict[str, Images] = {
             name: open_images(split, config.image_size, self.where, cache, device, workers)
@@ -105,7 +105,7 @@ class Ours:
         pseudo, rule, observed = None, config.method.pseudo_labels, splits.train.observed
         if rule:
             views = [random_similarity(*observed.shape)]
-            pseudo, _, _ = pseudo_labels.make(rule, config.settings, views, observed, calibration=config.calibrate)
+            pseudo, _, _ = pseudo_labels.make(rule, config.hparams, views, observed, calibration=config.calibrate)
         data = engine.TrainingSet.on(device, self.images["train"], splits.train, pseudo)
         model = models.build(
             config.model, len(splits.classes.names), image_size=config.image_size, pretrained=False

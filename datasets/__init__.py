@@ -9,11 +9,11 @@ from datasets.dataset import MultiLabelDataset, Splits, load
 from datasets.files import Classes
 from util.errors import UserError
 
-__all__ = ["DATASETS", "Classes", "Known", "MultiLabelDataset", "Splits", "check_name", "load", "prepare"]
+__all__ = ["DATASETS", "Classes", "DatasetSpec", "MultiLabelDataset", "Splits", "check_name", "load", "prepare"]
 
 
 @dataclass(frozen=True)
-class Known:
+class DatasetSpec:
     """What a data set's formatted files hold when they are complete, and how it is trained.
 
     train, test  images of the official training set, and of the official validation or test set
@@ -30,11 +30,13 @@ class Known:
 
 
 DATASETS = {
-    "pascal": Known(train=5_717, test=5_823, labels=20),
-    "coco": Known(train=82_081, test=40_137, labels=80),
-    "nuswide": Known(train=150_000, test=60_260, labels=81, settings=dict(prompt=("a photo of a {}",))),
-    "cub": Known(train=5_994, test=5_794, labels=312, settings=dict(lr=1e-4, prompt=("a photo of a bird with {}",))),
-    "digits": Known(
+    "pascal": DatasetSpec(train=5_717, test=5_823, labels=20),
+    "coco": DatasetSpec(train=82_081, test=40_137, labels=80),
+    "nuswide": DatasetSpec(train=150_000, test=60_260, labels=81, settings=dict(prompt=("a photo of a {}",))),
+    "cub": DatasetSpec(
+        train=5_994, test=5_794, labels=312, settings=dict(lr=1e-4, prompt=("a photo of a bird with {}",))
+    ),
+    "digits": DatasetSpec(
         train=digits.NUM_TRAIN,
         test=digits.NUM_TEST,
         labels=10,

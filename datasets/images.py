@@ -23,7 +23,7 @@ from datasets.content import read_image
 from datasets.dataset import MultiLabelDataset
 from util import distributed
 from util.devices import generator
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 from util.row_cache import RowFile, cached_rows
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or told in one line
@@ -47,7 +47,7 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's formats raises its own
-        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else why(error)
+        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else describe_error(error)
         raise UserError(
             f"{path} is not a readable image ({reason}); replace it (`python preproc/check.py --dataset NAME` "
             "lists every bad image)"
@@ -178,7 +178,7 @@ def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
     return folder / f"images_{size}px_{split.image_key()}.npy"
 
 
-def where_kept(mode: str, splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
+def choose_cache(mode: str, splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
     """gpu, disk or none: what --cache means for the images of `splits` at `size` pixels.
 
     auto takes the GPU if they leave RESERVE, or half if that is less, of its free memory; else a file if

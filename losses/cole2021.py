@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import Loss, Method
-from losses.terms import EPS, EXPECTED_POSITIVES, excess_positives, nlls
+from losses.terms import EPS, EXPECTED_POSITIVES, expected_positive_penalty, nlls
 from util.devices import generator
 from util.errors import UserError
 from util.settings import Setting
@@ -116,7 +116,7 @@ def expected_positive_regulariser(logits: Tensor, *, expected_positives: float) 
     logits   (B, L) float
     returns  ()
     """
-    return excess_positives(logits, expected_positives)
+    return expected_positive_penalty(logits, expected_positives)
 
 
 def role(logits: Tensor, observed: Tensor, estimate: Tensor, *, eps: float) -> Tensor:
@@ -156,7 +156,9 @@ class OnlineLabelEstimation(Loss):
         return role(logits, observed, self.estimates[index].to(logits.dtype), eps=self.eps)
 
     def regulariser(self, logits: Tensor, index: Tensor) -> Tensor:
-        return 0.5 * sum(excess_positives(part, self.expected_positives) for part in (logits, self.estimates[index]))
+        return 0.5 * sum(
+            expected_positive_penalty(part, self.expected_positives) for part in (logits, self.estimates[index])
+        )
 
 
 def check_negatives(observed: np.ndarray) -> None:

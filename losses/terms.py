@@ -26,7 +26,7 @@ def entropy(logits: Tensor, nll_pos: Tensor, nll_neg: Tensor) -> Tensor:
     return torch.sigmoid(logits) * nll_pos + torch.sigmoid(-logits) * nll_neg
 
 
-def excess_positives(logits: Tensor, expected_positives: float) -> Tensor:
+def expected_positive_penalty(logits: Tensor, expected_positives: float) -> Tensor:
     """R = ((mean over the batch of sum_l p_l) - k)^2 / L^2, (): the regulariser of expected positives k (Cole et al.
     2021, section 4.2).
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from losses.base import Method
 from losses.chen2024 import EPS, MU, OFFSET, Q2, Q3, RECIPE, SIGMA, SLOPE, GeneralizedRobust, gr
-from losses.terms import EXPECTED_POSITIVES, excess_positives, nlls
+from losses.terms import EXPECTED_POSITIVES, expected_positive_penalty, nlls
 from pseudo_labels import DAMP_RULE
 from util.errors import UserError
 from util.settings import Setting, flag
@@ -71,7 +71,7 @@ class GeneralizedPseudoLabelRobust(GeneralizedRobust):
         )  # fmt: skip
 
     def regulariser(self, logits: Tensor) -> Tensor:
-        return self.reg * excess_positives(logits, self.expected_positives)
+        return self.reg * expected_positive_penalty(logits, self.expected_positives)
 
 
 def check_bounds(*, min_weight: float, max_weight: float) -> None:

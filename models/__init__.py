@@ -14,10 +14,10 @@ from models.backbone import Backbone, output_shape
 from models.boostlu import no_maps, use_boostlu
 from models.clip import config_name, own_size
 from models.resnet import resnet50
-from models.saved import Saved, load
+from models.saved import Predictor, load
 from models.timm_any import timm_any
 from models.vit_clip import clip_tower, vit_clip
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ HEADS = ("linear", "boostlu")
 ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
 __all__ = [
-    "ALIASES", "BACKBONES", "HEADS", "Backbone", "Saved", "build", "check_head", "check_name", "load", "settings_of",
+    "ALIASES", "BACKBONES", "HEADS", "Backbone", "Predictor", "build", "check_head", "check_name", "load",
+    "settings_of",
 ]  # fmt: skip
 
 
@@ -57,7 +58,7 @@ def check_name(name: str) -> None:
             try:
                 timm.get_pretrained_cfg(name.removeprefix("timm:"))
             except (RuntimeError, ValueError, KeyError) as error:  # a tag that the architecture does not have
-                raise UserError(f"timm has no model {name.removeprefix('timm:')!r}: {why(error)}") from None
+                raise UserError(f"timm has no model {name.removeprefix('timm:')!r}: {describe_error(error)}") from None
             return
         close = timm.list_models(f"*{name.removeprefix('timm:').split('.')[0]}*")[:6]
         raise UserError(
@@ -110,6 +111,6 @@ def build(
     except (AssertionError, RuntimeError, ValueError) as error:  # what timm, open_clip and torch raise about sizes
         raise UserError(
             f"{name} does not take a batch of {smallest_batch} images of {image_size} x {image_size} pixels "
-            f"(--batch-size, --image-size): {why(error)}"
+            f"(--batch-size, --image-size): {describe_error(error)}"
         ) from None
     return model

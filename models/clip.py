@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from models.weights import check_kinds, hub_file, read_weights, torchvision_file
-from util.errors import UserError, quiet, why
+from util.errors import UserError, describe_error, quiet
 from util.files import file_digest, local_file, open_regular, read_json
 
 Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
@@ -126,7 +126,7 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
         raise
     except Exception as error:  # torch, safetensors and open_clip each raise their own
         read_weights(file)  # says so if the file itself is bad
-        raise UserError(f"{file} does not fit the model {name} ({why(error)})") from None
+        raise UserError(f"{file} does not fit the model {name} ({describe_error(error)})") from None
 
 
 def own_size(name: str) -> int:

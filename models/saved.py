@@ -22,7 +22,7 @@ from datasets.images import ahead, decode, rgb, squash
 from models.backbone import Backbone
 from models.weights import read_weights
 from util.devices import autocast, default_workers, pick_precision
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 from util.files import atomic, digest, file_digest, read_json, write_json
 
 FORMAT = 1  # of model.json; a reader refuses a later one
@@ -55,7 +55,7 @@ class Description(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class Saved:
+class Predictor:
     """A trained model, ready to label photographs.
 
     network     in evaluation mode; (B, 3, S, S) float, normalised -> (B, L) logits
@@ -160,7 +160,7 @@ def write(folder: Path, model: Backbone, about: dict) -> None:
     write_json(folder / "model.json", {"format": FORMAT} | about | shape)
 
 
-def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
+def load(run: str | Path, device: str | torch.device | None = None) -> Predictor:
     """The model of a run's folder, on any machine: neither the data set nor the network is needed.
 
     device  None: a GPU if there is one
@@ -179,7 +179,9 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
     try:
         network.network.load_state_dict({name.removeprefix("network."): t for name, t in read_weights(path).items()})
     except RuntimeError as error:
-        raise UserError(f"{path} does not fit {about['model']} with {len(classes)} classes ({why(error)})") from None
+        raise UserError(
+            f"{path} does not fit {about['model']} with {len(classes)} classes ({describe_error(error)})"
+        ) from None
     for name in ("mean", "std"):
         if name in about:
             getattr(network, name).copy_(torch.tensor(about[name]).view(3, 1, 1))
@@ -188,7 +190,7 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Saved:
         pick_precision(about.get("precision", "float32"), device)  # TF32 where the run had it, and nowhere else
     thresholds = np.array(about.get("thresholds") or [0.5] * len(classes))
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Saved(network, classes, thresholds, about)
+    return Predictor(network, classes, thresholds, about)
 
 
 def _build(about: dict, num_labels: int) -> Backbone:

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from util.errors import UserError, quiet, why
+from util.errors import UserError, describe_error, quiet
 from util.files import FILE_LIMIT, open_regular
 
 TIMEOUT = 10  # seconds until the network counts as absent
@@ -16,8 +16,8 @@ TIMEOUT = 10  # seconds until the network counts as absent
 
 def _unreachable(file: str, folder: str | Path, error: Exception, models: str, otherwise: str) -> UserError:
     return UserError(
-        f"weights {file} are not in {folder}, and fetching them failed ({why(error)}); where there is internet run "
-        f"`python models/download.py {models}` and copy that folder here, or {otherwise}"
+        f"weights {file} are not in {folder}, and fetching them failed ({describe_error(error)}); where there is "
+        f"internet run `python models/download.py {models}` and copy that folder here, or {otherwise}"
     )
 
 
@@ -87,7 +87,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
             check_finite(state)
             return {str(name).removeprefix("module."): value for name, value in state.items()}
         except Exception as error:  # zip, pickle, safetensors and tensors of every kind raise their own
-            raise UserError(f"{path} is not a readable checkpoint of tensors ({why(error)})") from None
+            raise UserError(f"{path} is not a readable checkpoint of tensors ({describe_error(error)})") from None
 
 
 def check_finite(value: object) -> None:

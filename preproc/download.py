@@ -22,7 +22,7 @@ from torchvision.datasets.utils import check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from datasets.files import format_command
-from util.errors import OneLineParser, UserError, run_script, why
+from util.errors import OneLineParser, UserError, describe_error, run_script
 from util.files import FILE_LIMIT, atomic, open_regular
 
 TIMEOUT = 30  # seconds
@@ -90,7 +90,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
         except Exception as error:  # urllib, the hub's client and its transport each raise their own
             if getattr(getattr(error, "response", None), "status_code", None) != RANGE_NOT_SATISFIABLE:
                 raise UserError(
-                    f"{remote.url} could not be fetched ({why(error)}); "
+                    f"{remote.url} could not be fetched ({describe_error(error)}); "
                     f"run the same command again to go on, or put the file into {folder} by hand"
                 ) from None
         partial.replace(path)
@@ -138,9 +138,11 @@ def extract(archive: Path, folder: Path) -> None:
                 check_end(file)
     except Exception as error:  # zip, tar and the decompressors each raise their own
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):  # the others are of damaged content
-            line = f"{folder} could not be written ({why(error)}); make room and run the same command again"
+            line = f"{folder} could not be written ({describe_error(error)}); make room and run the same command again"
         else:
-            line = f"{archive} could not be extracted ({why(error)}); remove it and run the same command again"
+            line = (
+                f"{archive} could not be extracted ({describe_error(error)}); remove it and run the same command again"
+            )
         raise UserError(line) from None
 
 
@@ -153,7 +155,7 @@ def zenodo_files() -> list[Remote]:
             for file in record["files"]
         ]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{ZENODO} could not be read ({why(error)}); run the same command again") from None
+        raise UserError(f"{ZENODO} could not be read ({describe_error(error)}); run the same command again") from None
 
 
 def download_dataset(name: str, folder: Path) -> None:

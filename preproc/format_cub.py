@@ -16,7 +16,7 @@ import numpy as np
 
 from datasets.files import duplicate, write_formatted
 from preproc.common import find_folder, format_parser, report
-from util.errors import UserError, run_script, why
+from util.errors import UserError, describe_error, run_script
 from util.files import open_regular, read_text
 
 FETCH = "fetch it with `python preproc/download.py --dataset cub`"
@@ -47,7 +47,9 @@ def read_marks(path: Path) -> np.ndarray:
         try:
             return np.loadtxt(file, usecols=range(3), dtype=np.int64, ndmin=2, comments=None, encoding="utf-8")
         except (ValueError, Warning) as error:
-            raise UserError(f"{path}: every line must begin with three whole numbers ({why(error)}); {FETCH}") from None
+            raise UserError(
+                f"{path}: every line must begin with three whole numbers ({describe_error(error)}); {FETCH}"
+            ) from None
 
 
 def line_of(path: Path, row: int) -> int:

@@ -30,7 +30,7 @@ from tqdm import tqdm
 from datasets import DATASETS, files
 from datasets.images import ahead
 from datasets.protocol import SEED
-from util.errors import OneLineParser, UserError, run_script, why
+from util.errors import OneLineParser, UserError, describe_error, run_script
 from util.files import file_digest, open_regular, read_bytes, read_text
 
 SPLITS = {"train": "train", "val": files.VALIDATION, "test": "val"}  # here: in the formatted files
@@ -97,7 +97,7 @@ def text_lines(path: Path) -> Iterator[Iterator[tuple[int, str]]]:
             stripped = ((number, line.rstrip("\n")) for number, line in enumerate(file, 1))
             yield ((number, line) for number, line in stripped if line and not line.isspace())
         except UnicodeDecodeError as error:
-            raise UserError(f"{path} is not text in UTF-8 ({why(error)}); save it as such") from None
+            raise UserError(f"{path} is not text in UTF-8 ({describe_error(error)}); save it as such") from None
 
 
 def fields(path: Path, number: int, line: str, delimiter: str) -> list[str]:
@@ -105,7 +105,7 @@ def fields(path: Path, number: int, line: str, delimiter: str) -> list[str]:
     try:
         return next(csv.reader([line], delimiter=delimiter)) if '"' in line else line.split(delimiter)
     except csv.Error as error:
-        raise UserError(f"{path}, line {number}: {why(error)}") from None
+        raise UserError(f"{path}, line {number}: {describe_error(error)}") from None
 
 
 def read_table(path: Path, known: Sequence[str] | None, delimiter: str) -> Source:
@@ -260,7 +260,7 @@ def read_json_file(path: Path, known: Sequence[str] | None) -> Source:
     try:
         content = msgspec.json.decode(read_bytes(path, limit=LIMIT), type=Instances)
     except msgspec.DecodeError as error:
-        raise UserError(f"{path} is not a COCO-style file ({why(error)})") from None
+        raise UserError(f"{path} is not a COCO-style file ({describe_error(error)})") from None
     names = [category.name for category in content.categories]
     for what, listed in (("name", names), ("id", [category.id for category in content.categories])):
         if (twice := files.duplicate(listed)) is not None:

@@ -227,7 +227,7 @@ def _pseudo(
             with tempfile.TemporaryDirectory() as folder:
                 similarity = _similarities(config, split, classes, Path(folder))
             labels, _, _ = pseudo_labels.make(
-                rule, config.settings, similarity, split.observed, calibration="none", pool=config.teacher_pool
+                rule, config.hparams, similarity, split.observed, calibration="none", pool=config.teacher_pool
             )
             return {row: set(np.flatnonzero(labels[place] > 0.5).tolist()) for place, row in enumerate(rows)}
         except UserError as error:

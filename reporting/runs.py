@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 from msgspec import Meta, Struct
 
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 from util.files import digest, read_arrays, read_bytes, read_json, read_text
 
 Percent = Annotated[float, Meta(ge=0, le=100)]  # neither NaN nor infinite
@@ -141,7 +141,7 @@ def read_run(folder: Path) -> Run:
     try:
         msgspec.convert(about.identity, Identity)
     except msgspec.ValidationError as error:
-        raise UserError(f"config.json does not hold what it should ({why(error)})") from None
+        raise UserError(f"config.json does not hold what it should ({describe_error(error)})") from None
     run = dict(
         folder=folder,
         identity=about.identity,
@@ -190,7 +190,7 @@ def read_history(folder: Path) -> list[Epoch]:
     try:
         return [msgspec.json.decode(line, type=Epoch) for line in read_bytes(path).splitlines() if line.strip()]
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} does not hold what it should ({why(error)})") from None
+        raise UserError(f"{path} does not hold what it should ({describe_error(error)})") from None
 
 
 def read_per_class(folder: Path) -> dict[str, tuple[int, float, float]]:
@@ -204,7 +204,7 @@ def read_per_class(folder: Path) -> dict[str, tuple[int, float, float]]:
             for row in lines
         }
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise UserError(f"{path} does not hold what it should ({why(error)})") from None
+        raise UserError(f"{path} does not hold what it should ({describe_error(error)})") from None
     if not rows or not all(0 <= ap <= 100 for _, ap, _ in rows.values()):
         raise UserError(f"{path} holds no average precisions in percent")
     return rows

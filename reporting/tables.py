@@ -111,7 +111,7 @@ def group(runs: list[Run]) -> list[Row]:
             apart={},
         )
         rows.append(row)
-    name_apart(rows)
+    add_distinguishing(rows)
     return sorted(rows, key=_order)
 
 
@@ -136,7 +136,7 @@ def natural(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def name_apart(rows: list[Row]) -> None:
+def add_distinguishing(rows: list[Row]) -> None:
     """Say of each row what sets it apart from the others of its method and data set."""
     cells = defaultdict(list)
     for row in rows:
@@ -343,7 +343,7 @@ def from_csv(text: str) -> list[Row]:
                 raise ValueError
     except (KeyError, ValueError, AttributeError):
         raise UserError("it is no table that report.py wrote with --csv") from None
-    name_apart(rows)
+    add_distinguishing(rows)
     return sorted(rows, key=_order)
 
 

@@ -350,7 +350,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(c
 def test_every_command_knows_traceback_and_no_setting_is_called_so(toy, monkeypatch):
     monkeypatch.setattr(errors.ShowTraceback, "asked", False)
     config = main.settings.parse([*toy_arguments(toy), "--traceback"])
-    assert errors.ShowTraceback.asked and "traceback" not in config.settings
+    assert errors.ShowTraceback.asked and "traceback" not in config.hparams
 
 
 def test_an_error_of_several_lines_is_shown_in_one(capsys):

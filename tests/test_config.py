@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import config as settings
-from config import COMMON, Config, parse, read_settings, unread
+from config import COMMON, Config, effective_settings, ignored_settings, parse
 from datasets import DATASETS
 from losses import LOSSES
 from models import BACKBONES
@@ -16,14 +16,14 @@ from util.settings import inside
 
 def value(config: Config, name: str) -> object:
     """A common setting, or one of the method's."""
-    return getattr(config, name) if name in COMMON else config.settings[name]
+    return getattr(config, name) if name in COMMON else config.hparams[name]
 
 
 def changed(config: Config, **values) -> Config:
     """The configuration with other values of common settings and of the method's."""
     common = {name: values.pop(name) for name in list(values) if name in COMMON}
-    assert values.keys() <= config.settings.keys()
-    return replace(config, **common, settings=config.settings | values)
+    assert values.keys() <= config.hparams.keys()
+    return replace(config, **common, hparams=config.hparams | values)
 
 
 def test_defaults_are_the_published_setting_for_pascal():
@@ -95,7 +95,7 @@ def test_a_mistake_is_one_line_that_says_what_is_right(line, says, fails):
 def test_identity_is_what_changes_the_numbers_and_nothing_else():
     base = parse([])
     where = dict(gpu="cpu", workers=3, cache="none", results_dir="x", data_root="y", resume=True, eval_batch_size=1)
-    assert read_settings(changed(base, **where)) == read_settings(base)
+    assert effective_settings(changed(base, **where)) == effective_settings(base)
     for change in (
         dict(seed=1),
         dict(threshold=0.2),
@@ -104,24 +104,26 @@ def test_identity_is_what_changes_the_numbers_and_nothing_else():
         dict(head_rate=10.0),
         dict(val_labels="observed"),
     ):
-        assert read_settings(changed(base, **change)) != read_settings(base)
+        assert effective_settings(changed(base, **change)) != effective_settings(base)
         assert run_name(changed(base, **change)) != run_name(base)
 
 
 def test_what_a_loss_does_not_read_is_no_part_of_its_identity(capsys):
     an = parse(["-l", "an"])
-    assert not {"threshold", "alpha", "teacher", "prompt"} & read_settings(an).keys()
+    assert not {"threshold", "alpha", "teacher", "prompt"} & effective_settings(an).keys()
     assert parse(["-l", "an", "-th", "0.1", "--alpha", "0.9"]) == an
     assert "note: --threshold is ignored: the method an does not read it" in capsys.readouterr().err
     assert run_name(parse(["-l", "an", "--prompt", "a {}"])) == run_name(an)
     assert "note: --prompt is ignored: the method an uses no teacher" in capsys.readouterr().err
-    assert {"pretrained", "beta_neg"} <= unread(replace(parse([]), weights="x.pt")).keys()
-    assert "beta_neg" not in unread(parse(["-p", "0.1"]))
-    assert "teacher_pool" in unread(parse(["-l", "gpr"])) and "eta" not in unread(parse(["-l", "gpr"]))
-    calibrated = unread(parse(["-l", "gpr", "--calibrate", "bias"]))
+    assert {"pretrained", "beta_neg"} <= ignored_settings(replace(parse([]), weights="x.pt")).keys()
+    assert "beta_neg" not in ignored_settings(parse(["-p", "0.1"]))
+    assert "teacher_pool" in ignored_settings(parse(["-l", "gpr"])) and "eta" not in ignored_settings(
+        parse(["-l", "gpr"])
+    )
+    calibrated = ignored_settings(parse(["-l", "gpr", "--calibrate", "bias"]))
     assert "eta" in calibrated and not {"temperature", "teacher_pool"} & calibrated.keys()
     given = replace(parse([]), similarity="file.npz")
-    assert {"teacher", "prompt"} <= unread(given).keys() and "threshold" not in unread(given)
+    assert {"teacher", "prompt"} <= ignored_settings(given).keys() and "threshold" not in ignored_settings(given)
 
 
 def test_a_setting_without_the_one_that_it_needs_is_no_part_of_the_identity(capsys):

@@ -13,7 +13,7 @@ from PIL import Image
 
 import datasets
 from datasets import content, files, images, load
-from datasets.images import decode, open_images, to_input, where_kept
+from datasets.images import choose_cache, decode, open_images, to_input
 from datasets.protocol import observe
 from util.errors import UserError
 
@@ -327,18 +327,18 @@ def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_pa
 
 def test_where_images_are_kept_follows_what_there_is_room_for(toy, tmp_path, monkeypatch, capsys):
     splits, huge = list(load(toy).named().values()), 10**7  # pixels
-    assert where_kept("none", splits, huge, tmp_path, CPU) == "none"
-    assert where_kept("auto", splits, 16, tmp_path, CPU) == "disk"
-    assert where_kept("auto", splits, huge, tmp_path, CPU) == "none"
+    assert choose_cache("none", splits, huge, tmp_path, CPU) == "none"
+    assert choose_cache("auto", splits, 16, tmp_path, CPU) == "disk"
+    assert choose_cache("auto", splits, huge, tmp_path, CPU) == "none"
     assert "no room" in capsys.readouterr().out
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
-    assert where_kept("auto", splits, huge, tmp_path, CPU) == "disk"
+    assert choose_cache("auto", splits, huge, tmp_path, CPU) == "disk"
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
     for split in splits:
         images.cache_file(split, 16, tmp_path).touch()  # what is there already needs no room
-    assert where_kept("auto", splits, 16, tmp_path, CPU) == "disk"
+    assert choose_cache("auto", splits, 16, tmp_path, CPU) == "disk"
     with pytest.raises(UserError, match="needs a GPU"):
-        where_kept("gpu", splits, 16, tmp_path, CPU)
+        choose_cache("gpu", splits, 16, tmp_path, CPU)
 
 
 @pytest.mark.parametrize("free, room", [(80e9, 64e9), (24e9, 12e9)])  # 16 GB are left, or half of the free memory
@@ -348,8 +348,8 @@ def test_the_gpu_keeps_the_images_that_leave_room_for_the_training(toy, tmp_path
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: calls.append("asked") or (free, 2 * free))
     monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
     size, gpu = int((room / 3 / len(split)) ** 0.5), torch.device("cuda")
-    assert where_kept("auto", [split], size - 1, tmp_path, gpu) == "gpu"
-    assert where_kept("auto", [split], size + 1, tmp_path, gpu) == "disk"
+    assert choose_cache("auto", [split], size - 1, tmp_path, gpu) == "gpu"
+    assert choose_cache("auto", [split], size + 1, tmp_path, gpu) == "disk"
     assert calls == ["freed", "asked"] * 2  # what the teacher left in PyTorch's own cache is given back first
 
 

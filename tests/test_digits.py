@@ -38,8 +38,8 @@ def similarities(config: Config, splits: datasets.Splits, cache: Path) -> np.nda
 
 
 def scores_and_labels(config: Config, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores = pseudo_labels.softmax(similarity, temperature=config.settings["temperature"])
-    how = {name: config.settings[name] for name in ("threshold", "negative_fraction")}
+    scores = pseudo_labels.softmax(similarity, temperature=config.hparams["temperature"])
+    how = {name: config.hparams[name] for name in ("threshold", "negative_fraction")}
     return scores, pseudo_labels.threshold_labels(scores, **how)
 
 

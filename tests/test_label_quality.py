@@ -87,7 +87,7 @@ def test_figures_at_the_threshold_are_kept_where_it_alone_makes_the_labels(toy, 
     config, splits = parse(toy_arguments(toy, "-l", loss)), datasets.load(toy, need_images=False)
     how = dict(cache=tmp_path, device=torch.device("cpu"), workers=1)
     _, about = supervision.pseudo_labels_of(
-        config, splits, lambda split: supervision.ask_teacher(config, splits.classes, split, **how)
+        config, splits, lambda split: supervision.make_pseudo_labels(config, splits.classes, split, **how)
     )
     assert about["threshold"] == threshold and ("classes" in about) == (threshold is not None)
 

@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 
 from datasets import dataset, load
 from datasets.images import cache_file, decode, rgb
-from models.saved import Saved
+from models.saved import Predictor
 from util.errors import UserError
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -208,7 +208,7 @@ def test_the_published_photographs_become_what_pillow_reads(real):
 
 
 def test_a_model_reads_a_pillow_image_as_it_reads_the_file(tmp_path):
-    model = Saved(None, [], np.zeros(0), {"image_size": 16})
+    model = Predictor(None, [], np.zeros(0), {"image_size": 16})
     with_alpha = Image.fromarray(np.concatenate([COLOURS, ALPHA[..., None]], axis=2))
     with_alpha.save(tmp_path / "a.png")
     assert (model._pixels(with_alpha) == model._pixels(tmp_path / "a.png")).all()

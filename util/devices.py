@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from util import distributed
-from util.errors import UserError, started_by_torchrun, torchrun_rank, why
+from util.errors import UserError, describe_error, started_by_torchrun, torchrun_rank
 
 DRIVER = Path("/proc/driver/nvidia/version")
 CPU_MAX, STAT, CPU_INFO = Path("/sys/fs/cgroup/cpu.max"), Path("/proc/stat"), Path("/proc/cpuinfo")
@@ -56,7 +56,7 @@ def why_no_cuda() -> str:
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
-        return why(error)
+        return describe_error(error)
     return "it finds no device"
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from util.errors import UserError, started_by_torchrun, why
+from util.errors import UserError, describe_error, started_by_torchrun
 
 LONG_TIMEOUT = timedelta(days=2)  # processes wait this long for each other, or for another run that fills a cache
 _long_group: dist.ProcessGroup | None = None  # the same processes; the default process group times out after minutes
@@ -33,8 +33,8 @@ def initialize(device: torch.device) -> None:
             _long_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
         except (RuntimeError, ValueError, OSError) as error:
             raise UserError(
-                f"the processes that torchrun started do not find each other ({why(error)}); start them again, or "
-                "without torchrun where its environment variables were set by hand"
+                f"the processes that torchrun started do not find each other ({describe_error(error)}); start them "
+                "again, or without torchrun where its environment variables were set by hand"
             ) from None
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115

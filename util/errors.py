@@ -65,7 +65,7 @@ class OneLineParser(argparse.ArgumentParser):
         _fail(f"{message} (see --help)")
 
 
-def why(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """An error of a library in a few words, without advice to load pickled objects."""
     if isinstance(error, KeyError):
         return f"it lacks {error.args[0]}"
@@ -104,7 +104,7 @@ def run_script(main: Callable[[], object]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail once more as it ends
         _fail(f"what reads this output has ended ({error.strerror})")
     except MemoryError as error:
-        _fail(f"this machine is out of memory ({why(error)})")
+        _fail(f"this machine is out of memory ({describe_error(error)})")
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         _fail(f"{where}{error.strerror or error}")

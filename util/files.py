@@ -22,7 +22,7 @@ import msgspec
 import numpy as np
 from filelock import FileLock, Timeout
 
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXT_LIMIT = 64 * 2**20  # bytes of a list or of JSON that people write
@@ -60,7 +60,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({why(error)}); make room there, or write to another folder"
+            f"{path} cannot be written ({describe_error(error)}); make room there, or write to another folder"
         ) from None
 
 
@@ -127,7 +127,7 @@ def open_regular(path: str | Path, how: str = "", limit: int | None = None) -> B
     except FileNotFoundError:
         raise UserError(_advised(f"{path} not found", how)) from None
     except (OSError, ValueError) as error:  # ValueError: a name that no file can have
-        raise UserError(_advised(f"{str(path)!r} cannot be opened ({why(error)})", how)) from None
+        raise UserError(_advised(f"{str(path)!r} cannot be opened ({describe_error(error)})", how)) from None
     about = os.fstat(file.fileno())
     if stat.S_ISREG(about.st_mode) and (limit is None or about.st_size <= limit):
         return file
@@ -146,7 +146,7 @@ def read_bytes(path: str | Path, how: str = "", limit: int = TEXT_LIMIT) -> byte
         try:
             return file.read()
         except OSError as error:
-            raise UserError(_advised(f"{path} cannot be read ({why(error)})", how)) from None
+            raise UserError(_advised(f"{path} cannot be read ({describe_error(error)})", how)) from None
 
 
 def read_text(path: str | Path, how: str = "", limit: int = TEXT_LIMIT) -> str:
@@ -154,7 +154,7 @@ def read_text(path: str | Path, how: str = "", limit: int = TEXT_LIMIT) -> str:
     try:
         return read_bytes(path, how, limit).decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise UserError(_advised(f"{path} is not text in UTF-8 ({why(error)})", how)) from None
+        raise UserError(_advised(f"{path} is not text in UTF-8 ({describe_error(error)})", how)) from None
 
 
 MEND_JSON = "mend it, or remove it and make it again"
@@ -166,9 +166,9 @@ def read_json(path: str | Path, kind: object = object, how: str = MEND_JSON, lim
     try:
         return msgspec.json.decode(content, type=kind)
     except msgspec.ValidationError as error:
-        raise UserError(_advised(f"{path} does not hold what it should ({why(error)})", how)) from None
+        raise UserError(_advised(f"{path} does not hold what it should ({describe_error(error)})", how)) from None
     except (ValueError, RecursionError) as error:
-        raise UserError(_advised(f"{path} is not valid JSON ({why(error)})", how)) from None
+        raise UserError(_advised(f"{path} is not valid JSON ({describe_error(error)})", how)) from None
 
 
 def read_array(path: str | Path, how: str = "") -> np.ndarray:
@@ -197,7 +197,7 @@ def _reading(path: str | Path, how: str, what: str, read: Callable) -> object:
     except MemoryError:
         raise UserError(_advised(f"{path} does not fit into this machine's memory", how)) from None
     except Exception as error:  # NumPy, zip and the decompressors each raise their own
-        raise UserError(_advised(f"{path} is not {what} ({why(error)})", how)) from None
+        raise UserError(_advised(f"{path} is not {what} ({describe_error(error)})", how)) from None
 
 
 HEADERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}

@@ -17,7 +17,7 @@ import torch
 import xxhash
 
 from util import distributed
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 from util.files import locked, open_regular, sync, write_json
 
 MEND = "remove it, and it is made again"
@@ -63,7 +63,7 @@ class RowFile:
                 os.preadv(self.file.fileno(), [value, sums[place : place + 1]], self.start + row * self.stride)
                 whole[place] = sums[place] == _sum(value)
         except OSError as error:
-            raise UserError(f"{self.path} cannot be read ({why(error)}); {MEND}") from None
+            raise UserError(f"{self.path} cannot be read ({describe_error(error)}); {MEND}") from None
         return values, whole
 
     def write(self, rows: np.ndarray, values: np.ndarray) -> None:
@@ -125,7 +125,7 @@ def cached_rows(
                     _compute(path, shape, np.dtype(dtype), rows_from, description)
                 except OSError as error:
                     raise UserError(
-                        f"{path} cannot be written ({why(error)}); make room, or name another folder with "
+                        f"{path} cannot be written ({describe_error(error)}); make room, or name another folder with "
                         "--cache-root. What is done is kept"
                     ) from None
             distributed.wait_for_file(path)

@@ -22,7 +22,7 @@ from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.clip import clip_file, create_clip, normalisation
 from models.teachers.patches import patch_features
 from models.vit_clip import NAME, TAG
-from util.errors import UserError, why
+from util.errors import UserError, describe_error
 from util.files import digest, file_digest, local_file, read_array
 from util.row_cache import cached_rows
 
@@ -184,7 +184,7 @@ def encode_captions(clip: nn.Module, name: str, captions: list[list[str]]) -> Te
     try:
         tokenizer = get_tokenizer(name)
     except Exception as error:  # Hugging Face's libraries each raise their own
-        raise UserError(f"the tokenizer of {name} cannot be had ({why(error)}); {NO_TOKENIZER}") from None
+        raise UserError(f"the tokenizer of {name} cannot be had ({describe_error(error)}); {NO_TOKENIZER}") from None
     features = [clip.encode_text(tokenizer(texts)) for texts in captions]
     return features[0] if len(features) == 1 else torch.stack([F.normalize(part, dim=1) for part in features]).mean(0)
 
