@@ -72,7 +72,7 @@ def test_a_grid_runs_every_value(toy, script, variable, field):
     done = sweep(script, toy, "--prompt", "a photo of a {}", SEEDS="0", **{variable: "0.2 0.3"})
     assert done.returncode == 0, done.stdout + done.stderr
     found = [json.loads(path.read_text())["config"] for path in (toy.parent.parent / "results").glob("*/config.json")]
-    assert sorted(config["settings"][field] for config in found) == [0.2, 0.3]
+    assert sorted(config["hparams"][field] for config in found) == [0.2, 0.3]
     assert all(config["prompt"] == ["a photo of a {}"] for config in found)  # words with spaces arrive whole
 
 
