@@ -59,7 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         cache=cache,
         image_root=config.image_root,
         skip_missing=config.skip_missing,
-        need_images=not config.similarity,
+        need_images=config.asked_teacher().scores_new_images,
     )
     train, classes = splits.train, splits.classes
     workers = config.workers or devices.default_workers()

@@ -118,14 +118,9 @@ class Config:
     def method(self) -> Method:
         return losses.find(self.loss)
 
-    def asked_teacher(self) -> teachers.ClipTeacher | teachers.FileTeacher:
+    def asked_teacher(self) -> teachers.Teacher:
         """Who scores the images."""
-        if self.similarity:
-            return teachers.FileTeacher(self.similarity, self.teacher_views)
-        return teachers.ClipTeacher(
-            self.teacher, self.teacher_weights, self.prompt, self.teacher_preprocess, self.text_features, self.precision,
-            self.teacher_views, self.teacher_tiles,
-        )  # fmt: skip
+        return teachers.find(vars(self))
 
 
 COMMON = {entry.name: entry.metadata for entry in fields(Config) if "setting" in entry.metadata}
@@ -199,9 +194,11 @@ def ignored_settings(config: Config) -> dict[str, str]:
         for name in ("model", "seed", *training, "calibrate"):
             if name not in ("precision", "val_labels", "skip_missing"):
                 reasons[name] = f"the method {config.loss} trains nothing"
-    if config.similarity:
-        for name in ("teacher", "teacher_weights", "prompt", "teacher_preprocess", "text_features", "teacher_tiles"):
-            reasons.setdefault(name, "--similarity replaces the teacher")
+    for name in teachers.SETTINGS - vars(config.asked_teacher()).keys():
+        if COMMON[name]["group"] == TEACHER:
+            reasons.setdefault(
+                name, "--similarity replaces the teacher" if config.similarity else "this teacher does not read it"
+            )
     if config.teacher_views != "tiles":
         for name in ("teacher_tiles", "teacher_pool"):
             reasons.setdefault(name, "without --teacher-views tiles it has no effect")
@@ -273,7 +270,7 @@ def check_views(config: Config) -> None:
         raise UserError(f"the method {config.loss} reads the scores of tiles; leave out --teacher-views, or give tiles")
     if config.teacher_views != "global" and config.teacher_preprocess == "reference" and not config.similarity:
         raise UserError("--teacher-preprocess reference is of whole images; it goes with --teacher-views global")
-    if config.teacher_views == "patches" and config.similarity:
+    if config.teacher_views == "patches" and not config.asked_teacher().scores_new_images:
         raise UserError("--teacher-views patches needs a teacher; a --similarity file may hold tiles")
 
 

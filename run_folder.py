@@ -40,14 +40,12 @@ from config import Config
 from datasets import Splits, files
 from models import Backbone, saved
 from models.clip import tower_digest
-from models.weights import check_finite, check_kinds
+from models.weights import check_finite, check_kinds, file_identity
 from util import devices, distributed
 from util.errors import UserError, describe_error, quiet
 from util.files import (
     atomic,
     digest,
-    file_digest,
-    local_file,
     locked,
     open_regular,
     read_arrays,
@@ -62,9 +60,10 @@ RESTART = "start the run over with --overwrite"
 def identity(config: Config) -> dict:
     """What makes two runs the same run: the settings that they read, with the content of every file that they name."""
     result = settings.effective_settings(config)
-    for name in ("weights", "text_features", "similarity", "teacher", "teacher_weights"):
-        if result.get(name) and (path := local_file(result[name])):
-            result[name] = file_digest(path)
+    teacher = config.asked_teacher().identity()
+    result |= {name: value for name, value in teacher.items() if name in result}
+    if "weights" in result:
+        result["weights"] = file_identity(config.weights)
     if "model" in result:
         result["model"] = tower_digest(config.model) or config.model
     return result | {"data": files.digest(config.folder)}

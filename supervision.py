@@ -12,7 +12,6 @@ import label_quality
 import metrics
 import pseudo_labels
 from config import Config
-from models import teachers
 from util.errors import UserError
 
 LAST = "the last epoch"
@@ -40,7 +39,7 @@ def views_of(
 ) -> list[np.ndarray]:
     """The teacher's (cached) similarities of a split's images, for each of its views."""
     options = dict(batch_size=config.eval_batch_size, device=device, workers=workers, checked=config.checks)
-    return teachers.views(config.asked_teacher(), split, classes, cache, **options)
+    return config.asked_teacher().similarities(split, classes, cache, **options)
 
 
 def calibration_of(config: Config) -> str:

@@ -108,7 +108,7 @@ def agreement(device: torch.device, workers: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         for precision in ("float32", "bf16"):
             teacher = replace(config, precision=precision).asked_teacher()
-            similarity[precision] = teachers.similarities(teacher, splits.train, splits.classes, Path(temporary), **how)
+            (similarity[precision],) = teacher.similarities(splits.train, splits.classes, Path(temporary), **how)
     rule, observed = config.method.pseudo_labels, splits.train.observed
     labels = {
         precision: pseudo_labels.make(rule, config.hparams, [values], observed)[0]

@@ -129,6 +129,13 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
         raise UserError(f"{file} does not fit the model {name} ({describe_error(error)})") from None
 
 
+def embedding_size(name: str) -> int:
+    """D, the width of image and text features."""
+    from open_clip import get_model_config
+
+    return get_model_config(config_name(name))["embed_dim"]
+
+
 def own_size(name: str) -> int:
     """The image size that a model is made for, in pixels."""
     from open_clip import get_model_config

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.errors import UserError, describe_error, quiet
-from util.files import FILE_LIMIT, open_regular
+from util.files import FILE_LIMIT, REPOSITORY, file_digest, local_file, open_regular
 
 TIMEOUT = 10  # seconds until the network counts as absent
 
@@ -66,6 +66,15 @@ def hub_file(repository: str, names: list[str], models: str, otherwise: str) -> 
             break
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     raise _unreachable(f"{repository}/{names[0]}", folder, last, models, otherwise)
+
+
+def file_identity(value: object) -> object:
+    """What identities and keys of caches call the file that a setting names: a file of this repository by its name,
+    any other by name, size and modification time. A value that names no file is returned as it is."""
+    path = local_file(value) if isinstance(value, str) else None
+    if path is None or path.resolve().is_relative_to(REPOSITORY / "models"):
+        return value
+    return file_digest(path)
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:

@@ -18,16 +18,14 @@ from config import Config
 from datasets import Classes, MultiLabelDataset, files
 from datasets.content import content_keys
 from datasets.images import rgb
-from models import teachers
 from reporting.runs import Run, read_per_class, read_predictions
 from util import devices
 from util.errors import UserError
-from util.files import local_file, read_json
+from util.files import read_json
 
 SIDE = 224  # pixels of the longer side of an image on the page
 SUSPECTS, SUSPECT_ROWS = 24, 5_000  # on the page, and in the CSV file
 PER_CLASS, CLASSES = 3, 24  # mistakes of each kind of a class, and classes (those with most mistakes)
-SMALL_TEACHER = 64 * 2**20  # bytes of a local teacher that scores the gallery's images in seconds
 
 
 @dataclass
@@ -213,10 +211,10 @@ def _pseudo(
     rule = config.method.pseudo_labels
     if rule is None or not rows:
         return {}
-    weights = None if config.similarity else local_file(config.teacher_weights)
+    teacher = config.asked_teacher()
     if config.calibrate != "none":
         notes.append("pseudo-labels are not shown: the calibration belongs to the training images")
-    elif not config.similarity and (root is None or weights is None or weights.stat().st_size > SMALL_TEACHER):
+    elif not teacher.is_quick() or (teacher.scores_new_images and root is None):
         notes.append(f"pseudo-labels are not shown: {config.teacher} would take a while to score these images")
     else:
         chosen, num_labels = images[rows], len(names)
@@ -238,4 +236,4 @@ def _pseudo(
 def _similarities(config: Config, split: MultiLabelDataset, classes: Classes, folder: Path) -> list[np.ndarray]:
     how = dict(batch_size=config.eval_batch_size, device=torch.device("cpu"), workers=devices.default_workers())
     config = replace(config, precision="float32")  # a GPU's bf16 would be float16 here
-    return teachers.views(config.asked_teacher(), split, classes, folder, **how)
+    return config.asked_teacher().similarities(split, classes, folder, **how)

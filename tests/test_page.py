@@ -17,6 +17,7 @@ from conftest import make_toy, only_run, toy_arguments
 import main
 import report
 from config import Config
+from models.teachers import ClipTeacher
 from reporting import gallery
 
 NAMES = ['<img src=x onerror="document.title=1">', "a|b \"c\" & 'd'", "é$x_1$ ]]>"]
@@ -176,7 +177,7 @@ def test_the_page_is_one_file_that_loads_nothing(page):
 
 def test_the_gallery_asks_the_teacher_of_a_gpus_run_in_float32_on_a_cpu(monkeypatch):
     asked = []
-    monkeypatch.setattr(gallery.teachers, "views", lambda teacher, *_, **__: asked.append(teacher.precision))
+    monkeypatch.setattr(ClipTeacher, "similarities", lambda teacher, *_, **__: asked.append(teacher.precision))
     gallery._similarities(Config(precision="bf16"), None, None, Path())
     assert asked == ["float32"]
 

@@ -45,8 +45,8 @@ def teaching(toy: Path, tiny_clip: tuple[str, str], **options) -> tuple[ClipTeac
 
 
 def scores(teacher: ClipTeacher, splits: datasets.Splits, folder: Path, batch_size: int = 64) -> np.ndarray:
-    how = dict(batch_size=batch_size, device=torch.device("cpu"), workers=2, checked=False)
-    return teachers.similarities(teacher, splits.train, splits.classes, folder, **how)
+    options = dict(batch_size=batch_size, device=torch.device("cpu"), workers=2, checked=False)
+    return teacher.similarities(splits.train, splits.classes, folder, **options)[0]
 
 
 def test_the_teacher_is_the_one_that_the_command_line_names(tiny_clip):
@@ -55,14 +55,14 @@ def test_the_teacher_is_the_one_that_the_command_line_names(tiny_clip):
     asked = parse([*line, "--precision", "float32"]).asked_teacher()
     assert asked == ClipTeacher(name, weights, ("a {}",), "reference", None, "float32")
     asked = parse("--prompt {} --prompt a{} --teacher-views tiles --teacher-tiles 4".split()).asked_teacher()
-    assert (asked.prompts, asked.views, asked.tiles) == (("{}", "a{}"), "tiles", 4)
+    assert (asked.prompt, asked.teacher_views, asked.teacher_tiles) == (("{}", "a{}"), "tiles", 4)
 
 
 def test_similarities_are_cosines_of_squashed_unflipped_images_and_captions(toy, tiny_clip, tmp_path):
     from open_clip import get_tokenizer
     from PIL import Image
 
-    teacher, splits = teaching(toy, tiny_clip, prompts=("a photo of a {} bar",))
+    teacher, splits = teaching(toy, tiny_clip, prompt=("a photo of a {} bar",))
     got = scores(teacher, splits, tmp_path / "cache")
     model = clip.create_clip(*map(str, tiny_clip)).eval()
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in clip.normalisation(*tiny_clip))
@@ -82,7 +82,7 @@ def test_the_reference_preprocessing_is_what_the_published_code_fed_it(toy, tiny
     import torch.nn.functional as F
     from PIL import Image
 
-    teacher, splits = teaching(toy, tiny_clip, preprocess="reference")
+    teacher, splits = teaching(toy, tiny_clip, teacher_preprocess="reference")
     got = scores(teacher, splits, tmp_path / "cache")
     model = clip.create_clip(*map(str, tiny_clip)).eval()
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
@@ -180,10 +180,10 @@ def test_the_cache_is_filled_once_and_keyed_by_all_that_matters(toy, tiny_clip, 
     save_file(clip.create_clip(tiny_clip[0], None).state_dict(), other)
     np.save(tmp_path / "text.npy", np.random.RandomState(0).randn(3, 8))
     changes = [
-        dict(prompts=("a {}",)),
-        dict(prompts=("a {}", "{}")),
-        dict(weights=str(other)),
-        dict(preprocess="reference"),
+        dict(prompt=("a {}",)),
+        dict(prompt=("a {}", "{}")),
+        dict(teacher_weights=str(other)),
+        dict(teacher_preprocess="reference"),
         dict(text_features=str(tmp_path / "text.npy")),
         dict(precision="bf16"),
     ]
@@ -235,7 +235,7 @@ def test_the_published_text_features_fit_the_data_sets(real):
 
 
 def text_of(tiny_clip: tuple[str, str], prompts: tuple[str, ...], classes: datasets.Classes) -> torch.Tensor:
-    return clip_teacher.build(ClipTeacher(*tiny_clip, prompts=prompts), classes).text_features
+    return clip_teacher.build(ClipTeacher(*tiny_clip, prompt=prompts), classes).text_features
 
 
 def test_the_features_of_several_prompts_are_averaged_after_normalisation(tiny_clip):
@@ -250,22 +250,22 @@ def test_imagenet_names_the_templates_of_CLIP(tiny_clip):
     assert len(templates) == 81 and templates[-1] == "my {}" and "a photo of many {}." in templates
     assert all("{}" in template for template in templates)
     classes = datasets.Classes(["x"], ["cat"])
-    assert ClipTeacher(*tiny_clip, prompts=("imagenet",)).captions(classes)[0] == [templates[0].replace("{}", "cat")]
+    assert ClipTeacher(*tiny_clip, prompt=("imagenet",)).captions(classes)[0] == [templates[0].replace("{}", "cat")]
 
 
 # Views
 
 
 def views(teacher: ClipTeacher, splits: datasets.Splits, folder: Path) -> list[np.ndarray]:
-    how = dict(batch_size=16, device=torch.device("cpu"), workers=2)
-    return teachers.views(teacher, splits.train, splits.classes, folder, **how)
+    options = dict(batch_size=16, device=torch.device("cpu"), workers=2)
+    return teacher.similarities(splits.train, splits.classes, folder, **options)
 
 
 def test_tiles_are_cut_row_by_row_and_scored_as_images_of_their_own(toy, tiny_clip, tmp_path):
     pixels = torch.arange(2 * 3 * 8 * 8).reshape(2, 3, 8, 8)
     tiles = clip_teacher.cut(pixels, 2)
     assert tiles.shape == (8, 3, 4, 4) and torch.equal(tiles[5], pixels[1, :, :4, 4:])
-    teacher, splits = teaching(toy, tiny_clip, views="tiles", tiles=2)
+    teacher, splits = teaching(toy, tiny_clip, teacher_views="tiles", teacher_tiles=2)
     whole, parts = views(teacher, splits, tmp_path / "cache")
     assert whole.shape == (24, 3) and parts.shape == (24, 4, 3)
     scorer = clip_teacher.build(teacher, splits.classes)
@@ -279,11 +279,11 @@ def test_each_view_is_scored_once_and_the_whole_image_is_shared(toy, tiny_clip, 
     monkeypatch.setattr(clip_teacher, "score", lambda *a, **o: passes.append(o["view"]) or real_score(*a, **o))
     for change in (
         {},
-        dict(views="tiles", tiles=2),
-        dict(views="patches"),
-        dict(views="tiles"),
+        dict(teacher_views="tiles", teacher_tiles=2),
+        dict(teacher_views="patches"),
+        dict(teacher_views="tiles"),
         {},
-        dict(views="tiles"),
+        dict(teacher_views="tiles"),
     ):
         views(*teaching(toy, tiny_clip, **change), tmp_path / "cache")
     assert passes == ["global", "tiles", "patches", "tiles"]
@@ -318,7 +318,7 @@ def test_patches_attend_to_what_looks_like_them(tiny_clip):
 
 
 def test_the_score_of_patches_is_the_largest_of_a_softmax_over_the_classes(toy, tiny_clip, tmp_path):
-    teacher, splits = teaching(toy, tiny_clip, views="patches")
+    teacher, splits = teaching(toy, tiny_clip, teacher_views="patches")
     found = views(teacher, splits, tmp_path / "cache")[1]
     scorer = clip_teacher.build(teacher, splits.classes)
     image = torch.from_numpy(decode(splits.train.paths()[3], 32, "bicubic")).permute(2, 0, 1)[None]
@@ -331,7 +331,9 @@ def test_the_score_of_patches_is_the_largest_of_a_softmax_over_the_classes(toy, 
 
 
 def test_a_teacher_without_a_ViT_has_no_patches(toy, tmp_path):
-    teacher, splits = teaching(toy, ("models/digits_clip.json", "models/digits_clip.safetensors"), views="patches")
+    teacher, splits = teaching(
+        toy, ("models/digits_clip.json", "models/digits_clip.safetensors"), teacher_views="patches"
+    )
     with pytest.raises(UserError, match=r"open_clip's own ViT.*not a TimmModel; take --teacher-views tiles"):
         views(teacher, splits, tmp_path / "cache")
 
@@ -378,7 +380,7 @@ def written(folder: Path, name: str, config: dict) -> tuple[str, str]:
 @pytest.mark.parametrize("name, config", [("one_sig", SIGLIP), ("two_sig", SIGLIP_2)])
 def test_models_of_the_kind_of_SigLIP_are_teachers_too(toy, tmp_path, name, config):
     """A timm tower with attention pooling, a text tower that reads both ways, a bias on the logits."""
-    teacher, splits = teaching(toy, written(tmp_path, name, config), views="tiles", tiles=2)
+    teacher, splits = teaching(toy, written(tmp_path, name, config), teacher_views="tiles", teacher_tiles=2)
     whole, tiles = views(teacher, splits, tmp_path / "cache")
     assert np.abs(whole).max() <= 1 and np.ptp(whole, axis=0).min() > 0 and np.ptp(whole, axis=1).min() > 0
     assert np.isfinite(tiles).all()
@@ -449,13 +451,17 @@ def test_a_file_that_is_no_npz_is_told(tmp_path):
 
 def test_a_file_may_hold_the_scores_of_tiles(tmp_path):
     largest = np.arange(6, 12, dtype=np.float32).reshape(3, 2)
-    images, classes = np.array(["c", "a"]), ["y", "x"]
-    _, tiles = FileTeacher(str(save(tmp_path / "m.npz", tiles_max=largest)), "tiles").load(images, classes)
+
+    def tiles_of(path: Path) -> list[np.ndarray]:
+        split = datasets.MultiLabelDataset(Path(), np.array(["c", "a"]), np.zeros(2, np.uint64), None, np.zeros((2, 2)))
+        return FileTeacher(str(path), "tiles").similarities(split, datasets.Classes(["y", "x"], ["y", "x"]))
+
+    _, tiles = tiles_of(save(tmp_path / "m.npz", tiles_max=largest))
     assert tiles.tolist() == [[[11, 10]], [[7, 6]]]
     each = np.stack([largest, -largest], axis=1)
-    _, tiles = FileTeacher(str(save(tmp_path / "t.npz", tiles=each)), "tiles").load(images, classes)
+    _, tiles = tiles_of(save(tmp_path / "t.npz", tiles=each))
     assert tiles.tolist() == [[[11, 10], [-11, -10]], [[7, 6], [-7, -6]]]
     with pytest.raises(UserError, match="not an npz file with images, classes and tiles_max"):
-        FileTeacher(str(save(tmp_path / "n.npz")), "tiles").load(images, classes)
+        tiles_of(save(tmp_path / "n.npz"))
     with pytest.raises(UserError, match="expected float of 3 images x tiles x 2 classes"):
-        FileTeacher(str(save(tmp_path / "w.npz", tiles=largest)), "tiles").load(images, classes)
+        tiles_of(save(tmp_path / "w.npz", tiles=largest))

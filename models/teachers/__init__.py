@@ -1,41 +1,25 @@
-"""Teachers: who scores images against the class names, once, before training."""
+"""Teachers: models that score images against the class names, once, before training."""
 
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import fields
 
-import numpy as np
-import torch
-
-from datasets.dataset import MultiLabelDataset
-from datasets.files import Classes
-from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, VIEWS, ClipTeacher, similarities
+from models.teachers.base import Teacher
+from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, VIEWS, ClipTeacher
 from models.teachers.file import FileTeacher, load_similarity
 
+TEACHERS = {  # KIND of --teacher KIND:NAME
+    "clip": ClipTeacher,
+    "similarity": FileTeacher,
+}
+SETTINGS = {field.name for kind in TEACHERS.values() for field in fields(kind)}
+
 __all__ = [
-    "DEFAULT",
-    "DEFAULT_WEIGHTS",
-    "VIEWS",
-    "ClipTeacher",
-    "FileTeacher",
+    "DEFAULT", "DEFAULT_WEIGHTS", "SETTINGS", "TEACHERS", "VIEWS", "ClipTeacher", "FileTeacher", "Teacher", "find",
     "load_similarity",
-    "similarities",
-    "views",
-]
+]  # fmt: skip
 
 
-def views(
-    teacher: ClipTeacher | FileTeacher,
-    split: MultiLabelDataset,
-    classes: Classes,
-    folder: Path,
-    *,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
-    checked: bool = True,
-) -> list[np.ndarray]:
-    """The teacher's similarities of a split's images, for each of its views (N, L) float, of tiles (N, K, L); from the
-    cache in `folder`, which is filled first."""
-    if isinstance(teacher, FileTeacher):
-        return teacher.load(split.names, classes.names)
-    how = dict(batch_size=batch_size, device=device, workers=workers, checked=checked)
-    return [similarities(teacher, split, classes, folder, view, **how) for view in VIEWS[teacher.views]]
+def find(settings: Mapping[str, object]) -> Teacher:
+    """The teacher of --similarity FILE or of --teacher KIND:NAME; without a KIND, CLIP."""
+    kind = "similarity" if settings["similarity"] else settings["teacher"].partition(":")[0]
+    return TEACHERS.get(kind, ClipTeacher).from_settings(settings)

@@ -19,11 +19,12 @@ from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
 from datasets.images import decode_batches, moved, to_input
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from models.clip import clip_file, create_clip, normalisation
+from models.clip import clip_file, config_name, create_clip, embedding_size, normalisation
+from models.teachers.base import Teacher
 from models.teachers.patches import patch_features
 from models.vit_clip import NAME, TAG
 from util.errors import UserError, describe_error
-from util.files import digest, file_digest, local_file, read_array
+from util.files import digest, local_file, read_array
 from util.row_cache import cached_rows
 
 DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
@@ -36,49 +37,81 @@ RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as biline
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
 VIEWS = {"global": ("global",), "tiles": ("global", "tiles"), "patches": ("global", "patches")}  # of --teacher-views
 CHECKED, SAME_SIMILARITY = 8, 1e-2  # images compared with float32, and by how much half precision may differ
+SMALL = 64 * 2**20  # bytes of the weights of a teacher that scores a few images in seconds
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
 
 @dataclass(frozen=True)
-class ClipTeacher:
+class ClipTeacher(Teacher):
     """Which teacher: all that its similarities depend on, apart from images and class names.
 
-    name           open_clip's name of the model, or FILE.json with an open_clip model config
-    weights        open_clip's tag, or a local file
-    prompts        captions of a class; {} stands for its prompt name; imagenet stands for CLIP's 80 ImageNet templates.
-                   Of several captions the normalised text features are averaged
-    preprocess     own, or reference: what the published code fed to its teacher
-    text_features  FILE.npy of (L, D) class text features, instead of the text tower
-    precision      float32, or any other: half precision
-    views          a key of VIEWS: what it looks at
-    tiles          the view `tiles` is of tiles x tiles parts of the image
+    teacher             open_clip's name of the model, or FILE.json with an open_clip model config
+    teacher_weights     open_clip's tag, or a local file
+    prompt              captions of a class; {} stands for its prompt name; imagenet stands for CLIP's 80 ImageNet
+                        templates. The normalised text features of several captions are averaged
+    teacher_preprocess  own, or reference: the published preprocessing
+    text_features       FILE.npy of (L, D) class text features, instead of the text tower
+    precision           float32, or any other: half precision
+    teacher_views       a key of VIEWS: what it looks at
+    teacher_tiles       the view `tiles` consists of teacher_tiles x teacher_tiles parts of the image
     """
 
-    name: str
-    weights: str
-    prompts: tuple[str, ...] = ("{}",)
-    preprocess: str = "own"
+    teacher: str
+    teacher_weights: str
+    prompt: tuple[str, ...] = ("{}",)
+    teacher_preprocess: str = "own"
     text_features: str | None = None
     precision: str = "float32"
-    views: str = "global"
-    tiles: int = 3
+    teacher_views: str = "global"
+    teacher_tiles: int = 3
+
+    def is_quick(self) -> bool:
+        weights = local_file(self.teacher_weights)
+        return weights is not None and weights.stat().st_size <= SMALL
 
     def captions(self, classes: Classes) -> list[list[str]]:
         """For each prompt the L captions."""
-        return [[prompt.replace("{}", name) for name in classes.prompt_names] for prompt in templates(self.prompts)]
+        return [[prompt.replace("{}", name) for name in classes.prompt_names] for prompt in templates(self.prompt)]
 
-    def key(self, classes: Classes, split: MultiLabelDataset, view: str = "global") -> dict[str, object]:
-        """The key of the cached similarities of a view, known without building the teacher."""
-        weights, model = local_file(self.weights), local_file(self.name)
-        return {
+    def key(self, classes: Classes, split: MultiLabelDataset, view: str) -> dict[str, object]:
+        """The key of the cached similarities of a view."""
+        key = self.identity() | {
             "images": split.image_key(),
-            "teacher": file_digest(model) if model else self.name,
-            "weights": file_digest(weights) if weights else self.weights,
-            "text": file_digest(self.text_features) if self.text_features else self.captions(classes),
-            "preprocess": self.preprocess,
+            "prompt": None if self.text_features else self.captions(classes),
             "precision": "float32" if self.precision == "float32" else f"{HALF} weights",
-            "view": [view, self.tiles] if view == "tiles" else view,
+            "teacher_views": view,
         }
+        return key if view == "tiles" else key | {"teacher_tiles": None}
+
+    def similarities(
+        self,
+        split: MultiLabelDataset,
+        classes: Classes,
+        folder: Path,
+        *,
+        batch_size: int,
+        device: torch.device,
+        workers: int,
+        checked: bool = True,
+    ) -> list[np.ndarray]:
+        """Cosine similarities; of patches as in Scorer.patches."""
+
+        def of_view(view: str) -> np.ndarray:
+            def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
+                scorer = build(self, classes).to(device)
+                if checked and self.precision != "float32":
+                    check_half(scorer, split.paths(), rows[:CHECKED], device, workers)
+                scorer.to_precision(self.precision)
+                options = dict(view=view, tiles=self.teacher_tiles)
+                return score(scorer, split.paths(), rows, batch_size, device, workers, **options)
+
+            key, shape = self.key(classes, split, view), (len(split), len(classes.names))
+            if view == "tiles":
+                shape = (len(split), self.teacher_tiles**2, len(classes.names))
+            path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
+            return np.array(cached_rows(path, shape, np.float32, rows_from, description, key))
+
+        return [of_view(view) for view in VIEWS[self.teacher_views]]
 
 
 def templates(prompts: tuple[str, ...]) -> list[str]:
@@ -190,52 +223,17 @@ def encode_captions(clip: nn.Module, name: str, captions: list[list[str]]) -> Te
 
 
 def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
-    """The teacher's network on the CPU. Raises UserError where its weights cannot be had or do not fit."""
+    """The teacher's network on the CPU. Raises UserError if its weights cannot be had or do not fit."""
+    name, weights = teacher.teacher, teacher.teacher_weights
     given = read_text_features(teacher.text_features, len(classes.names)) if teacher.text_features else None
-    file = clip_file(teacher.name, teacher.weights, f"clip:{teacher.name}:{teacher.weights}", OFFLINE)
-    clip = create_clip(teacher.name, file).eval().requires_grad_(False)
-    if given is not None:
-        features = torch.from_numpy(given)
-        width = clip.visual.output_dim if hasattr(clip.visual, "output_dim") else features.shape[1]
-        if features.shape[1] != width:
-            raise UserError(f"--text-features have {features.shape[1]} numbers per label, {teacher.name} has {width}")
+    clip = create_clip(name, clip_file(name, weights, f"clip:{name}:{weights}", OFFLINE)).eval().requires_grad_(False)
+    if given is None:
+        features = encode_captions(clip, config_name(name), teacher.captions(classes))
+    elif given.shape[1] != (width := embedding_size(name)):
+        raise UserError(f"--text-features have {given.shape[1]} numbers per label, {name} has {width}")
     else:
-        name = Path(teacher.name).stem if teacher.name.endswith(".json") else teacher.name
-        features = encode_captions(clip, name, teacher.captions(classes))
-    return Scorer(clip, features, *normalisation(teacher.name, teacher.weights), teacher.preprocess)
-
-
-def similarities(
-    teacher: ClipTeacher,
-    split: MultiLabelDataset,
-    classes: Classes,
-    folder: Path,
-    view: str = "global",
-    *,
-    batch_size: int,
-    device: torch.device,
-    workers: int,
-    checked: bool = True,
-) -> np.ndarray:
-    """(N, L) float32 cosine similarities of a split's images, from the cache in `folder`, which is filled first.
-
-    checked  compare the first images in half precision with float32
-    view     global; tiles: (N, K, L), of the K tiles of each image; patches: (N, L), as in Scorer.patches
-    """
-    key = teacher.key(classes, split, view)
-
-    def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-        scorer = build(teacher, classes).to(device)
-        if checked and teacher.precision != "float32":
-            check_half(scorer, split.paths(), rows[:CHECKED], device, workers)
-        scorer.to_precision(teacher.precision)
-        how = dict(view=view, tiles=teacher.tiles)
-        return score(scorer, split.paths(), rows, batch_size, device, workers, **how)
-
-    num_images, num_labels = len(split), len(classes.names)
-    shape = (num_images, teacher.tiles**2, num_labels) if view == "tiles" else (num_images, num_labels)
-    path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
-    return np.array(cached_rows(path, shape, np.float32, rows_from, description, about=key))
+        features = torch.from_numpy(given)
+    return Scorer(clip, features, *normalisation(name, weights), teacher.teacher_preprocess)
 
 
 @torch.inference_mode()

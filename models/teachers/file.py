@@ -6,6 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.dataset import MultiLabelDataset
+from datasets.files import Classes
+from models.teachers.base import Teacher
 from util.errors import UserError
 from util.files import read_arrays
 
@@ -13,19 +16,21 @@ LARGEST = 1e6  # of a similarity: beyond it, even a temperature of 1 leaves one 
 
 
 @dataclass(frozen=True)
-class FileTeacher:
-    """path: npz file as `load_similarity` reads it.  views: global; tiles: also its array `tiles` or `tiles_max`."""
+class FileTeacher(Teacher):
+    """similarity: npz file as `load_similarity` reads it.  teacher_views: global; tiles: also its array `tiles` or
+    `tiles_max`."""
 
-    path: str
-    views: str = "global"
+    similarity: str
+    teacher_views: str = "global"
+    scores_new_images = False
 
-    def load(self, images: np.ndarray, classes: list[str]) -> list[np.ndarray]:
-        """(N, L) similarities; where asked also (N, K, L) of the K tiles of an image, K = 1 for their maximum alone."""
-        result = [load_similarity(self.path, images, classes)]
-        if self.views == "tiles":
-            with zipfile.ZipFile(self.path) as file:
+    def similarities(self, split: MultiLabelDataset, classes: Classes, *_: object, **__: object) -> list[np.ndarray]:
+        """Of tiles (N, K, L), with K = 1 for their maximum alone."""
+        result = [load_similarity(self.similarity, split.names, classes.names)]
+        if self.teacher_views == "tiles":
+            with zipfile.ZipFile(self.similarity) as file:
                 array = "tiles" if "tiles.npy" in file.namelist() else "tiles_max"
-            tiles = load_similarity(self.path, images, classes, array)
+            tiles = load_similarity(self.similarity, split.names, classes.names, array)
             result.append(tiles if tiles.ndim == 3 else tiles[:, None])
         return result
 
