@@ -23,9 +23,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, BinaryIO, Protocol
@@ -41,7 +39,7 @@ from datasets import Splits, files
 from models import Backbone, saved
 from models.clip import tower_digest
 from models.weights import check_finite, check_kinds, file_identity
-from util import devices, distributed
+from util import distributed
 from util.errors import UserError, describe_error, quiet
 from util.files import (
     atomic,
@@ -135,14 +133,9 @@ class Progress(msgspec.Struct):
 class Run:
     """One run's folder, which only the main process writes.
 
-    Checkpoints are written by a thread, one after the other, from a copy of the state, while training goes on. What
-    goes wrong there is raised by the next `save`, and at the latest by `wait`.
-
     about       what config.json says
     images      names and keys of the images
     checkpoint  the state to resume from, or None
-    device      of the states that are saved
-    thread      writes the checkpoints
     tensorboard  whether the history is written for TensorBoard too
     """
 
@@ -152,16 +145,12 @@ class Run:
         about: dict,
         images: dict[str, np.ndarray],
         checkpoint: dict | None,
-        device: torch.device,
-        thread: ThreadPoolExecutor,
         tensorboard: bool = False,
     ) -> None:
         self.folder, self.about, self.images, self.checkpoint = folder, about, images, checkpoint
-        self.device, self.thread = device, thread
         self.key = digest(about["identity"], about["data_key"])
         self.best_epoch, self.best_file = 0, None
         self.events = Events(folder / "tensorboard") if tensorboard and distributed.is_main() else None
-        self.writing: Future | None = None
 
     def keep_pseudo_labels(self, about: dict) -> None:
         """Write how good the pseudo-labels are, if they are not there yet."""
@@ -194,14 +183,12 @@ class Run:
 
     def save(self, state: dict) -> None:
         """Write last.pt, then metrics.jsonl, which repeats the history that last.pt holds."""
-        self.wait()  # so that there is never more than one copy of the state
         self.best_epoch = state["best"]["epoch"]
+        if not distributed.is_main():
+            return
         self.make_again()
-        self._later(self._write_last, state | {"run": self.key})
-
-    def _write_last(self, state: dict) -> None:
         with atomic(self.folder / "last.pt") as temporary:
-            write_tensors(temporary, state)
+            write_tensors(temporary, state | {"run": self.key})
         self.write_history(state["history"])
 
     def make_again(self) -> None:
@@ -219,46 +206,18 @@ class Run:
     def save_best(self, model: dict) -> None:
         """Write best.pt, the weights of the epoch that the last saved state calls the best; last.pt, which is written
         before it, can stand for it if the process dies in between."""
-        self._later(self._write_best, {"model": model, "run": self.key, "epoch": self.best_epoch})
-
-    def _write_best(self, best: dict) -> None:
+        if not distributed.is_main():
+            return
         with atomic(self.folder / "best.pt") as temporary:
-            write_tensors(temporary, best)
+            write_tensors(temporary, {"model": model, "run": self.key, "epoch": self.best_epoch})
         self.keep_best()
 
     def keep_best(self) -> None:
         """Keep best.pt open: it can be read to the end of the run, also where somebody removes it."""
         self.best_file = open_regular(self.folder / "best.pt", RESTART)
 
-    def _later(self, write: Callable[[dict], None], state: dict) -> None:
-        """Call write(copy of the state) in the thread, unless what was to be written before it could not be; here and
-        now where the GPU has no room for a copy."""
-        if not distributed.is_main():
-            return
-        try:
-            before, copy = self.writing, deepcopy(state)
-        except torch.OutOfMemoryError:
-            self.wait()
-            return write(state)
-        stream = devices.side_stream(self.device)
-
-        def then() -> None:
-            if before is not None:
-                before.result()
-            with stream:
-                write(copy)
-
-        self.writing = self.thread.submit(then)
-
-    def wait(self) -> None:
-        """Until all that was saved is on the disk. Raises what went wrong there."""
-        writing, self.writing = self.writing, None
-        if writing is not None:
-            writing.result()
-
     def load_best(self, model: torch.nn.Module) -> None:
         """Give the model, on all processes, the weights of the best validation epoch."""
-        self.wait()
         load_best(self.folder, model, (self.key, self.best_epoch), self.best_file)
 
     def finish(
@@ -462,12 +421,7 @@ def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = 
                 f"note: this run began with {began.threads} threads and goes on with {torch.get_num_threads()}, which "
                 f"changes the last bits of its numbers; --threads {began.threads} keeps them"
             )
-        with ThreadPoolExecutor(1, "checkpoints", devices.use, (device,)) as thread:
-            run = Run(folder, about, images, checkpoint, device, thread, config.tensorboard)
-            try:
-                yield run
-            finally:
-                run.wait()
+        yield Run(folder, about, images, checkpoint, config.tensorboard)
 
 
 def _describe(folder: Path, about: dict, images: dict[str, np.ndarray]) -> None:

@@ -8,7 +8,6 @@ import sys
 import pytest
 import torch
 from conftest import REPOSITORY
-from replay import Stream
 
 from util import devices
 from util.errors import UserError
@@ -82,19 +81,6 @@ def test_bf16_on_a_processor_without_it_is_slow_which_is_told(monkeypatch, tmp_p
     monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
     assert devices.pick_precision("bf16", CPU) == "bf16"
     assert capsys.readouterr().out.count("this processor has no bf16 instructions") == told
-
-
-def test_all_checkpoints_are_copied_on_one_stream(monkeypatch):
-    """PyTorch hands out 32 streams in turn: a new one each time would one day be that of a capture."""
-    made, entered = [], []
-    monkeypatch.setattr(torch.cuda, "Stream", lambda device: made.append(Stream()) or made[-1])
-    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: None)
-    monkeypatch.setattr(torch.cuda, "stream", entered.append)
-    devices._side_stream.cache_clear()
-    for _ in range(3):
-        devices.side_stream(GPU)
-    devices._side_stream.cache_clear()
-    assert len(made) == 1 and entered == 3 * made
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")

@@ -6,8 +6,6 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
-from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -143,28 +141,6 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-
-def side_stream(device: torch.device) -> AbstractContextManager:
-    """On a GPU a stream that waits for all that is launched so far, and runs beside what is launched from now on."""
-    if device.type != "cuda":
-        return nullcontext()
-    stream = _side_stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))
-    return torch.cuda.stream(stream)
-
-
-@cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for the whole process: PyTorch hands out 32 in turn, so that a new one for every checkpoint would in time be
-    that of a capture, and spoil it."""
-    return torch.cuda.Stream(device)
-
-
-def use(device: torch.device) -> None:
-    """Make it the current device of this thread; a new thread's is GPU 0, on which a first touch takes memory."""
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
 
 
 def default_workers() -> int:
