@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
+import datasets.walk  # noqa: F401  registers HEIC if its reader is installed
 from datasets.content import read_image
 from datasets.dataset import MultiLabelDataset
 from util import distributed
