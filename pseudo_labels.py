@@ -4,7 +4,7 @@ A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. Be
 calibrate the scores (`calibrate`). `describe` says how good the labels are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,18 +29,23 @@ class Rule:
 
     score     (similarity (N, L) float, *, settings by name) -> (N, L) float in [0, 1]
     label     (scores (N, L) float, *, settings by name) -> (N, L) int8 in {-1, 0, +1}, or float in [0, 1]
-    settings  of both, by name
-    of_tiles  score takes (whole (N, L), tiles (N, K, L), observed (N, L)) instead: the similarities of each image and
-              of its tiles, and the known labels
+    settings  of all its functions, by name
+    ranking   None: a rule of whole images. Of a rule of tiles: (whole, tiles, *, settings by name) -> (N, L) float, by
+              which `label` finds the lowest labels; and `score` takes (whole (N, L), tiles (N, K, L), observed (N, L)):
+              the similarities of each image and of its tiles, and the known labels
     """
 
     score: Callable[..., np.ndarray]
     label: Callable[..., np.ndarray]
     settings: dict[str, Setting]
-    of_tiles: bool = False
+    ranking: Callable[..., np.ndarray] | None = None
+
+    @property
+    def of_tiles(self) -> bool:
+        return self.ranking is not None
 
     def threshold(self, settings: dict[str, object]) -> float | None:
-        """The score above which every label is positive; None where other things decide too, or no threshold does."""
+        """The score above which every label is positive; None if no single threshold decides."""
         return settings["threshold"] if self.label is threshold_labels else None
 
 
@@ -57,17 +62,20 @@ def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
     return scores
 
 
-def threshold_labels(scores: np.ndarray, *, threshold: float, negative_fraction: float) -> np.ndarray:
-    """Labels: a score above the threshold is positive; the int(negative_fraction * L) labels with the lowest scores of
-    an image are negative, also where both apply; the teacher abstains from the rest (Xing et al. 2024, section 3.2).
+def threshold_labels(
+    scores: np.ndarray, ranking: np.ndarray | None = None, *, threshold: float, negative_fraction: float
+) -> np.ndarray:
+    """Labels: a score above the threshold is positive; the int(negative_fraction * L) lowest labels of an image are
+    negative, even above the threshold; the teacher abstains from the rest (Xing et al. 2024, section 3.2).
 
     scores   (N, L) float in [0, 1]
+    ranking  (N, L) float, by which labels are the lowest; None: the scores
     returns  (N, L) int8 in {-1, 0, +1}; 0 = the teacher abstains
     """
-    labels = (scores > threshold).astype(np.int8)
+    labels, ranking = (scores > threshold).astype(np.int8), scores if ranking is None else ranking
     if num_negative := int(negative_fraction * scores.shape[1]):
         for start in range(0, len(scores), ROWS):
-            lowest = torch.from_numpy(scores[start : start + ROWS]).argsort(dim=1, stable=True)[:, :num_negative]
+            lowest = torch.from_numpy(ranking[start : start + ROWS]).argsort(dim=1, stable=True)[:, :num_negative]
             np.put_along_axis(labels[start : start + ROWS], lowest.numpy(), -1, axis=1)
     return labels
 
@@ -75,32 +83,49 @@ def threshold_labels(scores: np.ndarray, *, threshold: float, negative_fraction:
 def damp(whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperature: float, eta: float) -> np.ndarray:
     """Scores of an image and its tiles: AEVLP's DAMP (Tran et al., ICCV 2025).
 
-    A label's tile score is the largest of its softmax scores over the tiles where that exceeds min(eta, the same of
-    the known label), else the smallest. The result is the mean of tile score and softmax score of the whole image. Of
-    several known positives the lowest counts; without one eta stands alone.
+    A label's tile score is the largest of its softmax scores over the tiles if that exceeds a bound, else the smallest.
+    The bound is min(eta, the whole image's score of the known label), 0 if none is known; of several known labels the
+    lowest score counts. The result is the mean of tile score and whole image's score.
 
     whole     (N, L) float, cosine of image and class text;  tiles  (N, K, L) float, the same of its K tiles
     observed  (N, L) in {-1, 0, +1}
     returns   (N, L) float in [0, 1]
     """
     scores = softmax(whole, temperature=temperature)
-    for start in range(0, len(scores), ROWS):
-        rows = slice(start, start + ROWS)
-        each = torch.softmax(torch.from_numpy(tiles[rows].astype(scores.dtype, copy=False)) / temperature, dim=2)
-        largest, smallest = each.amax(dim=1).numpy(), each.amin(dim=1).numpy()
-        bound = np.where(observed[rows] == 1, largest, eta).min(axis=1, initial=eta)[:, None]
-        scores[rows] = (scores[rows] + np.where(largest > bound, largest, smallest)) / 2
+    for rows, each in _of_tiles(tiles, scores.dtype, temperature):
+        largest, smallest = each.max(axis=1), each.min(axis=1)
+        known = observed[rows] == 1
+        bound = np.where(known, scores[rows], eta).min(axis=1, initial=eta) * known.any(axis=1)
+        scores[rows] = (scores[rows] + np.where(largest > bound[:, None], largest, smallest)) / 2
     return scores
 
 
-def topk_labels(scores: np.ndarray, *, teacher_topk: int, threshold: float, negative_fraction: float) -> np.ndarray:
-    """Labels: positive where a score is among the teacher_topk highest of its image and at least the threshold;
-    negative as in `threshold_labels` (Tran et al., ICCV 2025).
+def mean_of_tiles(whole: np.ndarray, tiles: np.ndarray, *, temperature: float) -> np.ndarray:
+    """The mean of an image's score and its tiles' mean score, by which AEVLP chooses negatives (Tran et al. 2025)."""
+    scores = softmax(whole, temperature=temperature)
+    for rows, each in _of_tiles(tiles, scores.dtype, temperature):
+        scores[rows] = (scores[rows] + each.mean(axis=1)) / 2
+    return scores
 
-    scores   (N, L) float in [0, 1]
-    returns  (N, L) int8 in {-1, 0, +1}; 0 = the teacher abstains
-    """
-    labels = threshold_labels(scores, threshold=np.inf, negative_fraction=negative_fraction)
+
+def _of_tiles(tiles: np.ndarray, dtype: np.dtype, temperature: float) -> Iterator[tuple[slice, np.ndarray]]:
+    """Some images' rows and their tiles' softmax scores (M, K, L), in turn."""
+    for start in range(0, len(tiles), ROWS):
+        rows = slice(start, start + ROWS)
+        yield rows, torch.softmax(torch.from_numpy(tiles[rows].astype(dtype, copy=False)) / temperature, dim=2).numpy()
+
+
+def topk_labels(
+    scores: np.ndarray,
+    ranking: np.ndarray | None = None,
+    *,
+    teacher_topk: int,
+    threshold: float,
+    negative_fraction: float,
+) -> np.ndarray:
+    """Labels: a score is positive if it is among the teacher_topk highest of its image and at least the threshold;
+    negative as in `threshold_labels` (Tran et al., ICCV 2025)."""
+    labels = threshold_labels(scores, ranking, threshold=np.inf, negative_fraction=negative_fraction)
     for start in range(0, len(scores), ROWS):
         part = torch.from_numpy(scores[start : start + ROWS])
         highest = part.argsort(dim=1, descending=True, stable=True)[:, :teacher_topk]
@@ -109,47 +134,54 @@ def topk_labels(scores: np.ndarray, *, teacher_topk: int, threshold: float, nega
     return labels
 
 
-def soft_labels(scores: np.ndarray) -> np.ndarray:
+def soft_labels(scores: np.ndarray, ranking: np.ndarray | None = None) -> np.ndarray:
     """Labels: the scores themselves, (N, L) float in [0, 1]."""
     return scores
 
 
-TEMPERATURE = Setting(0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)", flags=("-t", "--temp"))
-
-NEGATIVES = "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels"
+TEMPERATURE_TEXT = (0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)", "[0.003, 0.1]")
+TEMPERATURE = Setting(*TEMPERATURE_TEXT, flags=("-t", "--temp"))
+NEGATIVES = Setting(
+    0.0,
+    "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
+    "[0, 1)",
+    (0.0, 0.1, 0.2, 0.3, 0.4),
+    flags=("-p", "--partial"),
+)
+THRESHOLD = Setting(
+    0.3, "score above which a label becomes a positive pseudo-label", "(0, 1)", "[0.05, 0.9]", flags=("-th",)
+)
 
 THRESHOLD_RULE = Rule(
-    softmax,
-    threshold_labels,
-    dict(
-        temperature=TEMPERATURE,
-        threshold=Setting(0.3, "score above which a label becomes a positive pseudo-label", "(0, 1)", flags=("-th",)),
-        negative_fraction=Setting(0.0, NEGATIVES, "[0, 1)", flags=("-p", "--partial")),
-    ),
+    softmax, threshold_labels, dict(temperature=TEMPERATURE, threshold=THRESHOLD, negative_fraction=NEGATIVES)
 )
 DAMP_RULE = Rule(
     damp,
     topk_labels,
     dict(
-        temperature=Setting(
-            0.01, "of the softmax over the teacher's similarities", "(0, inf)", flags=("-t", "--temp"), cub=0.1
-        ),
+        temperature=Setting(*TEMPERATURE_TEXT, flags=("-t", "--temp"), cub=0.1),
         eta=Setting(
-            0.0, "score above which a tile may speak for its image", "[0, 1)", coco=0.3, nuswide=0.3, cub=0.005
+            0.0,
+            "score above which a tile's score may stand for its image's",
+            "[0, 1)",
+            "[0, 0.5]",
+            coco=0.3,
+            nuswide=0.3,
+            cub=0.005,
         ),
-        teacher_topk=Setting(3, "positive pseudo-labels an image may have", "[1, inf)", cub=32),
+        teacher_topk=Setting(3, "positive pseudo-labels an image may have", "[1, inf)", (1, 2, 3, 5), cub=32),
         threshold=Setting(
             0.5,
             "score from which a label becomes a positive pseudo-label",
             "(0, 1)",
+            "[0.05, 0.9]",
             flags=("-th",),
             nuswide=0.6,
             cub=0.005,
         ),
-        # in the middle of the grid of VLPL's code
-        negative_fraction=Setting(0.2, NEGATIVES, "[0, 1)", flags=("-p", "--partial")),
+        negative_fraction=NEGATIVES,  # the paper's on COCO: 0.3
     ),
-    of_tiles=True,
+    ranking=mean_of_tiles,
 )
 SOFT_RULE = Rule(softmax, soft_labels, dict(temperature=TEMPERATURE))
 
@@ -178,14 +210,16 @@ def make(
         raise UserError(
             "the file of --similarity holds the maximum over tiles alone; an array `tiles` (N, K, L) is needed"
         )
+    notes, ranking = [], None
     if calibration != "none":
         scores, notes = calibrate(pooled(views, pool), observed, form=calibration, temperature=settings["temperature"])
     elif from_tiles:
-        scores, notes = with_settings(rule.score, settings)(*views, observed), []
+        scores = with_settings(rule.score, settings)(*views, observed)
+        ranking = with_settings(rule.ranking, settings)(*views)
     else:
         similarity = views[0] if len(views) == 1 else np.mean(pooled(views, pool), axis=0)
-        scores, notes = with_settings(rule.score, settings)(similarity), []
-    return with_settings(rule.label, settings)(scores), scores, notes
+        scores = with_settings(rule.score, settings)(similarity)
+    return with_settings(rule.label, settings)(scores, ranking), scores, notes
 
 
 def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:

@@ -1,4 +1,4 @@
-"""Methods by name. To add one, write its formula and its record in a file of its own and name the record in LOSSES."""
+"""Methods by name. To add one, write its formula and its record in a new file and name the record in LOSSES."""
 
 import torch
 
@@ -37,7 +37,7 @@ __all__ = ["FACTS", "LOSSES", "Loss", "Method", "Targets", "build", "find", "wit
 
 
 def find(name: str) -> Method:
-    """The record of a method; raises UserError where there is none, and where the record contradicts its functions."""
+    """The record of a method; raises UserError if there is none, or if the record contradicts its functions."""
     if name not in LOSSES:
         raise UserError(f"unknown loss {name!r}; there are {', '.join(LOSSES)}")
     LOSSES[name].verify(name)
@@ -55,5 +55,5 @@ def build(name: str, settings: dict[str, object], observed: torch.Tensor) -> Los
     if isinstance(method.loss, type):
         loss = with_settings(method.loss, settings)(observed)
     else:
-        loss = Formula(method, settings)
-    return loss.to(observed.device)
+        loss = Formula(method.loss, method.regulariser)
+    return loss.prepare(settings).to(observed.device)

@@ -1,4 +1,15 @@
-"""What a method is to the rest of the project: a loss, and one record of everything else about it."""
+"""What a method is to the rest of the project: a loss, and one record of everything else about it.
+
+The formulas in this folder share names, shapes and values. Their docstrings add only what is special.
+
+    logits    (B, L) float; p = sigmoid(logits)
+    observed  (B, L) int8 in {-1, 0, +1}; 0 = unknown
+    true      (B, L) int8 in {0, 1}; only oracles read them; None if they are not known
+    pseudo    (B, L) int8 in {-1, 0, +1}, 0 = the teacher abstains; or soft labels, float in [0, 1]; None: no teacher.
+              A loss reads it only where observed is 0
+    index     (B,) int64 row of each image in the training set
+    returns   (B, L), one loss per label, not reduced; of a regulariser: ()
+"""
 
 import inspect
 from collections.abc import Callable
@@ -18,13 +29,7 @@ FACTS = ("epochs", "seed")  # what a stateful loss may ask about the run, beside
 
 @dataclass(frozen=True)
 class Targets:
-    """What is known about the images of a batch.
-
-    observed  (B, L) int8 in {-1, 0, +1}; 0 = unknown
-    true      (B, L) int8 in {0, 1}; None where the true labels are not known. Only oracles read them
-    pseudo    (B, L) int8 in {-1, 0, +1}, 0 = the teacher abstains; or soft labels, float in [0, 1]; None: no teacher
-    index     (B,) int64 row of each image in the training set
-    """
+    """What is known about the images of a batch."""
 
     observed: Tensor
     true: Tensor | None = None
@@ -33,21 +38,30 @@ class Targets:
 
 
 class Loss(nn.Module):
-    """The batch loss: the mean over the B x L entries of a loss per label, plus a regulariser, in float32 or better.
+    """The batch loss: the mean of per_label over the B x L entries, plus the regulariser, in float32 or better.
 
-    per_label    (logits (B, L), fields of Targets by name) -> (B, L)
-    regulariser  the same -> (), added to the mean; None: there is none
+    per_label    (logits, targets by name, *, settings by name) -> (B, L)
+    regulariser  (logits, targets by name, *, settings by name) -> (); None: there is none
     rate         learning rate of the loss's own parameters, as a multiple of the backbone's
 
     A loss that remembers something between steps is a subclass with these as methods. Its `__init__` takes the training
-    set's observed labels (N, L) and, by keyword, the settings and facts that it names. What it remembers is kept in
-    buffers or parameters, so that it is in every checkpoint. Buffers are changed in place, because a captured training
-    step goes on reading the memory that it was captured with. Parameters are trained with the backbone.
+    set's observed labels (N, L) and, by keyword, the settings and facts that it names. State is kept in buffers or
+    parameters, so that it is in every checkpoint. Buffers are updated in place, because a captured training step keeps
+    reading the same memory. Parameters are trained with the backbone.
     """
 
     per_label: Callable[..., Tensor]
     regulariser: Callable[..., Tensor] | None = None
     rate = 1.0
+
+    def prepare(self, settings: dict[str, object]) -> "Loss":
+        """Fill the settings into per_label and regulariser, and note the targets that they read."""
+        self.reads = {}
+        for name in ("per_label", "regulariser"):
+            if function := getattr(self, name):
+                self.reads[name] = target_names(function)
+                setattr(self, name, with_settings(function, settings))
+        return self
 
     def start_epoch(self, epoch: int) -> None:
         """Called before the first step of an epoch, and when a run resumes in it. Epochs are counted from 1."""
@@ -63,22 +77,19 @@ class Loss(nn.Module):
 
     def forward(self, logits: Tensor, targets: Targets) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-        def call(function: Callable[..., Tensor]) -> Tensor:
-            return function(logits, *(getattr(targets, name) for name in target_names(function)))
-
-        entries = call(self.per_label)
-        loss = entries.sum() / max(entries.numel(), 1)  # of several processes one may have no image of a batch
-        return loss + call(self.regulariser) if self.regulariser else loss
+        entries = self.per_label(logits, *(getattr(targets, name) for name in self.reads["per_label"]))
+        loss = entries.sum() / max(entries.numel(), 1)  # one of several processes may have no image of a batch
+        if self.regulariser:
+            loss = loss + self.regulariser(logits, *(getattr(targets, name) for name in self.reads["regulariser"]))
+        return loss
 
 
 class Formula(Loss):
-    """The loss of a method without memory: its pure functions, with their settings filled in."""
+    """The loss of a method without state: its pure functions."""
 
-    def __init__(self, method: "Method", settings: dict[str, object]) -> None:
+    def __init__(self, per_label: Callable[..., Tensor], regulariser: Callable[..., Tensor] | None) -> None:
         super().__init__()
-        self.per_label = with_settings(method.loss, settings)
-        self.regulariser = with_settings(method.regulariser, settings) if method.regulariser else None
+        self.per_label, self.regulariser = per_label, regulariser
 
 
 @dataclass(frozen=True)
@@ -88,23 +99,27 @@ class Method:
     summary        what it does, in one line
     loss           a pure function (logits, targets by name, *, settings by name) -> (B, L); or a subclass of Loss;
                    None: nothing is trained, and the pseudo-labels of the test images are the predictions
-    equation       of the loss per label, as the page of methods shows it
+    equation       the loss per label, as docs/methods.md shows it
     paper          authors, year, identifier
+    at_half        the loss per label at p = 1/2, calculated by hand for the tests, at default settings and before the
+                   first epoch: of five labels that are observed as +1, 0, 0, 0, -1, whose true labels are 1, 1, 1, 0,
+                   0, and whose pseudo-labels are 0, +1, -1 where observed is 0
     settings       the method's own, by name; every keyword-only argument of its functions must be among them
     pseudo_labels  the rule by which a teacher's similarities become pseudo-labels; None: no teacher
     regulariser    a pure function (logits, targets by name, *, settings by name) -> (), added to the mean
-    recipe         {common setting: {data set: value}} where the paper departs from the protocol; "*" = all data sets
-    check          called with the settings and facts that it names; raises UserError where they contradict each other
-    check_labels   called with the observed labels of the training set (N, L); raises UserError where they do not serve
+    recipe         {common setting: {data set: value}} in which the paper departs from the protocol; "*" = all data sets
+    check          called with the settings and facts that it names; raises UserError if they contradict each other
+    check_labels   called with the observed labels of the training set (N, L); raises UserError if they do not suffice
     published      test mAP by data set (ImageNet ResNet-50, 448 px, the protocol's split and choice of epoch)
     source         where the published numbers are from, if not from `paper`
-    note           in what they depart from the protocol: start, size, split, what chose the epoch
+    note           how the numbers depart from the protocol (start, size, split, choice of the epoch); further numbers
     """
 
     summary: str
     loss: Callable[..., Tensor] | type[Loss] | None
     equation: str
     paper: str
+    at_half: tuple[float, ...] = ()
     settings: dict[str, Setting] = field(default_factory=dict)
     pseudo_labels: Rule | None = None
     regulariser: Callable[..., Tensor] | None = None
@@ -135,13 +150,13 @@ class Method:
         return tuple(dict.fromkeys(name for function in self.functions() for name in target_names(function)))
 
     def verify(self, name: str) -> None:
-        """Raises UserError where the functions name a target or a setting that nobody declares."""
+        """Raises UserError if the functions read a target or a setting that nobody declares."""
         if unknown := [target for target in self.reads() if target not in TARGETS]:
             raise UserError(f"the loss of {name} reads {unknown[0]!r}; it may read {', '.join(TARGETS)}")
         if "pseudo" in self.reads() and self.pseudo_labels is None:
             raise UserError(f"the loss of {name} reads pseudo-labels, but its record names no rule that makes them")
         known = (*self.all_settings(), *FACTS)
-        for function in (self.loss, self.regulariser, self.check):
+        for function in (self.loss, *self.functions(), self.check):
             if function and (undeclared := [setting for setting in keywords(function) if setting not in known]):
                 raise UserError(f"{function.__name__} of {name} reads the setting {undeclared[0]!r}, which its record "
                                 f"does not declare (it declares {', '.join(known)})")  # fmt: skip

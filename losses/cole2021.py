@@ -5,93 +5,53 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import Loss, Method
-from losses.terms import EPS, EXPECTED_POSITIVES, expected_positive_penalty, nlls
+from losses.terms import BATCH_16, EPS, EXPECTED_POSITIVES, NLL, SMOOTHING, expected_positive_penalty, nlls
 from util.devices import generator
 from util.errors import UserError
-from util.settings import Setting
 
 PAPER = "Cole et al. 2021, arXiv 2106.09708"
 ZHOU = "as reported by Zhou et al. 2022"
-SMOOTHING = Setting(0.1, "share of a label's weight that goes to the opposite label", "[0, 0.5]")
 SURE, UNSURE = 0.995, 0.6  # ROLE's first estimates of observed positives; the highest one of unknown labels
 
 
 def bce(logits: Tensor, true: Tensor, *, eps: float) -> Tensor:
-    """Binary cross-entropy on full labels.
-
-    logits   (B, L) float
-    true     (B, L) in {0, 1}
-    returns  (B, L), not reduced
-    """
+    """Binary cross-entropy on full labels."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(true == 1, nll_pos, nll_neg)
 
 
 def bce_ls(logits: Tensor, true: Tensor, *, smoothing: float, eps: float) -> Tensor:
-    """Binary cross-entropy on full labels, smoothed.
-
-    logits   (B, L) float
-    true     (B, L) in {0, 1}
-    returns  (B, L), not reduced
-    """
+    """Binary cross-entropy on full labels, smoothed."""
     nll_pos, nll_neg = nlls(logits, eps)
     positive = (1 - smoothing) * nll_pos + smoothing * nll_neg
     return torch.where(true == 1, positive, smoothing * nll_pos + (1 - smoothing) * nll_neg)
 
 
 def iun(logits: Tensor, observed: Tensor, true: Tensor, *, eps: float) -> Tensor:
-    """Ignore unobserved positives: the observed positives and the true negatives, which only an oracle knows (Cole et
-    al. 2021, section 3).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    true      (B, L) in {0, 1}
-    returns   (B, L), not reduced
-    """
+    """Ignore unobserved positives: the observed positives and the true negatives (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, torch.where(true == 0, nll_neg, 0.0))
 
 
 def iu(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
-    """Ignore unobserved: binary cross-entropy on the observed labels (Cole et al. 2021, section 3).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    returns   (B, L), not reduced
-    """
+    """Ignore unobserved: binary cross-entropy on the observed labels (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, 0.0))
 
 
 def an(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
-    """Assume negative: an unknown label counts as a negative (Cole et al. 2021, section 3).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    returns   (B, L), not reduced
-    """
+    """Assume negative: an unknown label counts as a negative (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, nll_neg)  # differs: observed negatives are refused
 
 
 def an_ls(logits: Tensor, observed: Tensor, *, smoothing: float, eps: float) -> Tensor:
-    """Assume negative, smoothed (Cole et al. 2021, section 4.1).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    returns   (B, L), not reduced
-    """
+    """Assume negative, smoothed (Cole et al. 2021, section 4.1)."""
     return bce_ls(logits, observed == 1, smoothing=smoothing, eps=eps)
 
 
 def wan(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
-    """Weak assume negative: one positive weighs as much as the L-1 assumed negatives together (Cole et al. 2021,
-    section 4.1).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    returns   (B, L), not reduced
-    """
+    """Weak assume negative: a positive weighs as much as all L-1 assumed negatives (Cole et al. 2021, section 4.1)."""
     nll_pos, nll_neg = nlls(logits, eps)
     assumed = nll_neg / max(logits.shape[1] - 1, 1)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, assumed))  # differs: -1 is refused
@@ -99,72 +59,45 @@ def wan(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
 
 def pr(logits: Tensor, observed: Tensor) -> Tensor:
     """Pairwise ranking: an observed positive i costs sum_j max(0, 1 - p_i + p_j) over the labels j that are not known
-    to be positive (Cole et al. 2021, appendix).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    returns   (B, L), not reduced; 0 where observed is not +1
-    """
+    to be positive (Cole et al. 2021, appendix)."""
     p, positive = torch.sigmoid(logits), observed == 1
     pairs = torch.relu(1 - p[:, :, None] + p[:, None, :])  # (B, L, L) of i and j
     return torch.where(positive, torch.where(positive[:, None, :], 0.0, pairs).sum(dim=2), 0.0)
 
 
-def expected_positive_regulariser(logits: Tensor, *, expected_positives: float) -> Tensor:
-    """EPR's second term, beside `iu` (Cole et al. 2021, section 4.2).
-
-    logits   (B, L) float
-    returns  ()
-    """
-    return expected_positive_penalty(logits, expected_positives)
-
-
-def role(logits: Tensor, observed: Tensor, estimate: Tensor, *, eps: float) -> Tensor:
-    """ROLE's objective without its regulariser: classifier and estimate are each fitted to the observed labels, and to
-    the other one held fixed (Cole et al. 2021, section 4.3).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    estimate  (B, L) float, logits of the estimated labels
-    returns   (B, L), not reduced
-    """
-
-    def cost(own: Tensor, other: Tensor) -> Tensor:
-        nll_pos, nll_neg = nlls(own, eps)
-        target = torch.sigmoid(other).detach()
-        return iu(own, observed, eps=eps) + target * nll_pos + (1 - target) * nll_neg
-
-    return 0.5 * (cost(logits, estimate) + cost(estimate, logits))
-
-
 class OnlineLabelEstimation(Loss):
-    """ROLE: a table of label estimates is learned beside the classifier, at ten times its rate.
+    """ROLE: classifier and label estimates are each fitted to the observed labels by EPR, and to the other one, held
+    fixed (Cole et al. 2021, section 4.3). The estimates are learned at ten times the backbone's rate.
 
     State: `estimates` (N, L) float, logits.
     """
 
     rate = 10.0
 
-    def __init__(self, observed: Tensor, *, expected_positives: float, eps: float, seed: int) -> None:
+    def __init__(self, observed: Tensor, *, seed: int) -> None:
         super().__init__()
-        self.expected_positives, self.eps = expected_positives, eps
         sure, unsure = torch.logit(torch.tensor([SURE, UNSURE], dtype=torch.float64)).tolist()
         first = unsure * (2 * torch.rand(observed.shape, generator=generator(seed, 0)) - 1).to(observed.device)
         self.estimates = nn.Parameter(torch.where(observed == 0, first, sure * observed))
 
-    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor) -> Tensor:
-        return role(logits, observed, self.estimates[index].to(logits.dtype), eps=self.eps)
+    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor, *, eps: float) -> Tensor:
+        def cost(own: Tensor, other: Tensor) -> Tensor:
+            nll_pos, nll_neg = nlls(own, eps)
+            target = torch.sigmoid(other).detach()
+            return iu(own, observed, eps=eps) + target * nll_pos + (1 - target) * nll_neg
 
-    def regulariser(self, logits: Tensor, index: Tensor) -> Tensor:
-        return 0.5 * sum(
-            expected_positive_penalty(part, self.expected_positives) for part in (logits, self.estimates[index])
-        )
+        estimate = self.estimates[index].to(logits.dtype)
+        return 0.5 * (cost(logits, estimate) + cost(estimate, logits))
+
+    def regulariser(self, logits: Tensor, index: Tensor, *, expected_positives: float) -> Tensor:
+        parts = (logits, self.estimates[index])
+        return 0.5 * sum(expected_positive_penalty(part, expected_positives=expected_positives) for part in parts)
 
 
 def check_negatives(observed: np.ndarray) -> None:
     if not (observed == -1).any():
         raise UserError(
-            "the method iu learns nothing but observed labels, and no negative is observed: every label would become "
+            "the method iu learns from observed labels only, and no negative is observed: every label would become "
             "positive; draw some with `python preproc/generate_observed_labels.py --dataset NAME --num-neg 1`"
         )
 
@@ -174,7 +107,9 @@ BCE = Method(
     loss=bce,
     equation="true positive: nll(p); true negative: nll(1-p)",
     paper=PAPER,
+    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(eps=EPS),
+    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=89.42, coco=76.78, nuswide=52.08, cub=30.90),
     source=ZHOU,
 )
@@ -184,6 +119,7 @@ BCE_LS = Method(
     loss=bce_ls,
     equation="true positive: (1-s) nll(p) + s nll(1-p); true negative: s nll(p) + (1-s) nll(1-p); s = smoothing",
     paper=PAPER,
+    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(smoothing=SMOOTHING, eps=EPS),
 )
 
@@ -192,6 +128,7 @@ IUN = Method(
     loss=iun,
     equation="observed positive: nll(p); true negative: nll(1-p); other: 0",
     paper=PAPER,
+    at_half=(NLL, 0, 0, NLL, NLL),
     settings=dict(eps=EPS),
 )
 
@@ -200,6 +137,7 @@ IU = Method(
     loss=iu,
     equation="observed: nll(p) or nll(1-p); unknown: 0",
     paper=PAPER,
+    at_half=(NLL, 0, 0, 0, NLL),
     settings=dict(eps=EPS),
     check_labels=check_negatives,
 )
@@ -209,7 +147,9 @@ AN = Method(
     loss=an,
     equation="observed positive: nll(p); other: nll(1-p)",
     paper=PAPER,
+    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(eps=EPS),
+    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=85.89, coco=64.92, nuswide=42.27, cub=18.31),
     source=ZHOU,
 )
@@ -219,7 +159,9 @@ AN_LS = Method(
     loss=an_ls,
     equation="observed positive: (1-s) nll(p) + s nll(1-p); other: s nll(p) + (1-s) nll(1-p); s = smoothing",
     paper=PAPER,
+    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(smoothing=SMOOTHING, eps=EPS),
+    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=87.90, coco=67.15, nuswide=43.77, cub=16.26),
     source=ZHOU,
 )
@@ -229,6 +171,7 @@ WAN = Method(
     loss=wan,
     equation="observed: nll(p) or nll(1-p); unknown: nll(1-p) / (L-1)",
     paper=PAPER,
+    at_half=(NLL, NLL / 4, NLL / 4, NLL / 4, NLL),
     settings=dict(eps=EPS),
 )
 
@@ -237,24 +180,28 @@ PR = Method(
     loss=pr,
     equation="observed positive i: sum over the labels j not observed as positive of max(0, 1 - p_i + p_j); other: 0",
     paper=PAPER,
+    at_half=(4, 0, 0, 0, 0),
 )
 
 EPR = Method(
-    summary="the observed labels, and as many positives per image as are expected",
+    summary="the observed labels, and a penalty on the expected number of positives per image",
     loss=iu,
-    equation="observed: nll(p) or nll(1-p); unknown: 0; to the mean is added R = ((mean over images of sum_l p) - k)^2 "
-    "/ L^2, k = expected positives",
+    equation="observed: nll(p) or nll(1-p); unknown: 0; the mean is increased by R = ((mean over images of sum_l p) - "
+    "k)^2 / L^2, k = expected positives",
     paper=PAPER,
-    regulariser=expected_positive_regulariser,
+    at_half=(NLL, 0, 0, 0, NLL),
+    regulariser=expected_positive_penalty,
     settings=dict(expected_positives=EXPECTED_POSITIVES, eps=EPS),
 )
 
 ROLE = Method(
-    summary="EPR, for the classifier f and for a table of label estimates g that is learned beside it",
+    summary="EPR for the classifier f and for label estimates g, which are learned jointly",
     loss=OnlineLabelEstimation,
     equation="(EPR(f) + EPR(g)) / 2 + (CE(f | g) + CE(g | f)) / 2; CE(f | g) = g nll(f) + (1-g) nll(1-f), g held fixed",
     paper=PAPER,
+    at_half=(2 * NLL, NLL, NLL, NLL, 2 * NLL),  # with estimates of 1/2
     settings=dict(expected_positives=EXPECTED_POSITIVES, eps=EPS),
+    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=87.77, coco=67.04, nuswide=41.63, cub=13.66),
     source=ZHOU,
     note="with --mode linear_init, by Kim et al. 2023: pascal 88.26, coco 69.12, nuswide 45.98, cub 14.86",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Method
-from losses.terms import EPS, nlls
+from losses.terms import EPS, NLL, nlls
 from pseudo_labels import SOFT_RULE
 from util.settings import Setting
 
@@ -18,10 +18,7 @@ def ctl(
 ) -> Tensor:
     """Cross-entropy with soft targets whose negative side weighs w = negative_weight / (L - 1), as in WAN.
 
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    pseudo    (B, L) float in [0, 1], the calibrated score q; read only where observed is 0
-    returns   (B, L), not reduced
+    pseudo  (B, L) float in [0, 1], the calibrated score q
     """
     nll_pos, nll_neg = nlls(logits, eps)
     target = torch.where(observed == 0, pseudo.to(logits.dtype) ** gamma, (observed == 1).to(logits.dtype))
@@ -35,11 +32,14 @@ CTL = Method(
     equation="t nll(p) + w (1-t) nll(1-p); t = 1 or 0 where observed, else q^gamma, q the calibrated score; "
     "w = negative_weight / (L-1)",
     paper="this project, docs/ctl.md",
+    at_half=(NLL, NLL / 4, NLL, NLL / 4, NLL / 4),  # q = 0 or 1; w = 1 / (5 - 1)
     pseudo_labels=SOFT_RULE,
     settings=dict(
         # digits: three of ten labels are present, and these have the best validation mAP (docs/ctl.md)
-        gamma=Setting(1.0, "power of the calibrated score", "(0, inf)", digits=1 / 3),
-        negative_weight=Setting(1.0, "weight of the negative side, in units of 1 / (L - 1)", "[0, inf)", digits=9.0),
+        gamma=Setting(1.0, "power of the calibrated score", "(0, inf)", "[0.2, 2]", digits=1 / 3),
+        negative_weight=Setting(
+            1.0, "weight of the negative side, in units of 1 / (L - 1)", "[0, inf)", "[0.2, 20]", digits=9.0
+        ),
         eps=EPS,
     ),
     recipe=dict(calibrate={"*": "matrix"}),

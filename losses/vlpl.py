@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Method
-from losses.terms import EPS, entropy, nlls
+from losses.terms import EPS, NLL, SMOOTHING, entropy, nlls
 from losses.zhou2022 import ALPHA
 from pseudo_labels import THRESHOLD_RULE
 from util.settings import Setting
@@ -26,13 +26,7 @@ def em_pl(
     smoothing: float,
     eps: float,
 ) -> Tensor:
-    """VLPL's objective (Xing et al. 2024, section 3): EM, with smoothed terms for pseudo-labels.
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    pseudo    (B, L) in {-1, 0, +1}; 0 = the teacher abstains; read only where observed is 0
-    returns   (B, L), not reduced
-    """
+    """VLPL's objective (Xing et al. 2024, section 3): EM, with smoothed terms for pseudo-labels."""
     nll_pos, nll_neg = nlls(logits, eps)
     pseudo_pos = beta_pos * ((1 - smoothing) * nll_pos + smoothing * nll_neg)
     pseudo_neg = beta_neg * (smoothing * nll_pos + (1 - smoothing) * nll_neg)  # differs: absent
@@ -51,13 +45,7 @@ def em_pl_asl(
     gamma_neg: float,
     eps: float,
 ) -> Tensor:
-    """EM_PL with asymmetric focus instead of weights; in VLPL's published code, not in the paper.
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    pseudo    (B, L) in {-1, 0, +1}; 0 = the teacher abstains; read only where observed is 0
-    returns   (B, L), not reduced
-    """
+    """EM_PL with asymmetric focusing in place of weights (in VLPL's published code, not in the paper)."""
     p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
     nll_pos, nll_neg = nlls(logits, eps)
     label = torch.where(observed == 0, pseudo, observed)
@@ -71,33 +59,36 @@ EM_PL = Method(
     equation="observed: nll(p) or nll(1-p); pseudo-label +1: beta_pos ((1-s) nll(p) + s nll(1-p)); "
     "pseudo-label -1: beta_neg (s nll(p) + (1-s) nll(1-p)); other unknown: -alpha H(p); s = smoothing",
     paper=PAPER,
+    at_half=(NLL, -0.2 * NLL, 0.7 * NLL, 0.2 * NLL, NLL),
     pseudo_labels=THRESHOLD_RULE,
     settings=dict(
         alpha=ALPHA,
-        beta_pos=Setting(0.7, "weight of positive pseudo-labels", "[0, inf)"),
+        beta_pos=Setting(0.7, "weight of positive pseudo-labels", "[0, inf)", "[0.1, 2]"),
         beta_neg=Setting(
             0.2,
-            "weight of negative pseudo-labels; 0 is what the published code did",
+            "weight of negative pseudo-labels; 0 in the published code",
             "[0, inf)",
+            "[0.01, 1]",
             needs="negative_fraction",
         ),
-        smoothing=Setting(0.1, "share of a pseudo-label's weight that goes to the opposite label", "[0, 0.5]"),
+        smoothing=SMOOTHING,
         eps=EPS,
     ),
     published=dict(pascal=89.10, coco=71.45, nuswide=49.55, cub=24.02),
 )
 
 EM_PL_ASL = Method(
-    summary="EM_PL with asymmetric focusing instead of weights; in VLPL's published code, not in the paper",
+    summary="EM_PL with asymmetric focusing in place of weights; in VLPL's published code, not in the paper",
     loss=em_pl_asl,
     equation="observed or pseudo-label +1: (1-p)^gamma_pos nll(p); -1: p^gamma_neg nll(1-p); "
     "other unknown: -(1-p)^gamma_unknown H(p)",
     paper=PAPER,
+    at_half=(NLL / 4, -NLL / 16, NLL / 4, NLL / 16, NLL / 16),
     pseudo_labels=THRESHOLD_RULE,
     settings=dict(
-        gamma_pos=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)"),
-        gamma_unknown=Setting(4.0, "focus on unknown labels: the power of 1-p", "[0, inf)"),
-        gamma_neg=Setting(4.0, "focus on negatives: the power of p", "[0, inf)"),
+        gamma_pos=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 4]"),
+        gamma_unknown=Setting(4.0, "focus on unknown labels: the power of 1-p", "[0, inf)", "[0, 6]"),
+        gamma_neg=Setting(4.0, "focus on negatives: the power of p", "[0, inf)", "[0, 6]"),
         eps=EPS,
     ),
 )

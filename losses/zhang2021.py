@@ -1,8 +1,9 @@
 """Zhang et al., "Simple and Robust Loss Design for Multi-Label Learning with Missing Labels", 2021: Hill and SPLC.
 
-Both assume unknown labels negative, and let those count less, or change sides, of which the model is sure that they are
-positive.
+Both assume unknown labels negative. Confidently predicted unknown labels are down-weighted (Hill) or relabelled (SPLC).
 """
+
+from math import exp, log
 
 import torch
 import torch.nn.functional as F
@@ -12,49 +13,34 @@ from losses.base import Loss, Method
 from util.settings import Setting
 
 PAPER = "Zhang et al. 2021, arXiv 2112.07368"
-MARGIN = Setting(1.0, "by which the logits of observed positives are lowered", "[0, inf)")
+MARGIN = Setting(1.0, "by which the logits of observed positives are lowered", "[0, inf)", "[0, 2]")
+POSITIVE = log(1 + exp(1)) / (1 + exp(-1)) ** 2  # loss of an observed positive at p = 1/2, whose logit becomes -1
 
 
 def hill(logits: Tensor, observed: Tensor, *, margin: float, gamma: float, hill_lambda: float) -> Tensor:
-    """Hill loss (Zhang et al. 2021, section 3.2): a negative's loss falls again where p comes near 1.
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    returns   (B, L), not reduced
-    """
+    """Hill loss (Zhang et al. 2021, section 3.2): a negative's loss falls again if p comes near 1."""
     p, lowered = torch.sigmoid(logits), logits - margin
-    return torch.where(
-        observed == 1, torch.sigmoid(-lowered) ** gamma * F.softplus(-lowered), (hill_lambda - p) * p.square()
-    )
-
-
-def splc(logits: Tensor, observed: Tensor, corrects: Tensor, *, margin: float, gamma: float, tau: float) -> Tensor:
-    """Self-paced loss correction (Zhang et al. 2021, section 3.3), with the focal loss.
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    corrects  () bool: unknown labels with p > tau count as positive
-    returns   (B, L), not reduced
-    """
-    logits = torch.where(observed == 1, logits - margin, logits)
-    p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
-    positive = (observed == 1) | (corrects & (observed == 0) & (p > tau))
-    return torch.where(positive, q**gamma * F.softplus(-logits), p**gamma * F.softplus(logits))
+    positive = torch.sigmoid(-lowered) ** gamma * F.softplus(-lowered)
+    return torch.where(observed == 1, positive, (hill_lambda - p) * p.square())
 
 
 class SelfPacedLossCorrection(Loss):
-    """Corrects from the epoch after `warmup_epochs` on."""
+    """SPLC with the focal loss (Zhang et al. 2021, section 3.3): after `warmup_epochs`, unknown labels with p > tau
+    count as positive."""
 
-    def __init__(self, observed: Tensor, *, margin: float, gamma: float, tau: float, warmup_epochs: int) -> None:
+    def __init__(self, observed: Tensor, *, warmup_epochs: int) -> None:
         super().__init__()
-        self.margin, self.gamma, self.tau, self.warmup_epochs = margin, gamma, tau, warmup_epochs
+        self.warmup_epochs = warmup_epochs
         self.register_buffer("corrects", torch.tensor(False), persistent=False)
 
     def start_epoch(self, epoch: int) -> None:
         self.corrects.fill_(epoch > self.warmup_epochs)
 
-    def per_label(self, logits: Tensor, observed: Tensor) -> Tensor:
-        return splc(logits, observed, self.corrects, margin=self.margin, gamma=self.gamma, tau=self.tau)
+    def per_label(self, logits: Tensor, observed: Tensor, *, margin: float, gamma: float, tau: float) -> Tensor:
+        logits = torch.where(observed == 1, logits - margin, logits)
+        p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
+        positive = (observed == 1) | (self.corrects & (observed == 0) & (p > tau))
+        return torch.where(positive, q**gamma * F.softplus(-logits), p**gamma * F.softplus(logits))
 
 
 HILL = Method(
@@ -62,25 +48,27 @@ HILL = Method(
     loss=hill,
     equation="observed positive: -(1-p')^gamma log p', p' = sigmoid(logit - margin); other: (lambda - p) p^2",
     paper=PAPER,
+    at_half=(POSITIVE, 1 / 4, 1 / 4, 1 / 4, 1 / 4),
     settings=dict(
         margin=MARGIN,
-        gamma=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)"),
+        gamma=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 4]"),
         hill_lambda=Setting(
-            1.5, "lambda of the negative loss (lambda - p) p^2, which falls above 2/3 lambda", "[1, inf)"
+            1.5, "lambda of the negative loss (lambda - p) p^2, which falls above 2/3 lambda", "[1, inf)", "[1, 3]"
         ),
     ),
 )
 
 SPLC = Method(
-    summary="assume negative, and unknown labels that look positive count as positive after the first epoch",
+    summary="assume negative; unknown labels that look positive count as positive after the first epoch",
     loss=SelfPacedLossCorrection,
     equation="observed positive: -(1-p')^gamma log p', p' = sigmoid(logit - margin); unknown with p > tau, after the "
     "warm-up: -(1-p)^gamma log p; other: -p^gamma log(1-p)",
     paper=PAPER,
+    at_half=(POSITIVE, log(2) / 4, log(2) / 4, log(2) / 4, log(2) / 4),
     settings=dict(
         margin=MARGIN,
-        gamma=Setting(2.0, "focus: the power of a label's error", "[0, inf)"),
-        tau=Setting(0.6, "probability above which an unknown label counts as positive", "(0, 1)"),
-        warmup_epochs=Setting(1, "epochs before unknown labels may count as positive", "[0, inf)"),
+        gamma=Setting(2.0, "focus: the power of a label's error", "[0, inf)", "[0, 4]"),
+        tau=Setting(0.6, "probability above which an unknown label counts as positive", "(0, 1)", "[0.3, 0.95]"),
+        warmup_epochs=Setting(1, "epochs before unknown labels may count as positive", "[0, inf)", (1, 2, 4)),
     ),
 )

@@ -9,38 +9,23 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, Method
-from losses.terms import EPS, entropy, nlls
+from losses.terms import BATCH_16, EPS, NLL, entropy, nlls
 from util.errors import UserError
 from util.settings import Setting, flag
 
 PAPER = "Zhou et al. 2022, arXiv 2203.16219"
-ALPHA = Setting(0.2, "weight of the entropy of unknown labels", "[0, inf)", coco=0.1, nuswide=0.1, cub=0.01)
+ALPHA = Setting(
+    0.2, "weight of the entropy of unknown labels", "[0, inf)", "[0.01, 1]", coco=0.1, nuswide=0.1, cub=0.01
+)
+AT_HALF = (NLL, -0.2 * NLL, -0.2 * NLL, -0.2 * NLL, NLL)
 CHUNK = 1 << 24  # entries sorted at a time: a sort takes four times the memory of what it sorts
 
 
 def em(logits: Tensor, observed: Tensor, *, alpha: float, eps: float) -> Tensor:
-    """Entropy maximisation (Zhou et al. 2022, section 3.1).
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    returns   (B, L), not reduced
-    """
+    """Entropy maximisation (Zhou et al. 2022, section 3.1)."""
     nll_pos, nll_neg = nlls(logits, eps)
     unknown = -alpha * entropy(logits, nll_pos, nll_neg)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, unknown))  # differs: -1 is refused
-
-
-def em_apl(logits: Tensor, observed: Tensor, soft: Tensor, *, alpha: float, beta: float, eps: float) -> Tensor:
-    """EM with asymmetric pseudo-labels (Zhou et al. 2022, section 3.2): soft negatives keep the target they had.
-
-    logits    (B, L) float
-    observed  (B, L) in {-1, 0, +1}; 0 = unknown
-    soft      (B, L) target probability of a soft negative in [0, 1]; -1 = none; read only where observed is 0
-    returns   (B, L), not reduced
-    """
-    nll_pos, nll_neg = nlls(logits, eps)
-    soft_neg = beta * (soft * nll_pos + (1 - soft) * nll_neg)
-    return torch.where((observed == 0) & (soft >= 0), soft_neg, em(logits, observed, alpha=alpha, eps=eps))
 
 
 def lowest_become_soft(probs: Tensor, unlabelled: Tensor, counts: Tensor) -> Tensor:
@@ -55,32 +40,22 @@ def lowest_become_soft(probs: Tensor, unlabelled: Tensor, counts: Tensor) -> Ten
     for columns in torch.arange(probs.shape[1]).split(max(1, CHUNK // len(probs))):
         part = slice(int(columns[0]), int(columns[-1]) + 1)
         candidates = probs[:, part].masked_fill(~unlabelled[:, part], float("inf"))
-        order = candidates.T.contiguous().argsort(dim=1, stable=True).T  # of contiguous rows: half the time on a CPU
+        order = candidates.T.contiguous().argsort(dim=1, stable=True).T  # contiguous rows: half the time on a CPU
         chosen[:, part].scatter_(0, order, ranks < counts[part])
     return chosen & unlabelled
 
 
 class AsymmetricPseudoLabels(Loss):
-    """After epoch `warmup_epochs` and each later one but the last, the least probable unlabelled images of each class
-    become soft negatives: the same number each time, such that in the last epoch the share `neg_proportion` is
-    labelled.
+    """EM with soft negatives, whose target is the p they had (Zhou et al. 2022, section 3.2).
 
-    State: `soft` (N, L) float in {-1} or [0, 1], as in `em_apl`.
+    After epoch `warmup_epochs` and each later one but the last, the least probable unlabelled images of a class become
+    soft negatives: the same number each time, so that in the last epoch the share `neg_proportion` is labelled.
+
+    State: `soft` (N, L) float, the target in [0, 1]; -1 = no soft negative.
     """
 
-    def __init__(
-        self,
-        observed: Tensor,
-        *,
-        alpha: float,
-        beta: float,
-        eps: float,
-        warmup_epochs: int,
-        neg_proportion: float,
-        epochs: int,
-    ) -> None:
+    def __init__(self, observed: Tensor, *, warmup_epochs: int, neg_proportion: float, epochs: int) -> None:
         super().__init__()
-        self.alpha, self.beta, self.eps = alpha, beta, eps
         self.warmup_epochs, self.epochs = warmup_epochs, epochs
         unknown = (observed == 0).sum(dim=0)
         counts = [int(neg_proportion * n / (epochs - warmup_epochs)) for n in unknown.tolist()]  # Python's rounding
@@ -88,9 +63,13 @@ class AsymmetricPseudoLabels(Loss):
         self.register_buffer("unknown", observed == 0, persistent=False)
         self.register_buffer("soft", torch.full(observed.shape, -1.0))
 
-    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor) -> Tensor:
+    def per_label(
+        self, logits: Tensor, observed: Tensor, index: Tensor, *, alpha: float, beta: float, eps: float
+    ) -> Tensor:
         soft = self.soft[index].to(logits.dtype)
-        return em_apl(logits, observed, soft, alpha=self.alpha, beta=self.beta, eps=self.eps)
+        nll_pos, nll_neg = nlls(logits, eps)
+        soft_neg = beta * (soft * nll_pos + (1 - soft) * nll_neg)
+        return torch.where((observed == 0) & (soft >= 0), soft_neg, em(logits, observed, alpha=alpha, eps=eps))
 
     def end_epoch(self, epoch: int, predict: Callable[[], Tensor]) -> None:
         if not self.warmup_epochs <= epoch < self.epochs:  # differs: published after the last too
@@ -112,7 +91,9 @@ EM = Method(
     loss=em,
     equation="observed: nll(p) or nll(1-p); unknown: -alpha H(p)",
     paper=PAPER,
+    at_half=AT_HALF,
     settings=dict(alpha=ALPHA, eps=EPS),
+    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=89.09, coco=70.70, nuswide=47.15, cub=20.85),
 )
 
@@ -121,14 +102,17 @@ EM_APL = Method(
     loss=AsymmetricPseudoLabels,
     equation="as EM; soft negative of target t: beta (t nll(p) + (1-t) nll(1-p))",
     paper=PAPER,
+    at_half=AT_HALF,
     settings=dict(
         alpha=ALPHA,
-        beta=Setting(0.02, "weight of soft negatives", "[0, inf)", coco=0.9, nuswide=0.2, cub=0.4),
-        warmup_epochs=Setting(5, "first epoch (from 1) after which labels are made", "[1, inf)", nuswide=4, cub=3),
+        beta=Setting(0.02, "weight of soft negatives", "[0, inf)", "[0.005, 1]", coco=0.9, nuswide=0.2, cub=0.4),
+        warmup_epochs=Setting(
+            5, "first epoch (from 1) after which labels are made", "[1, inf)", (1, 3, 5), nuswide=4, cub=3
+        ),
         neg_proportion=Setting(0.9, "share of a class's unlabelled images that are labelled in all", "[0, 1]"),
         eps=EPS,
     ),
-    recipe=dict(batch_size=dict(coco=16, nuswide=16)),
+    recipe=dict(batch_size=BATCH_16),
     check=check_warmup,
     published=dict(pascal=89.19, coco=70.87, nuswide=47.59, cub=21.84),
     note="training stops at the first validation that does not improve",

@@ -102,7 +102,7 @@ class Scheduled(losses.Loss):
 
 def with_loss(loss: losses.Loss, **options: object) -> engine.Training:
     training = tiny_training("an", **options)
-    training.loss_function = training.step.loss_function = loss
+    training.loss_function = training.step.loss_function = loss.prepare({})
     return training
 
 

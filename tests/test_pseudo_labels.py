@@ -87,25 +87,34 @@ def test_a_teacher_that_says_nothing_is_warned_of():
 
 
 TILES = np.log([[[0.7, 0.2, 0.1], [0.2, 0.7, 0.1]]])  # softmax scores of two tiles of one image, at temperature 1
-WHOLE = np.log([[0.6, 0.3, 0.1]])
+WHOLE, SURE = np.log([[0.6, 0.3, 0.1]]), np.log([[0.9, 0.06, 0.04]])
 
 
 @pytest.mark.parametrize(
-    "eta, known, expected",
+    "whole, eta, known, expected",
     [
-        (0.0, 0, [0.65, 0.5, 0.1]),  # every label's largest tile score
-        (0.3, 0, [0.65, 0.5, 0.1]),  # that of the third label, 0.1, is its smallest too
-        (0.8, None, [0.4, 0.25, 0.1]),  # no known label: 0.8, which no tile reaches
-        (0.8, 0, [0.4, 0.25, 0.1]),  # the known label's 0.7, which no tile exceeds
-        (0.6, 0, [0.65, 0.5, 0.1]),
-        (0.8, 2, [0.65, 0.5, 0.1]),  # the known label's 0.1
+        (WHOLE, 0.0, [0], [0.65, 0.5, 0.1]),  # the bound is 0: every label's largest tile score
+        (WHOLE, 0.8, [0], [0.65, 0.5, 0.1]),  # the whole image's score of the known label, 0.6, which 0.7 exceeds
+        (SURE, 0.8, [0], [0.55, 0.13, 0.07]),  # eta, below that score: which no tile's score exceeds
+        (SURE, 0.3, [0], [0.8, 0.38, 0.07]),
+        (SURE, 0.8, [0, 1], [0.8, 0.38, 0.07]),  # the lowest score of several known labels, 0.06
+        (SURE, 0.8, [], [0.8, 0.38, 0.07]),  # 0: no label is known
     ],
 )
-def test_a_tile_speaks_for_its_image_where_it_is_as_sure_as_of_the_known_label(eta, known, expected):
+def test_a_tile_counts_by_its_largest_score_above_the_bound_of_eta_and_the_known_label(whole, eta, known, expected):
     observed = np.zeros((1, 3), dtype=np.int8)
-    if known is not None:
-        observed[0, known] = 1
-    assert pseudo_labels.damp(WHOLE, TILES, observed, temperature=1.0, eta=eta)[0].tolist() == pytest.approx(expected)
+    observed[0, known] = 1
+    assert pseudo_labels.damp(whole, TILES, observed, temperature=1.0, eta=eta)[0].tolist() == pytest.approx(expected)
+
+
+def test_negatives_of_a_rule_of_tiles_are_the_lowest_by_the_mean_of_whole_image_and_tiles():
+    """The second label; by DAMP's scores, in which its largest tile score counts, it would be the third."""
+    whole, tiles = np.log([[0.4, 0.3, 0.3]]), np.log([[[0.16, 0.5, 0.34], [0.64, 0.02, 0.34]]])
+    assert pseudo_labels.mean_of_tiles(whole, tiles, temperature=1.0)[0].tolist() == pytest.approx([0.4, 0.28, 0.32])
+    settings = dict(temperature=1.0, eta=0.0, teacher_topk=1, threshold=0.9, negative_fraction=0.34)
+    known = np.zeros((1, 3), dtype=np.int8)
+    labels, scores, _ = pseudo_labels.make(pseudo_labels.DAMP_RULE, settings, [whole, tiles], known)
+    assert labels.tolist() == [[0, -1, 0]] and scores[0].tolist() == pytest.approx([0.52, 0.4, 0.32])
 
 
 def test_only_the_highest_scores_become_positive_and_only_from_the_threshold_on():

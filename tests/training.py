@@ -12,6 +12,7 @@ import losses
 import pseudo_labels
 from datasets.images import Images
 from datasets.protocol import observe
+from losses import Targets
 from models import Backbone
 from util.settings import flag
 from util.signals import Stop
@@ -51,6 +52,17 @@ def pseudo_labels_of(name: str, similarity: np.ndarray, values: dict[str, object
     return pseudo_labels.make(rule, values, views, np.zeros(similarity.shape, dtype=np.int8))[0]
 
 
+def random_batch(num_images: int = 12, num_labels: int = 5) -> tuple[torch.Tensor, Targets]:
+    """Logits, and labels of all kinds that do not contradict each other."""
+    random = np.random.RandomState(0)
+    shape = (num_images, num_labels)
+    logits, true = torch.from_numpy(random.randn(*shape)), torch.from_numpy(random.randint(0, 2, shape))
+    observed = torch.where(torch.from_numpy(random.rand(*shape)) < 0.3, 2 * true - 1, 0)
+    pseudo = torch.from_numpy(random.randint(-1, 2, shape))
+    labels = (part.to(torch.int8) for part in (observed, true, pseudo))
+    return logits, Targets(*labels, torch.arange(num_images))
+
+
 def tiny_training(
     loss: str, device: str = "cpu", *, epochs: int = 3, norm: type[nn.Module] | None = None, **options: object
 ) -> engine.Training:
@@ -69,6 +81,13 @@ def tiny_training(
     data = engine.TrainingSet(Images([""] * NUM_IMAGES, SIZE, pixels, 1), observed, true, pseudo)
     how = dict(epochs=epochs, lr=1e-2, batch_size=BATCH, flip=0.5, eval_batch_size=5) | options
     return engine.Training(model, losses.build(loss, values, observed), data, **how)
+
+
+def one_step(training: engine.Training) -> torch.Tensor:
+    """Train on one batch; the rows of its images."""
+    index = torch.arange(BATCH)
+    training.step(next(training.data.images.stream([index], training.device)), index, index < 0, BATCH)
+    return index
 
 
 class MemoryStorage:

@@ -13,6 +13,8 @@ class Setting:
     """One setting, written on one line: `Setting(0.2, "weight of the entropy", "[0, inf)", coco=0.1)`.
 
     within      an interval such as "(0, 1]"; "" = any value
+    search      what tune.py searches: an interval such as "[0.01, 1]", on a log scale if its low end is above 0, or a
+                tuple of values; () = nothing
     flags       further names on the command line, beside --the-setting's-name
     needs       another setting of the same method, without which (where it is 0) this one is not read
     by_dataset  values for single data sets, by name
@@ -21,6 +23,7 @@ class Setting:
     default: object
     help: str
     within: str = ""
+    search: str | tuple = ()
     flags: tuple[str, ...] = ()
     choices: tuple[str, ...] = ()
     metavar: str = ""
@@ -32,6 +35,7 @@ class Setting:
         default: object,
         help: str,
         within: str = "",
+        search: str | tuple = (),
         *,
         flags: tuple[str, ...] = (),
         choices: tuple[str, ...] = (),
@@ -51,9 +55,15 @@ class Setting:
             raise UserError(f"{flag(name)} must be below 2^63, not {value}")
 
 
+def ends(interval: str) -> tuple[float, float]:
+    """The low and the high end of an interval."""
+    low, high = (float(end) for end in interval[1:-1].split(","))
+    return low, high
+
+
 def inside(value: float, interval: str) -> bool:
     """Whether value lies in an interval written as in mathematics: "(0, 1]", "[1, inf)". NaN lies in none."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    low, high = ends(interval)
     above = low <= value if interval[0] == "[" else low < value
     below = value <= high if interval[-1] == "]" else value < high
     return above and below
@@ -65,11 +75,9 @@ def flag(name: str) -> str:
 
 
 def keywords(function: Callable) -> tuple[str, ...]:
-    """The keyword-only arguments of a function, or of a class's constructor and, where that takes any, its parent's."""
+    """The keyword-only arguments of a function, or of a class's constructor."""
     parameters = inspect.signature(function).parameters.values()
-    names = tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
-    more = isinstance(function, type) and any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters)
-    return names + keywords(function.__base__) if more else names
+    return tuple(p.name for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def with_settings(function: Callable, settings: dict[str, object]) -> Callable:
