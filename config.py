@@ -13,7 +13,7 @@ from pathlib import Path
 
 import losses
 import models
-import pseudo_labels
+from calibration import CALIBRATIONS
 from datasets import DATASETS
 from datasets import check_name as check_dataset
 from losses import LOSSES, Method
@@ -77,7 +77,7 @@ class Config:
     teacher_views: str = option(TEACHER, "global", "what the teacher scores: the whole image; with tiles or patches, each of these too", choices=tuple(teachers.VIEWS))
     teacher_tiles: int = option(TEACHER, 3, "tiles along each side of an image", "[2, 16]")
     teacher_pool: str = option(TEACHER, "max", "what the tiles of an image say together: their maximum or mean", choices=("max", "mean"))
-    calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=pseudo_labels.CALIBRATIONS)
+    calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=CALIBRATIONS)
     similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: another program's teacher", metavar="FILE")
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))

@@ -1,7 +1,7 @@
 """The paper's idea: a frozen teacher's similarities become labels.
 
 A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. Between them the known labels may
-calibrate the scores (`calibrate`). `describe` says how good the labels are.
+calibrate the scores (calibration.py). `describe` says how good the labels are.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,18 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
 import metrics
+from calibration import calibrate
 from util.errors import UserError
 from util.settings import Setting, with_settings
 
 ROWS = 4096  # images labelled at a time: bounds the memory beside the (N, L) result
-CALIBRATIONS = ("none", "bias", "matrix")
-FOLDS = 5  # an image's scores come from a fit to the other four fifths of the images
-RIDGE = 0.01  # on the sum of the squares of the matrix, beside the mean cross-entropy
-MATRIX_LABELS = 400  # above it the L x L matrix has more numbers than the known labels can fit, and takes minutes
-FIT_ENTRIES = 1 << 24  # entries of the scores that a fit reads: bounds its memory (2 GB) and its time (a minute)
 
 
 @dataclass(frozen=True)
@@ -201,7 +196,7 @@ def make(
     views        the teacher's similarities, each (N, L), or (N, K, L) of an image's K tiles; without calibration the
                  mean of the pooled views is scored
     observed     (N, L) in {-1, 0, +1}; read by the calibration and by rules of tiles
-    calibration  one of CALIBRATIONS: whether the rule's scores, or calibrated ones, are labelled
+    calibration  one of calibration.CALIBRATIONS: whether the rule's scores, or calibrated ones, are labelled
     pool         how the tiles of an image become one: max or mean
     Raises UserError where single tiles are needed, and only their maximum is there.
     """
@@ -232,87 +227,6 @@ def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:
         view if view.ndim == 2 else np.concatenate([one(view[i : i + ROWS]) for i in range(0, len(view), ROWS)])
         for view in views
     ]
-
-
-def calibrate(
-    views: list[np.ndarray], observed: np.ndarray, *, form: str, temperature: float
-) -> tuple[np.ndarray, list[str]]:
-    """Scores calibrated by the known positives: P(l is the known label | x) = softmax(sum_v a_v z_v + b + W_v z_v).
-
-    The one known label of an image is a draw from its labels, so this is a multinomial logistic regression of the known
-    label on z = similarity / temperature, less its mean over the labels (which a softmax does not read). Several known
-    positives of an image share its mass, and its known negatives leave the softmax of the fit. The images are divided
-    into FOLDS parts at random, and the scores of a part come from a fit to the others: the known label of an image does
-    not reach its own scores.
-
-    views     the teacher's similarities, each (N, L) float
-    observed  (N, L) in {-1, 0, +1}; an image without a known positive gets scores, and fits nothing
-    form      bias: a (one number for each view) and b (L,) are fitted; matrix: also W (L, L) of each view
-    returns   (N, L) float32 in [0, 1], each row adds up to 1; and lines that say what could not be fitted as asked
-    """
-    num_images, num_labels = observed.shape
-    notes = []
-    if form == "matrix" and num_labels > MATRIX_LABELS:
-        notes.append(f"calibrated by bias: a matrix is fitted to {MATRIX_LABELS} labels at most, not {num_labels:,}")
-        form = "bias"
-    known = (observed == 1).any(axis=1)
-    if unseen := int(num_labels - (observed == 1).any(axis=0).sum()):
-        notes.append(f"{unseen} of {num_labels:,} labels are never observed: calibrated with the mean bias of the rest")
-    order = np.random.Generator(np.random.Philox(key=0)).permutation(num_images)  # the same whatever the run's seed
-    folds = np.array_split(order, FOLDS)
-    most = max(1, FIT_ENTRIES // (num_labels * len(views)))
-    scores = np.empty((num_images, num_labels), dtype=np.float32)
-    for number, held_out in enumerate(folds):
-        others = np.concatenate(folds[:number] + folds[number + 1 :])
-        rows = others[known[others]][:most]
-        fitted = _fit(_logits_of(views, rows, temperature), torch.from_numpy(observed[rows]), form == "matrix")
-        for part in np.split(held_out, range(ROWS, len(held_out), ROWS)):
-            scores[part] = torch.softmax(_calibrated(_logits_of(views, part, temperature), *fitted), dim=1).numpy()
-    return scores, notes
-
-
-def _logits_of(views: list[np.ndarray], rows: np.ndarray, temperature: float) -> Tensor:
-    """(V, M, L) float64: similarity / temperature of some images, less its mean over the labels."""
-    chosen = torch.from_numpy(np.stack([view[rows] for view in views])).double() / temperature
-    return chosen - chosen.mean(dim=2, keepdim=True)
-
-
-def _calibrated(views: Tensor, scale: Tensor, bias: Tensor, matrix: Tensor | None) -> Tensor:
-    """(V, M, L), (V,), (L,), (V, L, L) -> (M, L): sum_v scale_v z_v + matrix_v z_v + bias."""
-    logits = torch.einsum("v,vml->ml", scale, views) + bias
-    return logits if matrix is None else logits + torch.einsum("vml,vkl->mk", views, matrix)
-
-
-def _fit(views: Tensor, observed: Tensor, with_matrix: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Scale (V,), bias (L,) and matrix (V, L, L) or None, of the least mean cross-entropy, in float64.
-
-    views     (V, M, L) float64
-    observed  (M, L) in {-1, 0, +1}, at least one +1 in each row
-    """
-    positive, (num_views, _, num_labels) = observed == 1, views.shape
-    seen = positive.any(dim=0)
-    target = positive / positive.sum(dim=1, keepdim=True)
-    outside = (observed == -1) | ~seen
-    scale = torch.full((num_views,), 1 / num_views, dtype=torch.float64, requires_grad=True)
-    bias = torch.zeros(num_labels, dtype=torch.float64, requires_grad=True)
-    matrix = torch.zeros(num_views, num_labels, num_labels, dtype=torch.float64) if with_matrix else None
-    fitted = [scale, bias, *([matrix.requires_grad_()] if with_matrix else [])]
-    steps = torch.optim.LBFGS(fitted, max_iter=300, history_size=20, line_search_fn="strong_wolfe")
-
-    def cross_entropy() -> Tensor:
-        steps.zero_grad()
-        logits = _calibrated(views, scale, bias, matrix).masked_fill(outside, -torch.inf)
-        likelihood = torch.log_softmax(logits, dim=1).masked_fill(outside, 0.0)
-        loss = -(target * likelihood).sum(dim=1).mean()
-        loss = loss if matrix is None else loss + RIDGE * matrix.square().sum()
-        loss.backward()
-        return loss
-
-    if len(observed):
-        steps.step(cross_entropy)
-    with torch.no_grad():
-        bias[~seen] = bias[seen].mean() if seen.any() else 0.0
-    return scale.detach(), bias.detach(), None if matrix is None else matrix.detach()
 
 
 def describe(

@@ -1,6 +1,6 @@
 """CTL, calibrated teacher labels: this project's own method.
 
-The known labels calibrate the teacher (pseudo_labels.calibrate), and its calibrated score is the soft target of an
+The known labels calibrate the teacher (calibration.py), and its calibrated score is the soft target of an
 unknown label. What was tried, and what it was worth, is in docs/ctl.md.
 """
 

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 import pseudo_labels
 from datasets.protocol import observe
@@ -142,101 +141,6 @@ def test_a_rule_of_tiles_reads_each_tile():
     assert labels.tolist() == [[1, 0, 0]] and scores[0].tolist() == pytest.approx([0.65, 0.5, 0.1])
     with pytest.raises(UserError, match="maximum over tiles alone"):
         pseudo_labels.make(pseudo_labels.DAMP_RULE, settings, [WHOLE, TILES[:, :1]], known)
-
-
-# Calibration
-
-
-def drawn(num_images: int = 4000, num_labels: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Similarities, the known labels (N, L) that softmax(30 s + b) draws, and its probabilities."""
-    random = np.random.RandomState(0)
-    similarity = 0.05 * random.randn(num_images, num_labels)
-    logits = 30 * similarity + np.linspace(-1, 1, num_labels)
-    probs = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
-    label = (probs.cumsum(axis=1) < random.rand(num_images, 1)).sum(axis=1)
-    return similarity, np.eye(num_labels, dtype=np.int8)[label], probs
-
-
-@pytest.mark.parametrize("form", ["bias", "matrix"])
-def test_calibration_recovers_how_the_known_labels_were_drawn(form):
-    similarity, observed, probs = drawn()
-    scores, notes = pseudo_labels.calibrate([similarity], observed, form=form, temperature=0.01)
-    assert notes == [] and scores.dtype == np.float32 and scores.sum(axis=1) == pytest.approx(1, abs=1e-5)
-    plain = pseudo_labels.softmax(similarity, temperature=0.01)
-    assert np.abs(scores - probs).mean() < 0.02 < 0.1 < np.abs(plain - probs).mean()
-
-
-def test_only_the_matrix_learns_that_one_label_stands_for_another():
-    similarity, observed, _ = drawn()
-    found = {
-        form: pseudo_labels.calibrate([similarity[:, [1, 0, 2, 3]]], observed, form=form, temperature=0.01)[0]
-        for form in ("bias", "matrix")
-    }
-    likelihood = {form: np.log(scores[observed == 1]).mean() for form, scores in found.items()}
-    assert likelihood["matrix"] > likelihood["bias"] + 0.2
-
-
-def test_each_view_has_a_factor_of_its_own():
-    similarity, observed, probs = drawn()
-    noise = 0.05 * np.random.RandomState(1).randn(*similarity.shape)
-    scores, _ = pseudo_labels.calibrate([noise, similarity], observed, form="bias", temperature=0.01)
-    assert np.abs(scores - probs).mean() < 0.02
-
-
-def test_the_known_label_of_an_image_does_not_reach_its_own_scores():
-    similarity, observed, _ = drawn(200)
-    before, _ = pseudo_labels.calibrate([similarity], observed, form="matrix", temperature=0.01)
-    observed[7] = np.roll(observed[7], 1)
-    after, _ = pseudo_labels.calibrate([similarity], observed, form="matrix", temperature=0.01)
-    same = (before == after).all(axis=1)
-    assert same[7] and same.sum() == 200 / pseudo_labels.FOLDS
-
-
-def fitted_bias(rows: dict[tuple[int, ...], int]) -> torch.Tensor:
-    """The fit to {row of observed labels: count} of a teacher that says nothing."""
-    observed = torch.tensor([row for row, count in rows.items() for _ in range(count)], dtype=torch.int8)
-    _, bias, _ = pseudo_labels._fit(torch.zeros(1, *observed.shape, dtype=torch.float64), observed, with_matrix=False)
-    return bias
-
-
-def test_several_known_labels_of_an_image_share_its_mass():
-    bias = fitted_bias({(1, 0, 0): 1, (0, 1, 1): 2, (1, 0, 1): 1})
-    assert torch.softmax(bias, dim=0).tolist() == pytest.approx([1.5 / 4, 1 / 4, 1.5 / 4], abs=1e-4)
-
-
-def test_a_known_negative_leaves_the_softmax():
-    """3 + 2 of the first label against 5 of the second; where the third may be drawn, 6 of it against 2."""
-    bias = fitted_bias({(1, 0, -1): 3, (0, 1, -1): 5, (1, 0, 0): 2, (0, 0, 1): 6})
-    assert torch.softmax(bias[:2], dim=0).tolist() == pytest.approx([5 / 10, 5 / 10], abs=1e-4)
-    assert torch.softmax(bias, dim=0)[2].item() == pytest.approx(6 / 8, abs=1e-4)
-
-
-def test_a_label_that_is_never_observed_gets_the_mean_bias_and_is_told_once():
-    bias = fitted_bias({(1, 0, 0): 3, (0, 1, 0): 1})
-    assert bias[2] == pytest.approx(bias[:2].mean())
-    similarity, observed, _ = drawn()
-    observed[:, 1] = 0
-    scores, notes = pseudo_labels.calibrate([similarity], observed, form="matrix", temperature=0.01)
-    assert len(notes) == 1 and "1 of 4 labels are never observed" in notes[0]
-    assert np.isfinite(scores).all() and 0.05 < scores[:, 1].mean() < 0.5
-    nothing, _ = pseudo_labels.calibrate([similarity], 0 * observed, form="matrix", temperature=0.01)
-    assert np.isfinite(nothing).all() and nothing.sum(axis=1) == pytest.approx(1, abs=1e-5)
-
-
-def test_too_many_labels_for_a_matrix_are_calibrated_by_bias_and_told(monkeypatch):
-    similarity, observed, _ = drawn(300)
-    expected, _ = pseudo_labels.calibrate([similarity], observed, form="bias", temperature=0.01)
-    monkeypatch.setattr(pseudo_labels, "MATRIX_LABELS", 3)
-    scores, notes = pseudo_labels.calibrate([similarity], observed, form="matrix", temperature=0.01)
-    assert "calibrated by bias" in notes[0] and np.array_equal(scores, expected)
-
-
-def test_calibrated_scores_do_not_depend_on_the_chunks(monkeypatch):
-    similarity, observed, _ = drawn(300)
-    whole, _ = pseudo_labels.calibrate([similarity], observed, form="bias", temperature=0.01)
-    monkeypatch.setattr(pseudo_labels, "ROWS", 7)
-    chunks, _ = pseudo_labels.calibrate([similarity], observed, form="bias", temperature=0.01)
-    assert np.abs(whole - chunks).max() < 1e-6
 
 
 # The real teacher
