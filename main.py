@@ -254,6 +254,7 @@ def finish(
         else "nothing was trained"
     )
     print(f"{epoch}{validated}: {metrics.summary(result)}")
+    print(f"thresholds chosen by {thresholds[1]}")
     print(f"results: {run.folder}")
     return result
 

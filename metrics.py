@@ -4,40 +4,35 @@ probs   (N, L) float, any monotone score of each label
 labels  (N, L) in {0, 1}
 """
 
-from collections.abc import Callable
-
 import numpy as np
 
-COLUMNS, ROWS = 16, 4096  # taken at a time: in cache, and without temporaries of (N, L)
 AT = (1, 3, 5)  # the k of precision@k, recall@k, top@k, as the published code reports them
+RECALL_POWER = (
+    3  # of the known positives; Lee & Liu: 2. The best of 1.5, 2, 2.5, 3 on digits and VOC (docs/own_data.md)
+)
+FEW = 10  # a class with fewer positives has no threshold of its own
+
+
+def _ranked(scores: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The different scores (K,), the highest first; and how many hits (K,) and labels (K,) reach each."""
+    order = np.argsort(scores)[::-1]
+    scores, hits = scores[order], hits[order]
+    last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
+    return scores[last], np.cumsum(hits)[last], last + 1
 
 
 def average_precision(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """(L,) average precision per class, in [0, 1]: sum over the thresholds of precision x the recall gained.
 
-    Equal scores share one threshold, as in sklearn.metrics.average_precision_score. A class without positives has
-    AP 0, as in the published code. Raises ValueError where a score is not a number.
+    Equal scores share one threshold, as in scikit-learn (whose import alone takes a second). A class without positives
+    has AP 0, as in the published code.
     """
     result = np.zeros(probs.shape[1])
-    for start in range(0, probs.shape[1], COLUMNS):
-        part = slice(start, start + COLUMNS)
-        columns = zip(_columns(probs[:, part]), _columns(labels[:, part] == 1), strict=True)
-        for label, (scores, hits) in enumerate(columns, start):
-            if not np.isfinite(scores).all():
-                raise ValueError("predictions hold values that are not finite")
-            order = np.argsort(scores)[::-1]
-            scores, hits = scores[order], hits[order]
-            positives = np.count_nonzero(hits)
-            if positives:
-                last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # each run of equal scores' last row
-                found = np.cumsum(hits)[last]
-                result[label] = np.sum(np.diff(found, prepend=0) * (found / (last + 1))) / positives
+    for label, (scores, hits) in enumerate(zip(probs.T, labels.T == 1, strict=True)):
+        if positives := np.count_nonzero(hits):
+            _, found, chosen = _ranked(scores, hits)
+            result[label] = np.sum(np.diff(found, prepend=0) * (found / chosen)) / positives
     return result
-
-
-def _columns(array: np.ndarray) -> np.ndarray:
-    """The columns as contiguous rows."""
-    return np.ascontiguousarray(array.T)
 
 
 def mean_average_precision(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -49,83 +44,54 @@ def at_k(probs: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float]:
     """Precision, recall and top at k, as fractions, over the k most probable labels of each image.
 
     precision@k = hits / k; recall@k = hits / positives, 0 for an image without positives, which stays in the mean;
-    top@k = share of images with at least one hit. k is cut to L.
+    top@k = share of images with at least one hit. k is at most L.
     """
     k = min(k, probs.shape[1])
-    hits, positives = np.zeros(len(probs), dtype=np.int64), np.zeros(len(probs), dtype=np.int64)
-    for start in range(0, len(probs), ROWS):
-        part = slice(start, start + ROWS)
-        best = np.argpartition(-probs[part], k - 1, axis=1)[:, :k]
-        present = labels[part] == 1
-        hits[part] = np.take_along_axis(present, best, axis=1).sum(axis=1)
-        positives[part] = present.sum(axis=1)
-    return {
-        "precision": float(hits.mean() / k),
-        "recall": float((hits / np.maximum(positives, 1)).mean()),
-        "top": float((hits > 0).mean()),
-    }
+    best = np.argpartition(-probs, k - 1, axis=1)[:, :k]
+    hits, positives = (np.take_along_axis(labels, best, axis=1) == 1).sum(axis=1), (labels == 1).sum(axis=1)
+    recall = hits / np.maximum(positives, 1)
+    return {"precision": float(hits.mean() / k), "recall": float(recall.mean()), "top": float((hits > 0).mean())}
 
 
 def f1(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | float) -> dict[str, float]:
     """Micro and macro F1 in [0, 1] of the labels whose probability reaches its threshold, (L,) or one for all.
 
-    micro: of all entries together. macro: the mean over the classes, one without positives counting 0.
+    micro: over all entries. macro: the mean over the classes; a class without positives counts 0.
     """
-    hits, chosen = np.zeros(probs.shape[1]), np.zeros(probs.shape[1])
-    for start in range(0, len(probs), ROWS):
-        predicted = probs[start : start + ROWS] >= thresholds
-        hits += np.count_nonzero(predicted & (labels[start : start + ROWS] == 1), axis=0)
-        chosen += np.count_nonzero(predicted, axis=0)
-    either = chosen + np.count_nonzero(labels == 1, axis=0)  # F1 = 2 hits / (predicted + positives)
-    micro = 2 * hits.sum() / either.sum() if either.any() else 0.0
+    predicted = probs >= thresholds
+    hits = (predicted & (labels == 1)).sum(axis=0)
+    either = predicted.sum(axis=0) + (labels == 1).sum(axis=0)  # F1 = 2 hits / (predicted + positives)
+    micro = 2 * hits.sum() / max(either.sum(), 1)
     return {"micro": float(micro), "macro": float((2 * hits / np.maximum(either, 1)).mean())}
 
 
-def f1_thresholds(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(L,) for each class the threshold with the highest F1, halfway between two of its scores; of several the highest.
+def choose_thresholds(probs: np.ndarray, positive: np.ndarray, *, complete: bool) -> tuple[np.ndarray, str]:
+    """(L,) probabilities from which on a label counts as present, halfway between two scores; and by what, in words.
 
-    A class without positives gets the threshold of all classes taken together.
+    If the labels are complete, each class takes the threshold with the highest F1, of several the highest. Else only
+    some positives are known. If they are a random part of all, their recall r estimates the recall of all, and
+    r^2 / labels predicted is precision x recall, up to a factor that all thresholds share (Lee & Liu, ICML 2003). Here
+    it is r^3. Classes with fewer than FEW positives share the threshold of all classes taken together; with fewer than
+    FEW in all it is 0.5.
+
+    positive  (N, L) bool
     """
-    return _thresholds(lambda hits, predicted, positives: 2 * hits / (predicted + positives), probs, labels == 1)
-
-
-RECALL_POWER = (
-    3  # of the known positives; Lee & Liu: 2. The best of 1.5, 2, 2.5, 3 on digits and VOC (docs/own_data.md)
-)
-
-
-def known_thresholds(probs: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """(L,) the same where only some positives are known: the threshold with the highest recall^3 / labels predicted.
-
-    The recall of the known positives estimates the recall r of all, if the known ones are a random part of them. Then
-    r^2 / predicted is precision x recall, up to a factor that is the same for all thresholds (Lee & Liu, ICML 2003).
-
-    known  (N, L) bool
-    """
-
-    def rule(hits: np.ndarray, predicted: np.ndarray, positives: int) -> np.ndarray:
-        return (hits / positives) ** RECALL_POWER / predicted
-
-    return _thresholds(rule, probs, known)
-
-
-def _thresholds(
-    rule: Callable[[np.ndarray, np.ndarray, int], np.ndarray], probs: np.ndarray, positive: np.ndarray
-) -> np.ndarray:
-    """(L,) for each class the threshold with the highest rule(hits, labels predicted, positives); for one without
-    positives that of all classes together; 0.5 where none has any."""
 
     def best(scores: np.ndarray, hits: np.ndarray) -> float:
-        order = np.argsort(scores)[::-1]
-        scores, hits = scores[order].astype(np.float64), hits[order]
-        last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))
-        place = last[np.argmax(rule(np.cumsum(hits)[last], last + 1, np.count_nonzero(hits)))]
+        scores, found, chosen = _ranked(scores.astype(np.float64), hits)
+        recall, f1 = found / found[-1], 2 * found / (chosen + found[-1])
+        place = int(np.argmax(f1 if complete else recall**RECALL_POWER / chosen))
         return (scores[place] + scores[min(place + 1, len(scores) - 1)]) / 2
 
-    if not positive.any():
-        return np.full(probs.shape[1], 0.5)
-    together, columns = best(probs.ravel(), positive.ravel()), zip(_columns(probs), _columns(positive), strict=True)
-    return np.array([best(scores, hits) if hits.any() else together for scores, hits in columns])
+    counts = np.count_nonzero(positive, axis=0)
+    total, own = int(counts.sum()), np.flatnonzero(counts >= FEW)
+    if total < FEW:
+        return np.full(len(counts), 0.5), f"nothing: 0.5, because {total} positives are too few"
+    thresholds = np.full(len(counts), best(probs.ravel(), positive.ravel()))
+    thresholds[own] = [best(probs[:, label], positive[:, label]) for label in own]
+    rule = "F1 on clean" if complete else f"recall^{RECALL_POWER} / labels predicted on observed"
+    pooled = f"; {len(counts) - len(own)} of {len(counts)} classes have fewer than {FEW} and share one"
+    return thresholds, f"{rule} validation labels, {total:,} positives{pooled if len(own) < len(counts) else ''}"
 
 
 def evaluate(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | float = 0.5) -> dict[str, float]:

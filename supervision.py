@@ -108,15 +108,11 @@ class Selection:
     def thresholds(self, probs: np.ndarray | None) -> tuple[np.ndarray, str]:
         """(L,) probabilities from which on a label counts as present, chosen on validation; and by what, in words.
 
-        Losses that leave unknown labels free put an absent label anywhere below a present one, rarely below 1/2.
+        Losses that leave unknown labels free rank labels; their probabilities are not calibrated at 0.5.
         """
         if probs is None:
-            return np.full(self.num_labels, 0.5), "nothing: 0.5, for there are no validation images"
-        if self.clean:
-            return metrics.f1_thresholds(probs, self.labels), "F1 on clean validation labels"
-        power = metrics.RECALL_POWER
-        chosen = metrics.known_thresholds(probs, self.labels)
-        return chosen, f"known validation positives: recall^{power} / labels predicted"
+            return np.full(self.num_labels, 0.5), "nothing: 0.5, because there are no validation images"
+        return metrics.choose_thresholds(probs, self.labels == 1, complete=self.clean)
 
 
 def select(config: Config, splits: datasets.Splits) -> Selection:

@@ -53,31 +53,48 @@ def test_at_k_by_hand():
 @given(st.integers(0, 2**32 - 1))
 def test_f1_is_scikit_learns_and_no_other_threshold_has_a_higher_one(seed):
     random = np.random.RandomState(seed)
-    probs, labels = random.randint(0, 8, (12, 3)).astype(np.float32) / 8, random.randint(0, 2, (12, 3))
-    chosen = metrics.f1_thresholds(probs, labels)
+    probs, labels = random.randint(0, 8, (40, 3)).astype(np.float32) / 8, random.randint(0, 2, (40, 3))
+    chosen, words = metrics.choose_thresholds(probs, labels == 1, complete=True)
+    assert words == f"F1 on clean validation labels, {labels.sum()} positives" or (labels.sum(axis=0) < 10).any()
     for at in (0.5, chosen):
         for mean, value in metrics.f1(probs, labels, at).items():
             assert value == pytest.approx(f1_score(labels, probs >= at, average=mean, zero_division=0))
-    for label in range(3):
+    for label in np.flatnonzero(labels.sum(axis=0) >= 10):
         part = probs[:, [label]], labels[:, [label]]
         best = max(metrics.f1(*part, at)["micro"] for at in np.arange(9) / 8)
         assert metrics.f1(*part, chosen[label])["micro"] == pytest.approx(best)
 
 
-def test_thresholds_by_hand():
-    probs = np.array([[0.9, 0.3], [0.6, 0.2], [0.4, 0.1], [0.1, 0.1]])
-    labels = np.array([[1, 0], [1, 0], [0, 0], [0, 0]])
+def test_thresholds_by_hand(monkeypatch):
+    probs, labels = (
+        np.array([[0.9, 0.3], [0.6, 0.2], [0.4, 0.1], [0.1, 0.1]]),
+        np.array([[1, 0], [1, 0], [0, 0], [0, 0]]),
+    )
+    choose = metrics.choose_thresholds
+    assert choose(probs, labels == 1, complete=True)[0].tolist() == [0.5, 0.5]  # 2 positives are too few
+    monkeypatch.setattr(metrics, "FEW", 2)
     # together: hits at 0.9 and 0.6 alone, so the class without positives gets the same threshold
-    assert metrics.f1_thresholds(probs, labels).tolist() == pytest.approx([0.5, 0.5])
+    for complete, rule in ((True, "F1 on clean"), (False, "recall^3 / labels predicted on observed")):
+        found, words = choose(probs, labels == 1, complete=complete)
+        assert found.tolist() == pytest.approx([0.5, 0.5])
+        assert words == f"{rule} validation labels, 2 positives; 1 of 2 classes have fewer than 2 and share one"
     probs_of_one = np.array([[0.9], [0.8], [0.7], [0.6], [0.5], [0.1]])
     known = np.array([[True], [False], [False], [False], [True], [False]])
     # (1/2)^3 / 1 < 1 / 5, so both known ones are reached; by (1/2)^2 / 1 > 1 / 5 the first alone would be
-    assert metrics.known_thresholds(probs_of_one, known).tolist() == pytest.approx([0.3])
-    assert metrics.known_thresholds(probs, labels == 1).tolist() == pytest.approx([0.5, 0.5])
-    assert metrics.f1_thresholds(probs, 0 * labels).tolist() == [0.5, 0.5]
+    assert choose(probs_of_one, known, complete=False)[0].tolist() == pytest.approx([0.3])
     assert metrics.f1(probs, labels, np.array([0.5, 0.3])) == pytest.approx({"micro": 4 / 5, "macro": 1 / 2})
 
 
-def test_predictions_that_are_not_numbers_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
-        metrics.average_precision(np.array([[np.nan]]), np.array([[1]]))
+def test_classes_with_few_positives_share_a_threshold():
+    """One class has 12 positives and its own threshold; two have 4 and share that of all."""
+    random = np.random.RandomState(0)
+    labels = np.zeros((60, 3), dtype=bool)
+    labels[:12, 0] = labels[12:16, 1] = labels[16:20, 2] = True
+    probs = random.rand(60, 3) * 0.2 + np.where(labels, [0.3, 0.7, 0.7], 0.0)
+    found, words = metrics.choose_thresholds(probs, labels, complete=True)
+    alone, _ = metrics.choose_thresholds(probs[:, :1], labels[:, :1], complete=True)
+    pooled, _ = metrics.choose_thresholds(probs.reshape(-1, 1), labels.reshape(-1, 1), complete=True)
+    assert found.tolist() == [alone[0], pooled[0], pooled[0]]
+    assert words.endswith("20 positives; 2 of 3 classes have fewer than 10 and share one")
+    found, words = metrics.choose_thresholds(probs[12:], labels[12:], complete=True)
+    assert (found == 0.5).all() and words == "nothing: 0.5, because 8 positives are too few"

@@ -98,10 +98,11 @@ def test_a_picture_is_a_path_an_image_or_pixels(run):
 
 def test_thresholds_are_chosen_on_validation_and_used(run):
     model, splits = models.load(run, "cpu"), datasets.load(data_of(run))
-    expected = metrics.f1_thresholds(model.predict(splits.val.paths()), splits.val.true)
+    probs = model.predict(splits.val.paths())
+    expected, words = metrics.choose_thresholds(probs, splits.val.true == 1, complete=True)
     assert np.allclose(model.thresholds, expected, atol=1e-6)
     result = json.loads((run / "test.json").read_text())
-    assert result["thresholds_chosen_by"] == "F1 on clean validation labels"
+    assert result["thresholds_chosen_by"] == words
     probs = model.predict(splits.test.paths())
     assert result["test_micro_F1@chosen"] == pytest.approx(metrics.f1(probs, splits.test.true, expected)["micro"])
     assert result["test_macro_F1@0.5"] == pytest.approx(metrics.f1(probs, splits.test.true, 0.5)["macro"])
@@ -113,10 +114,9 @@ def test_thresholds_are_chosen_on_validation_and_used(run):
 
 def test_observed_labels_alone_choose_thresholds_by_the_known_positives(toy):
     result = main.main(toy_arguments(toy, "-l", "an", "--val-labels", "observed"))
-    assert result["thresholds_chosen_by"] == "known validation positives: recall^3 / labels predicted"
     model, val = models.load(result["folder"], "cpu"), datasets.load(toy).val
-    expected = metrics.known_thresholds(model.predict(val.paths()), val.observed == 1)
-    assert np.allclose(model.thresholds, expected, atol=1e-6)
+    expected, words = metrics.choose_thresholds(model.predict(val.paths()), val.observed == 1, complete=False)
+    assert np.allclose(model.thresholds, expected, atol=1e-6) and result["thresholds_chosen_by"] == words
 
 
 def test_a_run_of_an_earlier_version_is_read(run, tmp_path):
