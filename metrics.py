@@ -35,6 +35,14 @@ def average_precision(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return result
 
 
+def ranking(scores: np.ndarray, hits: np.ndarray) -> dict[str, float]:
+    """Of entries (M,) ranked together, in [0, 1]: the recall at precision 0.8, and the best F1 of any threshold."""
+    _, found, chosen = _ranked(scores, hits)
+    positives = max(int(found[-1]), 1)
+    recall = found[found >= 0.8 * chosen].max(initial=0) / positives
+    return {"recall at precision 0.8": float(recall), "best F1": float((2 * found / (chosen + positives)).max())}
+
+
 def mean_average_precision(probs: np.ndarray, labels: np.ndarray) -> float:
     """mAP in percent; classes without positives count 0 and stay in the mean."""
     return 100 * float(average_precision(probs, labels).mean())

@@ -4,7 +4,7 @@ A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. Be
 calibrate the scores (calibration.py). `describe` says how good the labels are.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +15,7 @@ from calibration import calibrate
 from util.errors import UserError
 from util.settings import Setting, with_settings
 
-ROWS = 4096  # images labelled at a time: bounds the memory beside the (N, L) result
+ROWS = 4096  # images whose tiles are read at a time
 
 
 @dataclass(frozen=True)
@@ -47,14 +47,11 @@ class Rule:
 def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
     """Scores: softmax(similarity / temperature) over the labels of each image (Xing et al. 2024, section 3.2).
 
-    similarity  (N, L) float, cosine of image and class text
-    returns     (N, L) float in [0, 1], each row adds up to 1
+    similarity  (N, L) float, cosine of image and class text; or (N, K, L) of tiles
+    returns     the same shape, float in [0, 1], each row adds up to 1
     """
-    scores = np.empty(similarity.shape, dtype=np.promote_types(similarity.dtype, np.float32))
-    for start in range(0, len(similarity), ROWS):
-        rows = torch.from_numpy(similarity[start : start + ROWS].astype(scores.dtype, copy=False))
-        scores[start : start + ROWS] = torch.softmax(rows / temperature, dim=1).numpy()
-    return scores
+    rows = torch.from_numpy(similarity.astype(np.promote_types(similarity.dtype, np.float32)))
+    return torch.softmax(rows / temperature, dim=-1).numpy()
 
 
 def threshold_labels(
@@ -67,11 +64,10 @@ def threshold_labels(
     ranking  (N, L) float, by which labels are the lowest; None: the scores
     returns  (N, L) int8 in {-1, 0, +1}; 0 = the teacher abstains
     """
-    labels, ranking = (scores > threshold).astype(np.int8), scores if ranking is None else ranking
+    labels = (scores > threshold).astype(np.int8)
     if num_negative := int(negative_fraction * scores.shape[1]):
-        for start in range(0, len(scores), ROWS):
-            lowest = torch.from_numpy(ranking[start : start + ROWS]).argsort(dim=1, stable=True)[:, :num_negative]
-            np.put_along_axis(labels[start : start + ROWS], lowest.numpy(), -1, axis=1)
+        ranking = torch.from_numpy(scores if ranking is None else ranking)
+        np.put_along_axis(labels, ranking.argsort(dim=1, stable=True)[:, :num_negative].numpy(), -1, axis=1)
     return labels
 
 
@@ -87,9 +83,9 @@ def damp(whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperat
     returns   (N, L) float in [0, 1]
     """
     scores = softmax(whole, temperature=temperature)
-    for rows, each in _of_tiles(tiles, scores.dtype, temperature):
+    for rows in _slices(scores):
+        each, known = softmax(tiles[rows], temperature=temperature), observed[rows] == 1
         largest, smallest = each.max(axis=1), each.min(axis=1)
-        known = observed[rows] == 1
         bound = np.where(known, scores[rows], eta).min(axis=1, initial=eta) * known.any(axis=1)
         scores[rows] = (scores[rows] + np.where(largest > bound[:, None], largest, smallest)) / 2
     return scores
@@ -98,16 +94,9 @@ def damp(whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperat
 def mean_of_tiles(whole: np.ndarray, tiles: np.ndarray, *, temperature: float) -> np.ndarray:
     """The mean of an image's score and its tiles' mean score, by which AEVLP chooses negatives (Tran et al. 2025)."""
     scores = softmax(whole, temperature=temperature)
-    for rows, each in _of_tiles(tiles, scores.dtype, temperature):
-        scores[rows] = (scores[rows] + each.mean(axis=1)) / 2
+    for rows in _slices(scores):
+        scores[rows] = (scores[rows] + softmax(tiles[rows], temperature=temperature).mean(axis=1)) / 2
     return scores
-
-
-def _of_tiles(tiles: np.ndarray, dtype: np.dtype, temperature: float) -> Iterator[tuple[slice, np.ndarray]]:
-    """Some images' rows and their tiles' softmax scores (M, K, L), in turn."""
-    for start in range(0, len(tiles), ROWS):
-        rows = slice(start, start + ROWS)
-        yield rows, torch.softmax(torch.from_numpy(tiles[rows].astype(dtype, copy=False)) / temperature, dim=2).numpy()
 
 
 def topk_labels(
@@ -121,32 +110,32 @@ def topk_labels(
     """Labels: a score is positive if it is among the teacher_topk highest of its image and at least the threshold;
     negative as in `threshold_labels` (Tran et al., ICCV 2025)."""
     labels = threshold_labels(scores, ranking, threshold=np.inf, negative_fraction=negative_fraction)
-    for start in range(0, len(scores), ROWS):
-        part = torch.from_numpy(scores[start : start + ROWS])
-        highest = part.argsort(dim=1, descending=True, stable=True)[:, :teacher_topk]
-        positive = torch.zeros_like(part, dtype=torch.bool).scatter_(1, highest, True) & (part >= threshold)
-        labels[start : start + ROWS][(positive.numpy()) & (labels[start : start + ROWS] == 0)] = 1
+    highest = torch.from_numpy(scores).argsort(dim=1, descending=True, stable=True)[:, :teacher_topk].numpy()
+    chosen = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(chosen, highest, True, axis=1)
+    labels[chosen & (scores >= threshold) & (labels == 0)] = 1
     return labels
 
 
-def soft_labels(scores: np.ndarray, ranking: np.ndarray | None = None) -> np.ndarray:
+def soft_labels(scores: np.ndarray) -> np.ndarray:
     """Labels: the scores themselves, (N, L) float in [0, 1]."""
     return scores
 
 
-TEMPERATURE_TEXT = (0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)", "[0.003, 0.1]")
-TEMPERATURE = Setting(*TEMPERATURE_TEXT, flags=("-t", "--temp"))
-NEGATIVES = Setting(
-    0.0,
-    "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels",
-    "[0, 1)",
-    (0.0, 0.1, 0.2, 0.3, 0.4),
-    flags=("-p", "--partial"),
-)
-THRESHOLD = Setting(
-    0.3, "score above which a label becomes a positive pseudo-label", "(0, 1)", "[0.05, 0.9]", flags=("-th",)
-)
+def _slices(rows: np.ndarray) -> list[slice]:
+    return [slice(start, start + ROWS) for start in range(0, len(rows), ROWS)]
 
+
+SOFTMAX = (0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)", "[0.003, 0.1]")
+FRACTION = "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels"
+ABOVE = "score above which a label becomes a positive pseudo-label"
+FROM = "score from which a label becomes a positive pseudo-label"
+ETA = "score above which a tile's score may stand for its image's"
+TEMPERATURE = Setting(*SOFTMAX, flags=("-t", "--temp"))
+THRESHOLD = Setting(0.3, ABOVE, "(0, 1)", "[0.05, 0.9]", flags=("-th",))
+NEGATIVES = Setting(0.0, FRACTION, "[0, 1)", (0.0, 0.1, 0.2, 0.3, 0.4), flags=("-p", "--partial"))
+
+SOFT_RULE = Rule(softmax, soft_labels, dict(temperature=TEMPERATURE))
 THRESHOLD_RULE = Rule(
     softmax, threshold_labels, dict(temperature=TEMPERATURE, threshold=THRESHOLD, negative_fraction=NEGATIVES)
 )
@@ -154,31 +143,14 @@ DAMP_RULE = Rule(
     damp,
     topk_labels,
     dict(
-        temperature=Setting(*TEMPERATURE_TEXT, flags=("-t", "--temp"), cub=0.1),
-        eta=Setting(
-            0.0,
-            "score above which a tile's score may stand for its image's",
-            "[0, 1)",
-            "[0, 0.5]",
-            coco=0.3,
-            nuswide=0.3,
-            cub=0.005,
-        ),
+        temperature=Setting(*SOFTMAX, flags=("-t", "--temp"), cub=0.1),
+        eta=Setting(0.0, ETA, "[0, 1)", "[0, 0.5]", coco=0.3, nuswide=0.3, cub=0.005),
         teacher_topk=Setting(3, "positive pseudo-labels an image may have", "[1, inf)", (1, 2, 3, 5), cub=32),
-        threshold=Setting(
-            0.5,
-            "score from which a label becomes a positive pseudo-label",
-            "(0, 1)",
-            "[0.05, 0.9]",
-            flags=("-th",),
-            nuswide=0.6,
-            cub=0.005,
-        ),
-        negative_fraction=NEGATIVES,  # the paper's on COCO: 0.3
+        threshold=Setting(0.5, FROM, "(0, 1)", "[0.05, 0.9]", flags=("-th",), nuswide=0.6, cub=0.005),
+        negative_fraction=NEGATIVES,  # differs: the paper has 0.3 on COCO, but its code lets none reach the loss
     ),
     ranking=mean_of_tiles,
 )
-SOFT_RULE = Rule(softmax, soft_labels, dict(temperature=TEMPERATURE))
 
 
 def make(
@@ -190,7 +162,7 @@ def make(
     calibration: str = "none",
     pool: str = "max",
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Pseudo-labels (N, L) and the scores (N, L) that they are made of, by a rule; and lines to be told about them.
+    """Pseudo-labels (N, L) by a rule, the scores (N, L) that they are made of, and messages to print.
 
     settings     of the rule, by name
     views        the teacher's similarities, each (N, L), or (N, K, L) of an image's K tiles; without calibration the
@@ -198,23 +170,23 @@ def make(
     observed     (N, L) in {-1, 0, +1}; read by the calibration and by rules of tiles
     calibration  one of calibration.CALIBRATIONS: whether the rule's scores, or calibrated ones, are labelled
     pool         how the tiles of an image become one: max or mean
-    Raises UserError where single tiles are needed, and only their maximum is there.
+    Raises UserError if the scores of single tiles are needed, and only their maximum is known.
     """
     from_tiles = rule.of_tiles and calibration == "none"
     if (from_tiles or pool == "mean") and any(view.ndim == 3 and view.shape[1] == 1 for view in views):
         raise UserError(
             "the file of --similarity holds the maximum over tiles alone; an array `tiles` (N, K, L) is needed"
         )
-    notes, ranking = [], None
+    notes, ranking = [], ()
     if calibration != "none":
         scores, notes = calibrate(pooled(views, pool), observed, form=calibration, temperature=settings["temperature"])
     elif from_tiles:
         scores = with_settings(rule.score, settings)(*views, observed)
-        ranking = with_settings(rule.ranking, settings)(*views)
+        ranking = (with_settings(rule.ranking, settings)(*views),)
     else:
         similarity = views[0] if len(views) == 1 else np.mean(pooled(views, pool), axis=0)
         scores = with_settings(rule.score, settings)(similarity)
-    return with_settings(rule.label, settings)(scores, ranking), scores, notes
+    return with_settings(rule.label, settings)(scores, *ranking), scores, notes
 
 
 def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:
@@ -223,62 +195,52 @@ def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:
     def one(tiles: np.ndarray) -> np.ndarray:
         return getattr(tiles - tiles.mean(axis=2, keepdims=True), pool)(axis=1)
 
-    return [
-        view if view.ndim == 2 else np.concatenate([one(view[i : i + ROWS]) for i in range(0, len(view), ROWS)])
-        for view in views
-    ]
+    return [view if view.ndim == 2 else np.concatenate([one(view[rows]) for rows in _slices(view)]) for view in views]
 
 
 def describe(
     pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray | None
 ) -> dict[str, float | None]:
-    """How good the pseudo-labels of the training images are.
+    """How good the pseudo-labels of the training images are: the rows of the table printed before training.
 
-    pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1], which count as positive above 1/2
-    scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}, or None where it is not known
-    returns   rows of the table printed before training; a share of nothing, or of what is not known, is None. Where an
-              entry is observed a method does not read its pseudo-label, so the unobserved entries, which it does read,
-              are counted apart
+    Methods read pseudo-labels of unobserved entries only, so these are also counted alone. Soft labels are judged by
+    their order, because no threshold is applied to them.
+
+    pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1]
+    scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}, or None if it is not known
+    returns   None for what is not known, and for a share of nothing
     """
-    counts = dict.fromkeys(("positive", "negative", "known", "found", "right", "true", "absent"), 0)
-    unobserved = dict.fromkeys(("positive", "right", "true"), 0)
-    for start in range(0, len(pseudo), ROWS):
-        part = slice(start, start + ROWS)
-        positive = pseudo[part] == 1 if pseudo.dtype.kind == "i" else pseudo[part] > 0.5
-        negative, known, unknown = pseudo[part] == -1, observed[part] == 1, observed[part] == 0
-        entries_of = {"positive": positive, "negative": negative, "known": known, "found": positive & known}
-        if true is not None:
-            present = true[part] == 1
-            entries_of |= {"right": positive & present, "true": present, "absent": negative & ~present}
-        for name, entries in entries_of.items():
-            counts[name] += np.count_nonzero(entries)
-            if name in unobserved:
-                unobserved[name] += np.count_nonzero(entries & unknown)
+    unknown, known, present = observed == 0, observed == 1, None if true is None else true == 1
+    teacher = {"mAP of the teacher, %": None if true is None else metrics.mean_average_precision(scores, true)}
+    if pseudo.dtype.kind == "f":
+        found = {} if true is None else metrics.ranking(scores[unknown], present[unknown])
+        return {f"{name}, unobserved entries": value for name, value in found.items()} | teacher
+    positive, negative = pseudo == 1, pseudo == -1
 
-    def share(part: str, whole: str, of: dict[str, int] = counts) -> float | None:
-        return of[part] / of[whole] if of[whole] and (true is not None or part == "found") else None
+    def share(whole: np.ndarray, part: np.ndarray | None) -> float | None:
+        return None if part is None or not whole.any() else float((whole & part).sum() / whole.sum())
 
+    absent = None if true is None else ~present
     return {
-        "positives per image": counts["positive"] / len(pseudo),
-        "observed labels found": share("found", "known"),
-        "precision of positives": share("right", "positive"),
-        "recall of positives": share("right", "true"),
-        "precision of positives, unobserved entries": share("right", "positive", unobserved),
-        "recall of positives, unobserved entries": share("right", "true", unobserved),
-        "negatives per image": counts["negative"] / len(pseudo),
-        "precision of negatives": share("absent", "negative"),
-        "mAP of the teacher, %": None if true is None else metrics.mean_average_precision(scores, true),
-    }
+        "positives per image": float(positive.sum() / len(pseudo)),
+        "observed labels found": share(known, positive),
+        "precision of positives": share(positive, present),
+        "recall of positives": None if true is None else share(present, positive),
+        "precision of positives, unobserved entries": share(positive & unknown, present),
+        "recall of positives, unobserved entries": None if true is None else share(present & unknown, positive),
+        "negatives per image": float(negative.sum() / len(pseudo)) or None,
+        "precision of negatives": share(negative, absent),
+    } | teacher
 
 
 def table(quality: dict[str, float | None]) -> str:
-    """The rows of `describe` as text; a share of nothing is a dash."""
-    lines = [f"  {name:<42} {'-' if value is None else f'{value:.4f}':>8}" for name, value in quality.items()]
+    """The rows of `describe` that are known, as text."""
+    lines = [f"  {name:<42} {value:8.4f}" for name, value in quality.items() if value is not None]
     return "\n".join(["pseudo-labels of the training images:", *lines])
 
 
 def warnings(pseudo: np.ndarray, views: list[np.ndarray]) -> list[str]:
-    """A line where the teacher has nothing to say; none where it has."""
+    """A line if the teacher's scores are useless."""
     if not any(view.any() for view in views):
         return ["warning: every similarity is 0; is this the file or the teacher that was meant?"]
     if not (pseudo > 0).any():

@@ -118,7 +118,7 @@ def test_tiles_and_known_labels_reach_the_training(toy):
     ]
     assert len({run["folder"] for run in found}) == 3
     assert len({run["pseudo_labels"]["mAP of the teacher, %"] for run in found}) == 3
-    assert all("recall of positives, unobserved entries" in run["pseudo_labels"] for run in found)
+    assert all("best F1, unobserved entries" in run["pseudo_labels"] for run in found)
 
 
 def test_training_learns_the_toy(toy):

@@ -48,20 +48,19 @@ def test_among_the_lowest_a_label_is_negative_even_above_the_threshold():
     assert assign(np.log([[1.0, 2.0, 5.0]]), 1.0, 0.2, 0.7)[0].tolist() == [-1, -1, 1]
 
 
-def test_labels_do_not_depend_on_the_chunks(monkeypatch):
-    whole = assign(REFERENCE["similarity"], 0.01, 0.3, 0.2)
-    monkeypatch.setattr(pseudo_labels, "ROWS", 7)
-    assert (whole == assign(REFERENCE["similarity"], 0.01, 0.3, 0.2)).all()
-
-
 def test_quality_by_hand():
     true, observed = np.array([[1, 1, 0, 0]]), np.array([[1, 0, 0, 0]])
     pseudo, scores = np.array([[1, 0, 1, -1]]), np.array([[0.4, 0.3, 0.2, 0.1]])
     quality = pseudo_labels.describe(pseudo, scores, observed, true)
     assert list(quality.values()) == [2.0, 1.0, 0.5, 0.5, 0.0, 0.0, 1.0, 1.0, 50.0]  # 2 of 4 classes have a positive
     empty = pseudo_labels.describe(0 * pseudo, scores, observed, true)
-    assert empty["precision of positives"] is None
-    assert [line.split()[-1] for line in pseudo_labels.table(empty).splitlines() if "precision" in line] == ["-"] * 3
+    assert empty["precision of positives"] is None and "precision" not in pseudo_labels.table(empty)
+    unknown = pseudo_labels.describe(pseudo, scores, observed, None)
+    assert [name for name, value in unknown.items() if value is not None] == [
+        "positives per image",
+        "observed labels found",
+        "negatives per image",
+    ]
 
 
 def test_the_entries_whose_label_is_not_known_are_counted_apart():
@@ -71,8 +70,16 @@ def test_the_entries_whose_label_is_not_known_are_counted_apart():
     assert quality["precision of positives"] == pytest.approx(2 / 3)
     assert quality["precision of positives, unobserved entries"] == 1.0
     assert quality["recall of positives, unobserved entries"] == 0.5
-    soft = np.array([[1.0, 0.6, 0.5, 0.6]])  # those above 1/2 count as positive
-    assert pseudo_labels.describe(soft, scores, observed, true) == quality
+
+
+def test_soft_labels_are_judged_by_their_order():
+    """Of the unobserved entries, ranked: hit, hit, miss, hit, miss."""
+    true, observed = np.array([[1, 1, 1, 0, 1, 0]]), np.array([[1, 0, 0, 0, 0, 0]])
+    scores = np.array([[0.1, 0.9, 0.8, 0.7, 0.6, 0.5]])
+    quality = pseudo_labels.describe(scores, scores, observed, true)
+    assert quality["recall at precision 0.8, unobserved entries"] == pytest.approx(2 / 3)
+    assert quality["best F1, unobserved entries"] == pytest.approx(2 * 3 / (4 + 3))
+    assert set(pseudo_labels.describe(scores, scores, observed, None).values()) == {None}
 
 
 def test_a_teacher_that_says_nothing_is_warned_of():
