@@ -2,13 +2,16 @@ PYTHON ?= python3
 BIN := .venv/bin
 GPU ?= 0
 
-.PHONY: demo test test-all gpu lint docs clean
+.PHONY: demo test test-method test-all gpu lint docs clean
 
 demo: .venv/installed  ## train VLPL on the embedded digits, in about a minute; GPU=cpu keeps off a GPU
 	$(BIN)/python main.py -d digits -l EM_PL -g $(GPU)
 
 test: .venv/installed  ## the suite, offline, on a CPU
 	$(BIN)/python -m pytest -n auto
+
+test-method: .venv/installed  ## the tests of one method:  make test-method NAME=focal
+	$(BIN)/python -m pytest --method $(NAME) tests
 
 test-all: .venv/installed  ## with what takes minutes
 	$(BIN)/python -m pytest -n auto -m ''

@@ -2,7 +2,7 @@
 
     python docs/make_methods.py [--check]
 
-`--check` writes nothing, and fails where the page is not what the records say.
+`--check` writes nothing, and fails if the page does not agree with the records.
 """
 
 import sys
@@ -25,7 +25,7 @@ def values(setting: Setting) -> str:
 
 
 def recipe(method: Method) -> list[str]:
-    """The common settings that the method sets otherwise, as `--lr 0.001` or `--lr 0.001` (pascal, coco)."""
+    """The common settings that the method changes, as `--lr 0.001` or `--lr 0.001` (pascal, coco)."""
     rows = []
     for name, by_dataset in method.recipe.items():
         unset = [f"not {dataset}" for dataset, own in by_dataset.items() if own is None]
@@ -35,6 +35,15 @@ def recipe(method: Method) -> list[str]:
             shown = " ".join(f'"{part}"' for part in value) if isinstance(value, tuple) else value
             rows.append(f"`{flag(name)} {shown}`" + (f" ({where})" if where else ""))
     return rows
+
+
+def searched(method: Method) -> str:
+    """What tune.py chooses from, for each setting."""
+    found = {name: setting.search for name, setting in method.all_settings().items() if setting.search}
+    return "; ".join(
+        f"`{flag(name)}` {values if isinstance(values, str) else ' '.join(map(str, values))}"
+        for name, values in found.items()
+    )
 
 
 def inputs(method: Method) -> str:
@@ -58,6 +67,7 @@ def section(name: str, method: Method) -> str:
         rule = {key: setting for key, setting in method.pseudo_labels.settings.items() if key not in method.settings}
         own = "; ".join(f"`{flag(key)}` {values(setting)}" for key, setting in rule.items())
         lines.append(f"- Pseudo-labels: {own}")
+    lines += [f"- Searched: {found}"] if (found := searched(method)) else []
     lines += [f"- Sets: {', '.join(rows)}"] if (rows := recipe(method)) else []
     if method.published:
         figures = ", ".join(f"{dataset} {value:.2f}" for dataset, value in method.published.items())
@@ -84,13 +94,13 @@ def page() -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
-    parser.add_argument("--check", action="store_true", help="fail where the page is not current; write nothing")
+    parser.add_argument("--check", action="store_true", help="fail if the page is not current; write nothing")
     options = parser.parse_args(argv)
     before = PAGE.read_text()
     after = replace_block(before, "methods", page())
     if options.check and after != before:
         raise UserError(
-            f"{PAGE} is not what the methods' records say; write it anew with `python docs/make_methods.py`"
+            f"{PAGE} does not agree with the methods' records; write it again with `python docs/make_methods.py`"
         )
     if not options.check:
         PAGE.write_text(after)

@@ -29,6 +29,20 @@ TINY_CLIP = {
 }
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--method", action="append", help="run only the tests of this method, a name in LOSSES")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    names = config.getoption("--method")
+
+    def chosen(item: pytest.Item) -> bool:
+        values = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        return any(isinstance(value, str) and value in names for value in values)
+
+    items[:] = filter(chosen, items) if names else items
+
+
 def make_toy(root: Path, name: str = "toy", train: int = 30, test: int = 10, size: int = 24) -> Path:
     """A formatted data set of noisy images with a red, green or blue bar for each label that is present."""
     folder, random, splits = root / name, np.random.RandomState(0), {}
