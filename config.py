@@ -16,6 +16,7 @@ import models
 from calibration import CALIBRATIONS
 from datasets import DATASETS
 from datasets import check_name as check_dataset
+from datasets.images import Augmentation
 from losses import LOSSES, Method
 from models import BACKBONES, teachers
 from util.errors import OneLineParser, UserError, torchrun_rank
@@ -179,7 +180,7 @@ def with_the_teachers_tower(config: Config, sized: bool) -> Config:
 def linear_phase(config: Config) -> Config:
     """The run that trains the linear head alone."""
     how = dict(epochs=config.linear_epochs, batch_size=config.linear_batch_size, lr=config.linear_lr)
-    return replace(config, mode="linear", head_rate=1.0, crop=1.0, randaugment=0, **how)
+    return replace(config, mode="linear", head_rate=1.0, **vars(Augmentation()), **how)
 
 
 def ignored_settings(config: Config) -> dict[str, str]:
@@ -217,7 +218,7 @@ def ignored_settings(config: Config) -> dict[str, str]:
         for name in ("epochs", "batch_size", "lr"):
             reasons[name] = f"--mode linear reads {flag(f'linear_{name}')} instead"
         reasons["head_rate"] = "--mode linear trains the head alone, at --linear-lr"
-        for name in ("crop", "randaugment"):
+        for name in vars(Augmentation()):
             reasons[name] = "--mode linear trains on features that are computed once"
     if config.weights:
         reasons["pretrained"] = "--weights replaces the published weights"

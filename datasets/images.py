@@ -256,7 +256,7 @@ class Augmentation:
     randaugment: int = 0
 
     def __bool__(self) -> bool:
-        return self.crop < 1 or self.randaugment > 0
+        return self != Augmentation()
 
     def __call__(self, images: Tensor, rows: Tensor, seed: int, epoch: int) -> Tensor:
         """(B, 3, S, S) uint8 -> the same, changed; rows  (B,) int64 on the CPU."""

@@ -7,9 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import COLOURS, REPOSITORY, make_toy
 from training import values_of
 
 import losses
@@ -61,32 +62,86 @@ def test_the_example_of_a_method_costs_at_one_half_what_its_record_says(text, mo
     assert found[0].tolist() == pytest.approx(method.at_half, abs=1e-12)
 
 
-@pytest.mark.slow
-def test_the_examples_of_methods_are_added_without_touching_a_test(tmp_path):
-    """In a copy of the repository, every test of a method passes for them, and `--check` asks to make the page."""
+def copy_repository(folder: Path) -> None:
     listing = ["git", "ls-files", "-co", "--exclude-standard"]
     tracked = subprocess.run(listing, cwd=REPOSITORY, capture_output=True, text=True, check=True).stdout
     for name in tracked.splitlines():
         if (REPOSITORY / name).exists():
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(REPOSITORY / name, tmp_path / name)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(REPOSITORY / name, folder / name)
+
+
+def insert(file: Path, before: str, text: str) -> None:
+    """Insert lines before the first occurrence of a text."""
+    content = file.read_text()
+    assert before in content, (file, before)
+    file.write_text(content.replace(before, text + before, 1))
+
+
+def script(folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, *arguments], cwd=folder, capture_output=True, text=True)
+
+
+@pytest.mark.slow
+def test_the_examples_of_methods_are_added_without_touching_a_test(tmp_path):
+    """Every test of a method passes for them, and `--check` asks to make the page again."""
+    copy_repository(tmp_path)
     assert [name for name, _ in EXAMPLES] == ["lin2017", "class_mean"]
     for name, text in EXAMPLES:
         (tmp_path / f"losses/{name}.py").write_text(text)
-    index = tmp_path / "losses/__init__.py"
-    text = index.read_text().replace("from losses import ", "from losses import class_mean, lin2017, ")
-    lines = "".join(f'    "{name}": {record},\n' for name, record in ADDED.items())
-    index.write_text(text.replace("}\n", lines + "}\n", 1))
+        insert(tmp_path / "losses/__init__.py", "from losses.base", f"from losses import {name}\n")
+    for name, record in ADDED.items():
+        insert(tmp_path / "losses/__init__.py", '    "CTL"', f'    "{name}": {record},\n')
     methods = [part for name in ADDED for part in ("--method", name)]
-    tests = [f"tests/test_{name}.py" for name in ("losses", "engine", "main", "docs")]
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *methods, *tests]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    done = script(tmp_path, "-m", "pytest", "-p", "no:cacheprovider", *methods, "tests")
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 15
-    made = subprocess.run(
-        [sys.executable, "docs/make_methods.py", "--check"], cwd=tmp_path, capture_output=True, text=True
-    )
+    made = script(tmp_path, "docs/make_methods.py", "--check")
     assert made.returncode == 2 and "python docs/make_methods.py" in made.stderr
+
+
+def test_the_examples_of_every_extension_train_together(tmp_path):
+    """A method, a data set, a teacher, a backbone and an augmentation, as docs/extend.md adds them."""
+    copy_repository(tmp_path)
+    page = (REPOSITORY / "docs/extend.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    *files, field, transform, option = blocks
+    assert all(sum(map(bool, block.splitlines())) <= 15 for block in blocks)
+    names = re.findall(r"^`([\w/]+\.py)`, and", page, re.MULTILINE)
+    for name, text in zip(names, files, strict=True):
+        (tmp_path / name).write_text(text)
+    entries = re.findall(r"and `(\"\w+\": .*?)` in `(\w+)`", page)
+    where = {
+        "LOSSES": ("losses/__init__.py", '    "CTL"', "from losses import soft_target"),
+        "DATASETS": ("datasets/__init__.py", '    "digits"', ""),
+        "TEACHERS": ("models/teachers/__init__.py", '    "clip"', "from models.teachers.colour import ColourTeacher"),
+        "BACKBONES": ("models/__init__.py", '    "vit_clip"', "from models.small_cnn import small_cnn"),
+    }
+    for entry, dictionary in entries:
+        file, before, imported = where.pop(dictionary)
+        insert(tmp_path / file, before, f"    {entry},\n")
+        insert(
+            tmp_path / file,
+            "from dataclasses" if "from dataclasses" in (tmp_path / file).read_text() else "import",
+            imported + "\n",
+        )
+    assert not where
+    insert(tmp_path / "datasets/images.py", "\n    def __bool__", field)
+    insert(tmp_path / "datasets/images.py", "        if self.randaugment:", transform)
+    insert(tmp_path / "config.py", "    precision: str = option", option)
+    make_toy(tmp_path / "toy")
+    for split, count in (("train", 30), ("val", 10)):
+        labels = np.load(tmp_path / f"toy/toy/formatted_{split}_labels.npy")
+        (tmp_path / f"data/colours/images/{split}").mkdir(parents=True)
+        for row in range(count):
+            name = "+".join(label for label, present in zip(COLOURS, labels[row], strict=True) if present)
+            image = tmp_path / f"toy/toy/images/{split}/{row:03d}.png"
+            image.rename(tmp_path / f"data/colours/images/{split}/{name}_{row:03d}.png")
+    for command in ("preproc/format_colours.py", "preproc/generate_observed_labels.py --dataset colours"):
+        assert script(tmp_path, *command.split()).returncode == 0, command
+    options = "-d colours -l soft_target -m small_cnn --teacher colour:rgb --grayscale 0.5 --epochs 2 -g cpu"
+    done = script(tmp_path, "main.py", *options.split())
+    assert done.returncode == 0 and "test mAP" in done.stdout and "grayscale=0.5" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
