@@ -1,7 +1,7 @@
 """The paper's idea: a frozen teacher's similarities become labels.
 
 A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. Between them the known labels may
-calibrate the scores (calibration.py). `describe` says how good the labels are.
+calibrate the scores (calibration.py). `describe` measures how good the labels are.
 """
 
 from collections.abc import Callable

@@ -33,7 +33,7 @@ def blocks(page: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", re.findall(r"^### (\w+)$", make_methods.PAGE.read_text(), re.MULTILINE))
-def test_the_page_of_methods_says_what_the_records_say(name):
+def test_the_page_of_methods_agrees_with_the_records(name):
     """`make lint` reports a method that is not on the page yet; its tests do not need the page."""
     assert make_methods.section(name, LOSSES[name]) in make_methods.PAGE.read_text()
 
@@ -51,7 +51,7 @@ def test_a_block_is_replaced_and_what_stands_around_it_is_kept():
 
 
 @pytest.mark.parametrize("text", [text for _, text in EXAMPLES], ids=[name for name, _ in EXAMPLES])
-def test_the_example_of_a_method_costs_at_one_half_what_its_record_says(text, monkeypatch):
+def test_the_example_of_a_method_costs_at_one_half_what_its_record_states(text, monkeypatch):
     module: dict = {}
     exec(text, module)
     (method,) = (value for value in module.values() if isinstance(value, Method))

@@ -71,7 +71,7 @@ def test_a_record_is_complete_and_its_values_lie_in_their_intervals(name):
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_each_kind_of_label_costs_what_the_record_says_at_one_half(name):
+def test_each_kind_of_label_costs_what_the_record_states_at_one_half(name):
     observed = torch.tensor([[1, 0, 0, 0, -1]], dtype=torch.int8)
     pseudo = torch.tensor([[-1, 0, 1, -1, 1]], dtype=torch.int8)  # contradicts both observed labels, and must lose
     true = torch.tensor([[1, 1, 1, 0, 0]], dtype=torch.int8)
@@ -116,7 +116,7 @@ def test_a_pseudo_label_of_0_is_no_opinion(name):
     module = losses.build(name, values_of(name, **early(name)), targets.observed)
     found = per_label(module, logits, targets)
     silent = per_label(module, logits, replace(targets, pseudo=torch.zeros_like(targets.pseudo)))
-    assert torch.equal(found[targets.pseudo == 0], silent[targets.pseudo == 0])  # whatever it says of other labels
+    assert torch.equal(found[targets.pseudo == 0], silent[targets.pseudo == 0])  # whatever the others are
     made = set(labels_of_rule(name).ravel().tolist())
     assert made > {0}
     for opinion in made - {0}:

@@ -82,7 +82,7 @@ def test_soft_labels_are_judged_by_their_order():
     assert set(pseudo_labels.describe(scores, scores, observed, None).values()) == {None}
 
 
-def test_a_teacher_that_says_nothing_is_warned_of():
+def test_useless_scores_print_a_warning():
     pseudo, similarity = np.array([[1, 0, -1]], dtype=np.int8), np.array([[0.3, 0.2, 0.1]])
     assert pseudo_labels.warnings(pseudo, [similarity]) == []
     assert "every similarity is 0" in pseudo_labels.warnings(pseudo, [0 * similarity])[0]
