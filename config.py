@@ -7,7 +7,7 @@ backbone, else from the default. `parse` does this once; the result is frozen an
 import argparse
 import sys
 import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -20,16 +20,18 @@ from datasets.images import Augmentation
 from losses import LOSSES, Method
 from models import BACKBONES, teachers
 from util.errors import OneLineParser, UserError, torchrun_rank
-from util.files import local_file
+from util.files import local_file, read_json
 from util.settings import Setting, flag, keywords
 
-WHAT, TRAINING, TEACHER, METHOD, RUN = (
+WHAT, TRAINING, TEACHER, RUN = (
     "what is trained",
     "training",
     "teacher",
-    "settings of single methods",
     "where and how it runs (no part of a run's identity)",
 )
+
+
+FROM_SCRATCH = 1e-3  # learning rate without published weights: Adam's own default
 
 
 def option(group: str, *setting: object, **more: object) -> object:
@@ -45,6 +47,7 @@ class Config:
     loss: str = option(WHAT, "EM_PL", "method", flags=("-l",), choices=tuple(LOSSES))
     model: str = option(WHAT, "resnet50", "backbone; timm:NAME for any of timm, clip:NAME:TAG for any image tower of open_clip, teacher for that of --teacher", flags=("-m",))
     seed: int = option(WHAT, 0, "seed of initialisation, order and flips", "[0, 4294967296)", flags=("-s", "--pytorch_seed"))
+    draw: int = option(WHAT, 0, "draw of the known labels: 0 takes the formatted ones; K > 0 draws anew from the full labels, by the published procedure with seed 1200 + K", "[0, 1000000]")
 
     mode: str = option(TRAINING, "end_to_end", "train everything; or a linear head on the features of the frozen backbone; or that first, then everything from there", choices=("end_to_end", "linear", "linear_init"))
     linear_epochs: int = option(TRAINING, 25, "epochs in which the linear head is trained alone; Cole et al.: 25", "[1, inf)", metavar="EPOCHS")
@@ -52,7 +55,7 @@ class Config:
     linear_lr: float = option(TRAINING, 1e-3, "learning rate of the linear head alone; Cole et al. choose from 1e-2 to 1e-5", "(0, inf)", metavar="LR")
     epochs: int = option(TRAINING, 10, "passes over the training images; VLPL trains 10", "[1, inf)")
     batch_size: int = option(TRAINING, 8, "images per training step; VLPL: 8, and 6 for ViT-L", "[1, inf)", metavar="IMAGES")
-    lr: float = option(TRAINING, 1e-5, "learning rate; where a schedule changes it, the highest", "(0, inf)")
+    lr: float = option(TRAINING, 1e-5, "learning rate, with a schedule the highest; 1e-3 with --no-pretrained", "(0, inf)")
     head_rate: float = option(TRAINING, 1.0, "learning rate of the classifier head, as a multiple of --lr", "(0, inf)", metavar="MULTIPLE")
     optimizer: str = option(TRAINING, "adam", "optimizer; sgd has momentum 0.9. VLPL: adam", choices=("adam", "adamw", "sgd"))
     weight_decay: float = option(TRAINING, 0.0, "weight decay of backbone and head; VLPL: none", "[0, inf)", metavar="DECAY")
@@ -69,6 +72,7 @@ class Config:
     val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (where the data set has them), or the observed ones only", choices=("clean", "observed"))
     select: str = option(TRAINING, "best", "epoch whose weights are kept: the best by validation mAP, or the last", choices=("best", "last"))
     skip_missing: bool = option(TRAINING, False, "drop images that are not on the disk (after single positives and split are drawn)")
+    threads: int | None = option(TRAINING, None, "threads that compute on a CPU; if not given, PyTorch's own number. Results depend on it in their last bits", "[1, 1024]")
 
     teacher: str = option(TEACHER, teachers.DEFAULT, "open_clip model name, or FILE.json with an open_clip model config")
     teacher_weights: str = option(TEACHER, teachers.DEFAULT_WEIGHTS, "open_clip tag, or a local FILE")
@@ -83,7 +87,6 @@ class Config:
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))
     workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, 1024]")
-    threads: int | None = option(RUN, None, "threads that compute on a CPU; if not given, PyTorch's own number. Another number changes the last bits of the results", "[1, 1024]")
     cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
     cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
     compile: bool = option(RUN, False, "train full batches through torch.compile, in a single process: minutes once, and other last bits of the results; needs a C++ compiler")
@@ -129,48 +132,85 @@ COMMON = {entry.name: entry.metadata for entry in fields(Config) if "setting" in
 
 def parse(argv: list[str] | None = None) -> Config:
     """The command line as a Config. A mistake is one line on stderr and exit status 2."""
-    parser = build_parser()
+    argv = sys.argv[1:] if argv is None else argv
+    asked = first_look(argv)
+    parser = build_parser(asked.loss)
     given = vars(parser.parse_args(argv))
     try:
-        config = resolve(given)
+        file = read_file(given["config"]) if "config" in given else []
+        config = resolve(vars(parser.parse_args(file)) | given)
         check(config)
     except UserError as error:
         parser.error(str(error))
     reasons = ignored_settings(config)
     if given.get("model") == "teacher":  # which names the backbone too
         reasons = {name: reason for name, reason in reasons.items() if name not in ("teacher", "teacher_weights")}
-    for name in given:
-        if name not in COMMON and name not in config.hparams:
-            reasons[name] = f"the method {config.loss} does not read it"
-        if name in reasons and given[name] is not False and torchrun_rank() == 0:
+    unknown = given.keys() - COMMON.keys() - config.hparams.keys() - {"config"}
+    reasons |= dict.fromkeys(unknown, f"the method {config.loss} does not read it")
+    for name in given.keys() & reasons.keys():
+        if given[name] is not False and torchrun_rank() == 0:
             print(f"note: {flag(name)} is ignored: {reasons[name]}", file=sys.stderr)
     return config
 
 
+def first_look(argv: list[str]) -> argparse.Namespace:
+    """The method that a command line names, before it is parsed; None if it names none or an unknown one."""
+    parser = argparse.ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("-l", "--loss", choices=tuple(LOSSES))
+    try:
+        return parser.parse_known_args(argv)[0]
+    except argparse.ArgumentError:  # the parser of the whole line reports it
+        return argparse.Namespace(loss=None)
+
+
+def read_file(path: str) -> list[str]:
+    """--config FILE.json as a command line: {setting: value}, or a run's config.json, of which the settings are taken
+    that change a run's numbers."""
+    values = read_json(path, kind=dict[str, object])
+    if "identity" in values:
+        values = values["config"]
+        values = {name: values[name] for name in COMMON.keys() - group(RUN) if name in values} | values["hparams"]
+    argv = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            argv += [flag(name)] if value else [flag(f"no_{name}")] * (name in COMMON and getattr(Config, name) is True)
+        elif value is not None:
+            argv += [f"{flag(name)}={part}" for part in (value if isinstance(value, list) else [value])]
+    return argv
+
+
 def resolve(given: dict[str, object]) -> Config:
-    """The settings of a run, from those that were given."""
-    asked = Config(**{name: given[name] for name in ("dataset", "data_root", "loss") if name in given})
-    dataset, method = asked.dataset_name, asked.method
+    """The settings of a run. Of several layers that set a value the last counts: defaults, backbone, data set, method,
+    and what is given by --config or on the command line."""
+    config = Config(**{name: given[name] for name in ("dataset", "data_root", "loss") if name in given})
+    dataset, method = config.dataset_name, config.method
     of_dataset = DATASETS[dataset].settings if dataset in DATASETS else {}
     of_method = {name: values.get(dataset, values.get("*")) for name, values in method.recipe.items()}
-    model = given.get("model", of_dataset.get("model", Config.model))
+    model = given.get("model", of_dataset.get("model", config.model))
     model = models.ALIASES.get(model, model)
-    of_model = {} if model == "teacher" else models.settings_of(model)
-    common = of_model | of_dataset | {name: value for name, value in of_method.items() if value is not None}
-    common |= {name: value for name, value in given.items() if name in COMMON}
-    settings = {
-        name: given.get(name, setting.by_dataset.get(dataset, setting.default))
-        for name, setting in method.all_settings().items()
+    from_scratch = given.get("pretrained") is False and not given.get("weights")
+    layers = {
+        "no published weights": {"lr": FROM_SCRATCH} if from_scratch else {},
+        "backbone": {} if model == "teacher" else models.settings_of(model),
+        "data set": of_dataset
+        | {name: own.by_dataset.get(dataset, own.default) for name, own in method.all_settings().items()},
+        "method": {name: value for name, value in of_method.items() if value is not None},
+        "given": given | {"model": model},
     }
+    values = {name: value for layer in layers.values() for name, value in layer.items()}
+    common = {name: value for name, value in values.items() if name in COMMON}
     common["prompt"] = tuple(common.get("prompt", Config.prompt))
-    config = Config(**common | {"model": model}, hparams=settings)
+    config = Config(**common, hparams={name: values[name] for name in method.all_settings()})
     if model == "teacher":
         config = with_the_teachers_tower(config, "image_size" in common)
     return linear_phase(config) if config.mode == "linear" else config
 
 
 def with_the_teachers_tower(config: Config, sized: bool) -> Config:
-    """-m teacher by its full name; sized: whether the image size was set, else it is the teacher's own."""
+    """-m teacher by its full name.
+
+    sized  whether the image size was set; if not, it is the teacher's own
+    """
     size = {} if sized else models.settings_of(f"clip:{config.teacher}")
     if weights := config.weights or local_file(config.teacher_weights):
         return replace(config, model=f"clip:{config.teacher}", weights=str(weights), **size)
@@ -179,61 +219,79 @@ def with_the_teachers_tower(config: Config, sized: bool) -> Config:
 
 def linear_phase(config: Config) -> Config:
     """The run that trains the linear head alone."""
-    how = dict(epochs=config.linear_epochs, batch_size=config.linear_batch_size, lr=config.linear_lr)
-    return replace(config, mode="linear", head_rate=1.0, **vars(Augmentation()), **how)
+    of_head = dict(epochs=config.linear_epochs, batch_size=config.linear_batch_size, lr=config.linear_lr)
+    return replace(config, mode="linear", head_rate=1.0, **vars(Augmentation()), **of_head)
+
+
+def group(title: str) -> set[str]:
+    """The names of the common settings of a group."""
+    return {name for name, metadata in COMMON.items() if metadata["group"] == title}
 
 
 def ignored_settings(config: Config) -> dict[str, str]:
     """The settings that cannot change this run's numbers, each with the reason."""
-    reasons = {}
-    if config.method.pseudo_labels is None:
-        for name, about in COMMON.items():
-            if about["group"] == TEACHER:
-                reasons[name] = f"the method {config.loss} uses no teacher"
-    if config.method.loss is None:
-        training = [name for name, about in COMMON.items() if about["group"] == TRAINING]
-        for name in ("model", "seed", *training, "calibrate"):
-            if name not in ("precision", "val_labels", "skip_missing"):
-                reasons[name] = f"the method {config.loss} trains nothing"
-    for name in teachers.SETTINGS - vars(config.asked_teacher()).keys():
-        if COMMON[name]["group"] == TEACHER:
-            reasons.setdefault(
-                name, "--similarity replaces the teacher" if config.similarity else "this teacher does not read it"
-            )
-    if config.teacher_views != "tiles":
-        for name in ("teacher_tiles", "teacher_pool"):
-            reasons.setdefault(name, "without --teacher-views tiles it has no effect")
-    rule = config.method.pseudo_labels
-    if rule and rule.of_tiles and config.calibrate == "none":
-        reasons.setdefault("teacher_pool", f"the method {config.loss} reads the scores of single tiles")
-    if rule and config.calibrate != "none":
-        for name in set(keywords(rule.score)) - {"temperature"}:
-            reasons[name] = "--calibrate takes the place of the rule's scores"
-    if config.text_features:
-        reasons.setdefault("prompt", "--text-features replaces the prompts")
-    if config.mode == "end_to_end":
-        for name in ("linear_epochs", "linear_batch_size", "linear_lr"):
-            reasons[name] = "--mode end_to_end trains no linear head alone"
-    if config.mode == "linear":
-        for name in ("epochs", "batch_size", "lr"):
-            reasons[name] = f"--mode linear reads {flag(f'linear_{name}')} instead"
-        reasons["head_rate"] = "--mode linear trains the head alone, at --linear-lr"
-        for name in vars(Augmentation()):
-            reasons[name] = "--mode linear trains on features that are computed once"
-    if config.weights:
-        reasons["pretrained"] = "--weights replaces the published weights"
-    for name, setting in config.method.all_settings().items():
-        if setting.needs and not config.hparams[setting.needs]:
-            reasons[name] = f"without {flag(setting.needs)} it has no effect"
+    reasons: dict[str, str] = {}
+    for names, reason in _ignored(config):
+        reasons = dict.fromkeys(names, reason) | reasons
     return reasons
 
 
+def _ignored(config: Config) -> Iterator[tuple[Iterable[str], str]]:
+    """(names of settings, the reason why they have no effect); the first reason for a name counts."""
+    rule, training = config.method.pseudo_labels, group(TRAINING)
+    if config.method.loss is None:
+        read = {"precision", "val_labels", "skip_missing"}
+        yield {"model", "seed", "calibrate"} | training - read, f"the method {config.loss} trains nothing"
+    if rule is None:
+        yield group(TEACHER), f"the method {config.loss} uses no teacher"
+    elif config.calibrate != "none":
+        yield set(keywords(rule.score)) - {"temperature"}, "--calibrate replaces the rule's scores"
+    elif rule.of_tiles:
+        yield {"teacher_pool"}, f"the method {config.loss} reads the scores of single tiles"
+    unread = group(TEACHER) & (teachers.SETTINGS - vars(config.asked_teacher()).keys())
+    yield unread, "--similarity replaces the teacher" if config.similarity else "this teacher does not read it"
+    if config.teacher_views != "tiles":
+        yield {"teacher_tiles", "teacher_pool"}, "without --teacher-views tiles it has no effect"
+    if config.text_features:
+        yield {"prompt"}, "--text-features replaces the prompts"
+    if config.mode == "end_to_end":
+        yield {name for name in training if name.startswith("linear_")}, "--mode end_to_end trains no linear head alone"
+    if config.mode == "linear":
+        for name in ("epochs", "batch_size", "lr"):
+            yield {name}, f"--mode linear reads {flag(f'linear_{name}')} instead"
+        yield {"head_rate"}, "--mode linear trains the head alone, at --linear-lr"
+        yield vars(Augmentation()), "--mode linear trains on features that are computed once"
+    if config.weights:
+        yield {"pretrained"}, "--weights replaces the published weights"
+    for name, setting in config.method.all_settings().items():
+        if setting.needs and not config.hparams[setting.needs]:
+            yield {name}, f"without {flag(setting.needs)} it has no effect"
+
+
 def effective_settings(config: Config) -> dict[str, object]:
-    """The settings that change a run's numbers, by more than rounding."""
+    """The settings that change a run's numbers by more than rounding."""
     ignored = ignored_settings(config)
-    common = {name: getattr(config, name) for name, about in COMMON.items() if about["group"] != RUN}
+    common = {name: getattr(config, name) for name in COMMON if name not in group(RUN)}
     common["dataset"] = config.dataset_name
     return {name: value for name, value in (common | config.hparams).items() if name not in ignored}
+
+
+def default_settings(config: Config, *also: str) -> dict[str, object]:
+    """The effective settings that a run of the same method and data set has by default.
+
+    also  further settings to take from this run
+    """
+    return effective_settings(
+        resolve({name: getattr(config, name) for name in ("dataset", "data_root", "loss", *also)})
+    )
+
+
+def published_score(config: Config) -> float | None:
+    """The published test mAP that a run of this configuration repeats; None if a setting is not the default for its
+    method and data set, or if no number was published."""
+    run, default = effective_settings(config), default_settings(config)
+    same = all(run.get(name) == default.get(name) for name in (run.keys() | default.keys()) - {"seed", "precision"})
+    return config.method.published.get(config.dataset_name) if same else None
 
 
 def check(config: Config) -> None:
@@ -280,27 +338,34 @@ def facts(config: Config) -> dict[str, object]:
     return config.hparams | {name: getattr(config, name) for name in losses.FACTS}
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line: the common settings, then those of the methods. Raises UserError for a wrong record."""
+def build_parser(method: str | None = None) -> argparse.ArgumentParser:
+    """The command line: the common settings, then those of the methods. Raises UserError for a wrong record.
+
+    method  the method whose values and settings the help shows; None: the common settings alone
+    """
     parser = OneLineParser(
         "Train a multi-label classifier from one known positive label per image.",
         argument_default=argparse.SUPPRESS,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=34, width=118),
+        epilog=None if method else "python main.py -l METHOD --help also lists the settings of a method.",
     )
-    groups = {title: parser.add_argument_group(title) for title in (WHAT, TRAINING, TEACHER, METHOD, RUN)}
+    of_method = f"settings of {method}" if method else "settings of the method"
+    groups = {title: parser.add_argument_group(title) for title in (WHAT, TRAINING, TEACHER, of_method, RUN)}
     kinds = typing.get_type_hints(Config)
     listed = {"model": [*BACKBONES, "teacher"], "dataset": list(DATASETS)}
-    for name, about in COMMON.items():
-        setting = about["setting"]
-        help = _described(setting.help, [*_listed(listed.get(name) or setting.choices), *_values(name, setting)])
-        _add(groups[about["group"]], name, setting, kinds[name], help)
+    for name, metadata in COMMON.items():
+        setting = metadata["setting"]
+        facts = [*_listed(listed.get(name) or setting.choices), *_values(name, setting, method)]
+        _add(groups[metadata["group"]], name, setting, kinds[name], _described(setting.help, facts))
+    groups[RUN].add_argument(
+        "--config",
+        metavar="FILE",
+        help="JSON file of settings, such as a run's config.json; the command line overrides it",
+    )
     for name, users in method_settings().items():
-        parts = []
-        for setting in dict.fromkeys(users.values()):
-            readers = ", ".join(method for method, own in users.items() if own == setting)
-            parts.append(_described(setting.help, [*_values(name, setting), f"read by {readers}"]))
-        setting = next(iter(users.values()))
-        _add(groups[METHOD], name, setting, type(setting.default), "; ".join(parts))
+        setting = users.get(method, next(iter(users.values())))
+        help = _described(setting.help, _values(name, setting, method)) if method in users else None
+        _add(groups[of_method], name, setting, type(setting.default), help)
     return parser
 
 
@@ -315,8 +380,9 @@ def method_settings() -> dict[str, dict[str, Setting]]:
     return result
 
 
-def _add(group: argparse._ArgumentGroup, name: str, setting: Setting, kind: object, help: str) -> None:
-    names, help = (*setting.flags, flag(name)), help.replace("%", "%%")
+def _add(group: argparse._ArgumentGroup, name: str, setting: Setting, kind: object, help: str | None) -> None:
+    """help  None: the help does not list this option"""
+    names, help = (*setting.flags, flag(name)), argparse.SUPPRESS if help is None else help.replace("%", "%%")
     if kind is bool:
         action = argparse.BooleanOptionalAction if setting.default else "store_true"
         group.add_argument(*names, dest=name, action=action, help=help)
@@ -329,7 +395,7 @@ def _add(group: argparse._ArgumentGroup, name: str, setting: Setting, kind: obje
     group.add_argument(*names, dest=name, type=kind, choices=setting.choices or None, metavar=metavar, help=help)
 
 
-def _plain_type(kind: object) -> Callable:
+def _plain_type(kind: object) -> type:
     """float of float, str of str | None."""
     return next(part for part in (typing.get_args(kind) or (kind,)) if part is not type(None))
 
@@ -348,34 +414,33 @@ def _shown(value: object) -> str:
     return {True: "on", False: "off"}[value] if isinstance(value, bool) else str(value)
 
 
-def _values(name: str, setting: Setting) -> list[str]:
-    """A setting's default, its values for single data sets, backbones and methods, and its interval, as text."""
+def _values(name: str, setting: Setting, method: str | None) -> list[str]:
+    """A setting's default, its values for single data sets, backbones and the method, and its interval, as text."""
     parts = [] if setting.default is None else [f"default {_shown(setting.default)}"]
-    special = [(known, about.settings) for known, about in (DATASETS | BACKBONES).items()]
+    special = [(known, spec.settings) for known, spec in (DATASETS | BACKBONES).items()]
     parts += [f"{known}: {_shown(values[name])}" for known, values in special if name in values]
-    for method, record in LOSSES.items():
-        for known, value in record.recipe.get(name, {}).items():
-            where = "" if known == "*" else f" {known}"
-            parts.append(f"{method}{where}: {'its own' if value is None else _shown(value)}")
+    for known, value in (LOSSES[method].recipe.get(name, {}) if method else {}).items():
+        place = method if known == "*" else f"{method} {known}"
+        parts.append(f"{place}: {'its own' if value is None else _shown(value)}")
     parts += [f"{dataset}: {_shown(value)}" for dataset, value in setting.by_dataset.items()]
     return [*parts, f"in {setting.within}"] if setting.within else parts
 
 
-FIRST = ("dataset", "loss", "model", "seed")  # what a run is called by
+SHOWN = ("epochs", "batch_size", "lr", "image_size")  # common settings shown before a run
+MOST = 10  # settings shown before a run; all of them are in config.json
 
 
 def show(config: Config) -> str:
-    """The settings in at most three lines: what is trained, what differs from this method's defaults, and the rest."""
-    names = ("dataset", "data_root", "loss", "model")
-    usual = effective_settings(resolve({name: getattr(config, name) for name in (*names, "mode")})) | {
-        "mode": Config.mode
-    }
-    read = effective_settings(config)
-    values = {name: value for name, value in read.items() if name not in FIRST}
-    changed = {name: value for name, value in values.items() if usual.get(name, value) not in (value, "auto")}
-    rest = {name: value for name, value in values.items() if name not in changed and value is not None}
-    lines = [", ".join(f"seed {read[name]}" if name == "seed" else read[name] for name in FIRST if name in read)]
-    for title, part in (("changed", changed), ("defaults", rest)):
-        if part:
-            lines.append(f"{title}: {', '.join(f'{name}={_shown(value)}' for name, value in part.items())}")
+    """What is trained, what differs from this method's defaults, and the defaults that matter most, at most MOST."""
+    read, default = (
+        effective_settings(config),
+        default_settings(config, "model", "weights", "mode") | {"mode": Config.mode},
+    )
+    named = ("dataset", "loss", "model", "seed")
+    changed = [name for name in read if name not in named and default.get(name, read[name]) not in (read[name], "auto")]
+    rest = [name for name in (*SHOWN, *config.hparams) if name in read and name not in changed][: MOST - len(changed)]
+    lines = [", ".join(f"seed {read[name]}" if name == "seed" else read[name] for name in named if name in read)]
+    for title, names in (("changed", changed), ("defaults", rest)):
+        if names:
+            lines.append(f"{title}: {', '.join(f'{name}={_shown(read[name])}' for name in names)}")
     return "\n".join(lines)

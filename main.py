@@ -10,15 +10,16 @@ from util.errors import UserError, run_script  # before PyTorch: from here on Ct
 # isort: split
 import os
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import checkpoints
 import checks
-import config as settings
+import config as configuration
 import datasets
 import engine
 import losses
@@ -27,7 +28,7 @@ import models
 import run_folder
 import supervision
 from config import Config
-from datasets.images import Augmentation, Images, cache_file, choose_cache, open_images
+from datasets.images import Augmentation, Images, choose_cache, open_images
 from models import clip, linear
 from util import devices, distributed
 from util.files import writable_folder
@@ -36,19 +37,57 @@ from util.signals import Stop
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """Run one training from the command line `argv` (None: the process's own).
+    """The run, or runs, of the command line `argv` (None: the process's own); the result is that of `run`."""
+    return run(configuration.parse(argv))
 
-    returns  the result, as in test.json: best_epoch, val_mAP and test_mAP in percent, folder, ...; without images to
-             validate or test on, or without their labels, it lacks the score
+
+def train(**given: object) -> dict:
+    """The same from Python: train(dataset="mine", loss="CTL", seed=0) with settings by their names on the command line.
+
+    Raises UserError for a user's mistake.
+    """
+    config = configuration.resolve(given)
+    configuration.check(config)
+    return run(config)
+
+
+@dataclass
+class Session:
+    """What several runs in one process share.
+
+    device  of all of them
+    stop    whether SIGINT or SIGTERM has asked to stop
+    memory  data, pseudo-labels and features by what they depend on, kept from run to run; None: nothing is kept
+    """
+
+    device: torch.device
+    stop: Stop = field(default_factory=lambda: Stop())
+    memory: dict | None = None
+
+    def once(self, make: Callable[[], object], *key: object) -> object:
+        """make(), or what it returned before for an equal key."""
+        if self.memory is None:
+            return make()
+        if key not in self.memory:
+            self.memory[key] = make()
+        return self.memory[key]
+
+
+def run(config: Config) -> dict:
+    """Train and test as the settings say, or find the result of a finished run.
+
+    returns  the result, as in test.json: best_epoch, val_mAP and test_mAP in percent, folder, ...; a score is absent if
+             there are no images to compute it from, or no labels
     Raises UserError for a user's mistake, Interrupted for SIGINT and SIGTERM.
     """
-    # Settings
-    config = settings.parse(argv)
-    device = devices.pick_device(config.gpu)
-    distributed.initialize(device)
+    session = Session(devices.pick_device(config.gpu))
+    config = prepare_process(config, session.device)
     phases = [config]
-    if config.mode == "linear_init":  # the linear head is a run of its own, which others may share
-        phases.insert(0, replace(settings.linear_phase(config), resume=True, overwrite=False))
+    if config.mode == "linear_init" and not run_folder.load_result(config):  # runs may share the linear head's run
+        first = replace(configuration.linear_phase(config), resume=True, overwrite=False)
+        if config.overwrite and not run_folder.load_result(first):
+            first = replace(first, resume=False, overwrite=True)
+        phases = [first, config]
     for phase in phases:
         if phase.batch_size % distributed.world_size():
             option = "--linear-batch-size" if phase.mode == "linear" else "--batch-size"
@@ -56,117 +95,144 @@ def main(argv: list[str] | None = None) -> dict:
                 f"{option} {phase.batch_size} cannot be divided evenly among {distributed.world_size()} processes; "
                 "start a number of them that divides it (torchrun --nproc-per-node), or change it"
             )
-    if config.deterministic:
-        devices.make_deterministic()
-    devices.set_threads(config.threads)
-    precision = devices.pick_precision(config.precision, device)
-    phases = [replace(phase, precision=precision) for phase in phases]
-    if len(phases) > 1 and run_folder.load_result(phases[-1]):
-        phases = phases[-1:]
-    elif len(phases) > 1 and config.overwrite and not run_folder.load_result(phases[0]):
-        phases[0] = replace(phases[0], resume=False, overwrite=True)  # what is there may be broken
-    with Stop() as stop:
+    with session.stop:
         for phase in phases:
-            result = train_and_test(phase, device, stop, wait=phase is not phases[-1])
-            stop.raise_if_asked_anywhere()
+            result = train_and_test(phase, session, wait=phase is not phases[-1])
+            session.stop.raise_if_asked_anywhere()
     distributed.shut_down()
     return result
 
 
-def train_and_test(config: Config, device: torch.device, stop: Stop, wait: bool = False) -> dict:
-    """One run of these settings, or its result where it is finished already.
+def prepare_process(config: Config, device: torch.device) -> Config:
+    """Set up this process for runs of these settings; the settings with the precision of this device."""
+    distributed.initialize(device)
+    if config.deterministic:
+        devices.make_deterministic()
+    devices.set_threads(config.threads)
+    return replace(config, precision=devices.pick_precision(config.precision, device))
 
-    wait  for another process that is making the same run
+
+def train_and_test(config: Config, session: Session, wait: bool = False) -> dict:
+    """One run.
+
+    wait  wait for another process that is making the same run
     """
-    workers, others = config.workers or devices.default_workers(), devices.OtherPrograms()
-
-    # Data
-    datasets.prepare(config.folder)
-    cache = writable_folder(config.cache_folder, "--cache-root")
-    how = dict(image_root=config.image_root, skip_missing=config.skip_missing)
-    try:
-        splits = datasets.load(config.folder, cache=cache, **how)
-    except UserError as error:  # the images are gone, say, which a finished run needs no more
-        if not (result := run_folder.load_result(config)):
-            raise
-        print(f"note: the images are not compared with those that the run read ({error})")
-    else:
-        result = run_folder.load_result(config, splits)
-    if result:
+    # Result of a finished run, which needs no images
+    if result := run_folder.load_result(config):
         score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
         print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
         return result
-    print(settings.show(config))
+    others = devices.OtherPrograms()
+
+    # Data
+    print(configuration.show(config))
+    splits = load_data(config, session)
+    selection = supervision.select(config, splits)
+    if config.method.loss is None:
+        return score_by_teacher(config, session, splits, selection)
+
+    # Pseudo-labels, images, backbone and loss
+    prepared = prepare_training(config, session, splits)
+    training, images = prepared.training, prepared.images
+    check_start(config, training.model, images["train"], others, session.device)
+
+    # Train and validate
+    with run_folder.open_run(config, splits, session.device, wait) as folder, session.stop.deferred():
+        folder.restore(training)
+        if prepared.quality:
+            folder.keep_pseudo_labels(prepared.quality)
+        validation = images.get("validation")
+        training.fit(validation, selection.score, folder, session.stop, config.checkpoint_minutes, config.select)
+
+        # Thresholds, then the test, once, from the chosen epoch (differs: published after every epoch)
+        checkpoints.load_weights(folder.folder / "best.pt", training.evaluated)
+        val_probs, probs = (
+            training.predict(images[name], name, session.stop.raise_if_asked_anywhere).cpu().numpy() if split else None
+            for name, split in (("validation", splits.val), ("test", splits.scored()))
+        )
+        outcome = Outcome(
+            probs,
+            training.best,
+            selection.chosen_by,
+            *selection.thresholds(val_probs),
+            model=prepared.whole(),
+            history=training.history,
+            quality=prepared.quality and prepared.quality["quality"],
+        )
+        return finish(config, splits, folder, outcome)
+
+
+def load_data(config: Config, session: Session) -> datasets.Splits:
+    """The data set's splits; prints what they hold, and checks that they suffice for the method."""
+    datasets.prepare(config.folder)
+    writable_folder(config.cache_folder, "--cache-root")
+    options = dict(image_root=config.image_root, skip_missing=config.skip_missing, draw=config.draw)
+    make = partial(datasets.load, config.folder, cache=config.cache_folder, **options)
+    splits = session.once(make, "splits", config.folder, *options.values())
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
     print(f"{config.dataset_name}: {counts} images, {len(splits.classes.names)} labels")
+    print(f"known labels per image: {supervision.known_in_words(supervision.known_labels(splits.train))}")
     supervision.check_labels(config, splits)
     writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
-    selection = supervision.select(config, splits)
+    return splits
 
-    # Pseudo-labels, once per image, before training; a method without a loss is the teacher alone
-    ask = partial(supervision.make_pseudo_labels, config, splits.classes, cache=cache, device=device, workers=workers)
-    if config.method.loss is None:
-        return score_by_teacher(config, splits, selection, ask, device)
-    pseudo, about_pseudo = supervision.pseudo_labels_of(config, splits, ask)
 
-    # Images
+@dataclass
+class Prepared:
+    """What a run trains with.
+
+    training  its network is the whole backbone, or in a linear run the head alone
+    images    of the splits that are read, or their features
+    backbone  the whole network
+    quality   content of pseudo_labels.json; None without a teacher
+    """
+
+    training: engine.Training
+    images: dict[str, Images | linear.Features]
+    backbone: models.Backbone
+    quality: dict | None
+
+    def whole(self) -> models.Backbone:
+        """The whole network with the weights that were validated."""
+        evaluated = self.training.evaluated
+        return evaluated if self.training.model is self.backbone else linear.with_head(self.backbone, evaluated.network)
+
+
+def prepare_training(config: Config, session: Session, splits: datasets.Splits) -> Prepared:
+    """Pseudo-labels, images or features, backbone and loss."""
+    device, workers = session.device, config.workers or devices.default_workers()
+    where = dict(cache=config.cache_folder, device=device, workers=workers)
+
+    # Pseudo-labels, once per image, before training
+    make = partial(supervision.pseudo_labels_of, config, splits, **where)
+    pseudo, quality = session.once(make, "pseudo-labels", *supervision.depends_on(config)) or (None, None)
+
+    # Images, decoded where --cache says
     read = {name: split for name, split in splits.named().items() if split is not splits.test or splits.scored()}
-    where = choose_cache(config.cache, list(read.values()), config.image_size, cache, device)
-    images = {}
-    for name, split in read.items():
-        images[name] = open_images(split, config.image_size, where, cache, device, workers)
-        if config.checks and where == "gpu":
-            checks.resident_rows(images[name].kept, cache_file(split, config.image_size, cache))
+    place = choose_cache(config.cache, list(read.values()), config.image_size, config.cache_folder, device)
+    images = {
+        name: open_images(split, config.image_size, place, config.cache_folder, device, workers)
+        for name, split in read.items()
+    }
 
-    # Backbone and loss
-    backbone = build_backbone(config, len(splits.train), len(splits.classes.names), device)
-    model = backbone
+    # Backbone and loss; a linear run trains a head on features instead
+    model = backbone = build_backbone(config, len(splits.train), len(splits.classes.names), device)
     if config.mode == "linear":
-        how = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
-        mirrored = {"train"} if config.flip > 0 else set()
+        options = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
         for name, split in read.items():
-            seen = dict(mirrored=name in mirrored, **how)
-            images[name] = linear.features(backbone, config.model, split, images[name], cache, **seen)
+            mirrored = name == "train" and config.flip > 0
+            make = partial(linear.features, backbone, config.model, split, images[name], config.cache_folder)
+            make = partial(make, mirrored=mirrored, **options)
+            key = ("features", config.folder, name, config.model, config.weights, config.pretrained)
+            images[name] = session.once(make, *key, config.image_size, mirrored, config.precision, config.skip_missing)
         model = linear.Probe(linear.head_of(backbone))
     data = engine.TrainingSet.on(device, images["train"], splits.train, pseudo)
-    loss = losses.build(config.loss, settings.facts(config), data.observed)
+    loss = losses.build(config.loss, configuration.facts(config), data.observed)
     augmentation = Augmentation(**{name: getattr(config, name) for name in vars(Augmentation())})
     more = dict(augmentation=augmentation, checked=config.checks)
     training = with_settings(engine.Training, vars(config) | more)(model, loss, data)
-    print(devices.describe(device, config.precision, config.cuda_graph, where))
-    check_start(config, model, images["train"], others, device)
-
-    # Train and validate
-    with run_folder.open_run(config, splits, device, wait) as run, stop.deferred():
-        run.restore(training)
-        if about_pseudo:
-            run.keep_pseudo_labels(about_pseudo)
-        validation = images.get("validation")
-        training.fit(validation, selection.score, run, stop, config.checkpoint_minutes, config.select)
-
-        # Thresholds, then the test, once, from the chosen epoch (differs: published after every epoch)
-        run.load_best(training.evaluated)
-        val_probs, probs = (
-            training.predict(images[name], name, stop.raise_if_asked_anywhere).cpu().numpy() if split else None
-            for name, split in (("validation", splits.val), ("test", splits.scored()))
-        )
-        whole = training.evaluated
-        if config.mode == "linear":
-            whole = linear.with_head(backbone, whole.network)
-        trained = (whole, training.history, about_pseudo and about_pseudo["quality"])
-        thresholds = selection.thresholds(val_probs)
-        return finish(config, splits, run, probs, training.best, selection.chosen_by, thresholds, *trained)
-
-
-def score_by_teacher(
-    config: Config, splits: datasets.Splits, selection: supervision.Selection, ask: Callable, device: torch.device
-) -> dict:
-    """The run of a teacher alone: its scores of the test images are the predictions."""
-    with run_folder.open_run(config, splits, device) as run:
-        val_probs, probs = (None if part is None else ask(part)[0] for part in (splits.val, splits.scored()))
-        best = {"epoch": 0, "val_mAP": None if val_probs is None else selection.score(val_probs)}
-        chosen_by = "nothing: there is no epoch"
-        return finish(config, splits, run, probs, best, chosen_by, selection.thresholds(val_probs))
+    print(devices.describe(device, config.precision, config.cuda_graph, place))
+    return Prepared(training, images, backbone, quality)
 
 
 def build_backbone(config: Config, num_train: int, num_labels: int, device: torch.device) -> models.Backbone:
@@ -179,7 +245,7 @@ def build_backbone(config: Config, num_train: int, num_labels: int, device: torc
     build = with_settings(models.build, vars(config) | {"smallest_batch": smallest_batch})
     backbone = build(config.model, num_labels).to(device, memory_format=torch.channels_last)
     if config.mode == "linear_init":
-        first = Path(config.results_dir) / run_folder.run_name(settings.linear_phase(config))
+        first = run_folder.folder_of(configuration.linear_phase(config))
         linear.load_head(backbone, first / "model.safetensors")
     return backbone
 
@@ -191,7 +257,7 @@ def check_start(
     others: devices.OtherPrograms,
     device: torch.device,
 ) -> None:
-    """Compare what a GPU computes with the CPU; on a CPU say whether other programs use its cores."""
+    """Compare what a GPU computes with the CPU; on a CPU print a note if other programs use its cores."""
     if config.checks and device.type == "cuda":
         two = next(iter(train.stream([torch.arange(min(2, len(train)))], device)))
         checks.outputs(model, two, config.precision)
@@ -199,63 +265,83 @@ def check_start(
         print(note)
 
 
-def finish(
-    config: Config,
-    splits: datasets.Splits,
-    run: run_folder.Run,
-    probs: np.ndarray | None,
-    best: dict,
-    chosen_by: str,
-    thresholds: tuple[np.ndarray, str],
-    model: models.Backbone | None = None,
-    history: list[dict] | None = None,
-    quality: dict | None = None,
+def score_by_teacher(
+    config: Config, session: Session, splits: datasets.Splits, selection: supervision.Selection
 ) -> dict:
-    """Score the test images, write and print the result, and return it.
+    """The run of a teacher alone: its scores of the test images are the predictions."""
+    workers = config.workers or devices.default_workers()
+    where = dict(cache=config.cache_folder, device=session.device, workers=workers)
+    with run_folder.open_run(config, splits, session.device) as folder:
+        val_probs, probs = (
+            supervision.make_pseudo_labels(config, splits.classes, part, **where)[0] if part is not None else None
+            for part in (splits.val, splits.scored())
+        )
+        best = {"epoch": 0, "val_mAP": None if val_probs is None else selection.score(val_probs)}
+        chosen_by = "nothing: there is no epoch"
+        return finish(config, splits, folder, Outcome(probs, best, chosen_by, *selection.thresholds(val_probs)))
 
-    probs           (N, L) float, of the test images; None: there are none, or their labels are not known
-    best            the chosen epoch and its validation mAP
-    thresholds      (L,), and by what they were chosen
-    model, history  the chosen epoch's weights, and all epochs; None: nothing was trained
-    quality         of the pseudo-labels
+
+@dataclass
+class Outcome:
+    """What a run leaves to be scored and written.
+
+    probs          (N, L) float, of the test images; None: there are none, or their labels are not known
+    best           the chosen epoch and its validation mAP;  chosen_by  in words
+    thresholds     (L,);  thresholds_by  what they were chosen by, in words
+    model, history  the chosen epoch's weights, and all epochs; nothing if nothing was trained
+    quality        of the pseudo-labels
     """
-    names, read = splits.classes.names, settings.effective_settings(config)
-    test, scores, predictions, per_class = splits.scored(), {}, None, None
+
+    probs: np.ndarray | None
+    best: dict
+    chosen_by: str
+    thresholds: np.ndarray
+    thresholds_by: str
+    model: models.Backbone | None = None
+    history: list[dict] = field(default_factory=list)
+    quality: dict | None = None
+
+
+def finish(config: Config, splits: datasets.Splits, run: run_folder.Run, outcome: Outcome) -> dict:
+    """Score the test images, write and print the result, and return it."""
+    names, read, best = splits.classes.names, configuration.effective_settings(config), outcome.best
+    test, thresholds, scores, predictions, per_class = splits.scored(), outcome.thresholds, {}, None, None
     if test is not None:
-        scores = {f"test_{name}": value for name, value in metrics.evaluate(probs, test.true, thresholds[0]).items()}
-        predictions = {"images": test.names, "probs": probs, "labels": test.true}
-        per_class = metrics.per_class(probs, test.true, names, thresholds[0])
+        found = metrics.evaluate(outcome.probs, test.true, thresholds)
+        scores = {f"test_{name}": value for name, value in found.items()}
+        predictions = {"images": test.names, "probs": outcome.probs, "labels": test.true}
+        per_class = metrics.per_class(outcome.probs, test.true, names, thresholds)
+    known = supervision.known_labels(splits.train)
     result = {
         **{name: read[name] for name in ("loss", "model", "seed", "dataset", "mode") if name in read},
         "best_epoch": best["epoch"],
-        "chosen_by": chosen_by,
-        "thresholds_chosen_by": thresholds[1],
+        "chosen_by": outcome.chosen_by,
+        "thresholds_chosen_by": outcome.thresholds_by,
         **({} if best["val_mAP"] is None else {"val_mAP": best["val_mAP"]}),
         **scores,
         **{f"{name}_images": len(split) for name, split in splits.named().items()},
-        "pseudo_labels": quality,
+        "known_labels": known,
+        "published": supervision.published_score(config, known),
+        "pseudo_labels": outcome.quality,
         "folder": str(run.folder),
     }
-    about = {
+    metadata = {
         **{name: getattr(config, name) for name in ("model", "head", "image_size", "precision")},
         "tower": clip.tower_config(config.model),
         "classes": names,
         "prompt_names": splits.classes.prompt_names,
-        "thresholds": thresholds[0].tolist(),
+        "thresholds": thresholds.tolist(),
         "dataset": config.dataset_name,
         "method": config.loss,
         "paper": config.method.paper,
         "result": {name: value for name, value in result.items() if name != "folder"},
     }
-    run.finish(result, history or [], model, about, predictions, per_class)
+    run.finish(result, outcome.history, outcome.model, metadata, predictions, per_class)
     validated = f" (val mAP {result['val_mAP']:.2f})" if "val_mAP" in result else ""
-    epoch = (
-        f"{'last' if chosen_by == supervision.LAST else 'best'} epoch {best['epoch']}"
-        if history
-        else "nothing was trained"
-    )
+    chosen = "last" if outcome.chosen_by == supervision.LAST else "best"
+    epoch = f"{chosen} epoch {best['epoch']}" if outcome.history else "nothing was trained"
     print(f"{epoch}{validated}: {metrics.summary(result)}")
-    print(f"thresholds chosen by {thresholds[1]}")
+    print(f"thresholds chosen by {outcome.thresholds_by}")
     print(f"results: {run.folder}")
     return result
 

@@ -1,34 +1,52 @@
 """What a run learns from, and what chooses its epoch and its thresholds: pseudo-labels, and validation labels."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
+import config as configuration
 import datasets
 import label_quality
 import metrics
 import pseudo_labels
-from config import Config
+from config import TEACHER, Config, effective_settings, group
 from util.errors import UserError
 
 LAST = "the last epoch"
 
 
+def known_labels(split: datasets.MultiLabelDataset) -> dict[str, float | None]:
+    """Mean number of known positive, known negative and true labels of an image; true: None if these are not known."""
+    positive, negative = ((split.observed == sign).sum(axis=1).mean() for sign in (1, -1))
+    true = None if split.true is None else float(split.true.sum(axis=1).mean())
+    return {"positive": float(positive), "negative": float(negative), "true": true}
+
+
+def known_in_words(known: dict[str, float | None]) -> str:
+    true = "" if known["true"] is None else f" ({known['true']:.1f} true)"
+    return f"{known['positive']:.2f} positive, {known['negative']:.2f} negative{true}"
+
+
+def published_score(config: Config, known: dict[str, float | None]) -> float | None:
+    """The published test mAP that this run repeats; None if it departs from the published settings or known labels."""
+    as_published = config.method.oracle or (known["positive"] <= 1 and known["negative"] == 0)
+    return configuration.published_score(config) if as_published else None
+
+
 def check_labels(config: Config, splits: datasets.Splits) -> None:
-    """Raises UserError where the method reads labels that the data set does not have, before anything is computed."""
+    """Raises UserError if the data set lacks labels that the method reads."""
     if config.method.oracle and splits.train.true is None:
         raise UserError(
             f"{config.loss} reads the full labels of the training images, and {config.dataset_name} has observed ones "
-            f"only; take a method that needs no more, such as -l {Config.loss} or -l an"
+            f"only; use a method that needs no more, such as -l {Config.loss} or -l an"
         )
     if config.method.check_labels:
         config.method.check_labels(splits.train.observed)
 
 
-def views_of(
+def similarities_of(
     config: Config,
     classes: datasets.Classes,
     split: datasets.MultiLabelDataset,
@@ -37,7 +55,7 @@ def views_of(
     device: torch.device,
     workers: int,
 ) -> list[np.ndarray]:
-    """The teacher's (cached) similarities of a split's images, for each of its views."""
+    """The teacher's similarities of a split's images, for each of its views."""
     options = dict(batch_size=config.eval_batch_size, device=device, workers=workers, checked=config.checks)
     return config.asked_teacher().similarities(split, classes, cache, **options)
 
@@ -47,43 +65,52 @@ def calibration_of(config: Config) -> str:
     return config.calibrate if config.method.loss else "none"
 
 
+def depends_on(config: Config) -> tuple:
+    """What pseudo-labels depend on, beside the images and their labels: hashable."""
+    rule = config.method.pseudo_labels
+    if rule is None:
+        return (None,)
+    teacher = {name: value for name, value in effective_settings(config).items() if name in group(TEACHER)}
+    values = {name: config.hparams[name] for name in rule.settings}
+    return (
+        config.folder,
+        config.draw,
+        config.skip_missing,
+        rule.label.__name__,
+        repr(sorted((teacher | values).items())),
+    )
+
+
 def make_pseudo_labels(
     config: Config, classes: datasets.Classes, split: datasets.MultiLabelDataset, **where: object
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """By the rule of the method, from the similarities of a split's images: pseudo-labels (N, L), the scores (N, L)
-    that they are made of, and lines to be told about them.
+    """Pseudo-labels (N, L) of a split's images by the method's rule, the scores (N, L) that they are made of, and
+    messages to print.
 
-    where  cache, device and workers, as in views_of
+    where  cache, device and workers, as in similarities_of
     """
-    views = views_of(config, classes, split, **where)
+    views = similarities_of(config, classes, split, **where)
     rule, options = config.method.pseudo_labels, dict(calibration=calibration_of(config), pool=config.teacher_pool)
     pseudo, scores, notes = pseudo_labels.make(rule, config.hparams, views, split.observed, **options)
     return pseudo, scores, notes + pseudo_labels.warnings(pseudo, views)
 
 
-def pseudo_labels_of(
-    config: Config,
-    splits: datasets.Splits,
-    ask: Callable[[datasets.MultiLabelDataset], tuple[np.ndarray, np.ndarray, list[str]]],
-) -> tuple[np.ndarray | None, dict | None]:
-    """(N, L) pseudo-labels of the training images, by the method's rule; and what pseudo_labels.json keeps: how good
-    they are, also at other thresholds. None and None for a method without a teacher.
-
-    ask  gives pseudo-labels, scores and notes of a split, as make_pseudo_labels
-    """
+def pseudo_labels_of(config: Config, splits: datasets.Splits, **where: object) -> tuple[np.ndarray | None, dict | None]:
+    """(N, L) pseudo-labels of the training images, and the content of pseudo_labels.json: their quality, also at other
+    thresholds. None and None for a method without a teacher."""
     if config.method.pseudo_labels is None:
         return None, None
     train = splits.train
-    pseudo, scores, notes = ask(train)
+    pseudo, scores, notes = make_pseudo_labels(config, splits.classes, train, **where)
     quality = pseudo_labels.describe(pseudo, scores, train.observed, train.true)
     if train.true is None:
         notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
     print("\n".join([pseudo_labels.table(quality), *notes]))
     threshold = config.method.pseudo_labels.threshold(config.hparams)
     counts = label_quality.count(scores, train.observed, train.true, [threshold] if threshold else [])
-    about = {"settings": config.hparams | {"calibrate": config.calibrate}, "quality": quality}
+    metadata = {"settings": config.hparams | {"calibrate": config.calibrate}, "quality": quality}
     expected = splits.positives_per_image() or 1.0
-    return pseudo, about | label_quality.as_json(counts, splits.classes.names, threshold, expected)
+    return pseudo, metadata | label_quality.as_json(counts, splits.classes.names, threshold, expected)
 
 
 @dataclass(frozen=True)

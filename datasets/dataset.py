@@ -10,7 +10,7 @@ import numpy as np
 from datasets import files
 from datasets.content import ABSENT, PIXELS, ImageFile, content_keys
 from datasets.files import Classes
-from datasets.protocol import split_indices
+from datasets.protocol import SEED, observe, split_indices
 from util.errors import UserError
 from util.files import digest
 
@@ -78,6 +78,10 @@ class Splits:
         """The test set, if its full labels are known: scores are computed from nothing less."""
         return self.test if self.test is not None and self.test.true is not None else None
 
+    def key(self) -> str:
+        """Digest of images and labels: a run is not resumed on different ones."""
+        return digest([split.key() for split in self.named().values()])
+
     def images(self) -> dict[str, np.ndarray]:
         """Which pictures these are: split, name and key of each, (N,)."""
         splits = self.named()
@@ -95,6 +99,7 @@ def load(
     skip_missing: bool = False,
     need_images: bool = True,
     cache: Path | None = None,
+    draw: int = 0,
 ) -> Splits:
     """The splits of a formatted data set. One without validation images of its own sets a fifth of train aside.
 
@@ -102,9 +107,14 @@ def load(
     skip_missing  drop images that are not on the disk, after the split is drawn
     need_images   False: only names and labels are read, and no image need be on the disk
     cache         folder that remembers what the image files hold
+    draw          0: the formatted known labels; K > 0: drawn from the full labels with seed 1200 + K
     Raises UserError for files that are absent or contradict each other, and for missing images.
     """
     arrays = files.read_all(folder)
+    if draw:
+        if any(true is None for _, true, _ in arrays.values()):
+            raise UserError(f"--draw {draw} draws the known labels from the full ones, which {folder} does not have")
+        arrays = {name: (images, true, observe(true, seed=SEED + draw)) for name, (images, true, _) in arrays.items()}
     num_labels = arrays["train"][2].shape[1]
     for name, (_, _, observed) in arrays.items():
         if observed.shape[1] != num_labels:

@@ -349,7 +349,7 @@ def test_an_error_that_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(c
 
 def test_every_command_knows_traceback_and_no_setting_is_called_so(toy, monkeypatch):
     monkeypatch.setattr(errors.ShowTraceback, "asked", False)
-    config = main.settings.parse([*toy_arguments(toy), "--traceback"])
+    config = main.configuration.parse([*toy_arguments(toy), "--traceback"])
     assert errors.ShowTraceback.asked and "traceback" not in config.hparams
 
 
@@ -404,7 +404,7 @@ def test_an_environment_of_torchrun_that_contradicts_itself_is_told_at_once(monk
 @pytest.mark.parametrize("name", ["--batch-size", "--eval-batch-size", "--epochs", "--workers", "--threads"])
 def test_whole_numbers_of_more_than_64_bits_are_told(name):
     with pytest.raises(SystemExit) as stop:
-        main.settings.parse([name, str(2**63)])
+        main.configuration.parse([name, str(2**63)])
     assert stop.value.code == 2
 
 

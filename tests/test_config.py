@@ -1,6 +1,7 @@
 """The command line: defaults, values of data sets, backbones and methods, names, ranges, identity."""
 
-from dataclasses import replace
+import json
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -150,7 +151,7 @@ def test_the_settings_are_shown_in_three_lines_those_that_were_changed_apart():
     lines = settings.show(parse("-d coco -th 0.2 --lr 1e-4 -s 3".split())).splitlines()
     assert lines[0] == "coco, EM_PL, resnet50, seed 3"
     assert lines[1] == "changed: lr=0.0001, threshold=0.2"
-    assert len(lines) == 3 and lines[2].startswith("defaults: mode=end_to_end, epochs=10") and "alpha=0.1" in lines[2]
+    assert len(lines) == 3 and lines[2].startswith("defaults: epochs=10") and "alpha=0.1" in lines[2]
     assert not any("beta_neg" in line for line in lines)  # without negative pseudo-labels it has no effect
 
 
@@ -158,12 +159,28 @@ def test_help_shows_each_option_with_its_default_and_range(capsys):
     with pytest.raises(SystemExit) as stop:
         parse(["--help"])
     text = " ".join(capsys.readouterr().out.split())
-    assert stop.value.code == 0
+    assert stop.value.code == 0 and "weight of the entropy" not in text and "-l METHOD --help" in text
+    with pytest.raises(SystemExit):
+        parse(["-l", "EM_PL", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
     assert "weight of the entropy of unknown labels (default 0.2; coco: 0.1; nuswide: 0.1; cub: 0.01" in text
-    assert "(default 0.3; in (0, 1); read by EM_PL, EM_PL_ASL" in text
-    assert "in [0, inf); read by EM, EM_APL, EM_PL" in text
-    for title in (settings.WHAT, settings.TRAINING, settings.TEACHER, settings.METHOD, settings.RUN):
+    assert "(default 0.3; in (0, 1))" in text and "--teacher-topk" not in text
+    for title in (settings.WHAT, settings.TRAINING, settings.TEACHER, "settings of EM_PL", settings.RUN):
         assert title in text
+
+
+def test_a_file_of_settings_stands_below_the_command_line(tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_text('{"dataset": "coco", "lr": 0.5, "pretrained": false, "threshold": 0.2, "prompt": ["a {}", "{}"]}')
+    config = parse(["--config", str(path), "--lr", "0.25"])
+    assert (config.dataset, config.lr, config.pretrained, config.prompt) == ("coco", 0.25, False, ("a {}", "{}"))
+    assert config.hparams["threshold"] == 0.2
+    path.write_text(json.dumps({"identity": {}, "config": asdict(replace(config, gpu="cpu"))}))
+    again = parse(["--config", str(path)])
+    assert again == config  # of a run's config.json only what changes its numbers is taken
+    path.write_text('{"lr": "fast"}')
+    with pytest.raises(SystemExit):
+        parse(["--config", str(path)])
 
 
 @pytest.mark.parametrize(

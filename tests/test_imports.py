@@ -18,7 +18,9 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "datasets": {"util"},
     "models": {"util", "datasets"},
     "config": BELOW_CONFIG,
-    "run_folder": {"util", "metrics", "label_quality", "config", "models", "datasets"},
+    "plots": {"util"},
+    "checkpoints": {"util"},
+    "run_folder": {"util", "plots", "checkpoints", "label_quality", "config", "losses", "models", "datasets"},
     "checks": {"util", "models"},
     "engine": {"checks", "util", "losses", "datasets", "models"},
     "supervision": {"util", "metrics", "label_quality", "pseudo_labels", "datasets", "models", "config"},
@@ -28,7 +30,7 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "benchmarks": BELOW_CONFIG | {"config", "run_folder", "engine", "preproc", "main"},
 }
 # of a command, which nothing but tests and benchmarks imports
-ON_TOP = BELOW_CONFIG | {"checks", "config", "label_quality", "run_folder", "engine", "supervision"}
+ON_TOP = BELOW_CONFIG | {"checkpoints", "checks", "config", "label_quality", "run_folder", "engine", "supervision"}
 
 
 def modules() -> dict[str, Path]:

@@ -34,7 +34,6 @@ FILES = {
     "best.pt",
     "model.safetensors",
     "model.json",
-    "images.npz",
     "pseudo_labels.json",
     "pseudo_labels.png",
     "test.json",
