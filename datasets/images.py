@@ -56,6 +56,16 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     return squash(pixels, size, resample)
 
 
+def image_problem(path: str) -> str | None:
+    """What is wrong with an image file, in a few words; None if it can be decoded."""
+    try:
+        decode(path, 8)
+    except UserError as error:
+        text = " ".join(str(error).rsplit("; ", 1)[0].split()).removeprefix(path).strip()
+        return text.removeprefix("is not a readable image ").strip("()")
+    return None
+
+
 def rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a Pillow image, upright: turned and mirrored as its EXIF orientation says.
 

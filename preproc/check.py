@@ -1,30 +1,20 @@
-"""Read every image of a formatted data set and list those that are missing, truncated or not images.
+"""Check a formatted data set: its arrays, and that every image can be decoded.
 
     python preproc/check.py --dataset NAME [--data-root data] [--image-root DIR]
 
-Prints one line for each bad image and one for each split. Exit status 2 if there is a bad one.
+Lists the bad images on stderr. Exit status 2 if there is one.
 """
 
-import os
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from tqdm import tqdm
+from datasets import files
+from preproc.common import check_images, report_bad
+from util.errors import OneLineParser, run_script
 
-from datasets.files import SPLITS, VALIDATION, has_split, image_root, read_images
-from datasets.images import ahead, decode
-from util.errors import OneLineParser, UserError, run_script
-
-
-def problem(path: str) -> str | None:
-    """One line on what is wrong with an image, or None."""
-    try:
-        decode(path, 8)
-    except UserError as error:
-        return " ".join(str(error).rsplit("; ", 1)[0].split())
-    return None
+SHOWN_AS = {"train": "train", files.VALIDATION: "validation", "val": "test"}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,13 +24,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--image-root", help="where the images lie, if not where the formatted files say")
     options = parser.parse_args(argv)
     folder = Path(options.data_root) / options.dataset
-    root, bad, workers = image_root(folder, options.image_root), 0, os.cpu_count() or 1
-    for split in filter(lambda split: has_split(folder, split), (*SPLITS, VALIDATION)):
-        paths = [str(root / name) for name in read_images(folder, split).tolist()]
-        found = list(filter(None, tqdm(ahead(problem, paths, workers, 64), total=len(paths), desc=split, disable=None)))
-        print("\n".join([*found, f"{split}: {len(found):,} of {len(paths):,} images are bad"]))
-        bad += len(found)
-    sys.exit(2 if bad else 0)
+    root, bad = files.image_root(folder, options.image_root), {}
+    for split, (images, _, _) in files.read_all(folder).items():
+        found = check_images(SHOWN_AS[split], [str(root / name) for name in images.tolist()])
+        print(f"{SHOWN_AS[split]}: {len(found):,} of {len(images):,} images are bad")
+        bad |= {f"{root / str(images[row])}": problem for row, problem in found.items()}
+    if bad:
+        report_bad(bad, folder, sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,25 +1,32 @@
 """What the formatting scripts share."""
 
 import argparse
+import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
+from tqdm import tqdm
 
 from datasets import DATASETS
 from datasets.files import observe_command
+from datasets.images import ahead, image_problem
 from util.errors import OneLineParser, UserError
+from util.files import write_text
+
+SHOWN = 10  # bad images that are listed on the terminal
 
 
-def format_parser(about: str, name: str, load_help: str) -> argparse.ArgumentParser:
-    parser = OneLineParser(about)
+def format_parser(docstring: str, name: str, load_help: str) -> argparse.ArgumentParser:
+    parser = OneLineParser(docstring)
     parser.add_argument("--load-path", default=f"data/{name}", help=f"{load_help} (default: %(default)s)")
     parser.add_argument("--save-path", default=f"data/{name}", help="folder to write to (default: %(default)s)")
     return parser
 
 
 def find_folder(load_path: str, below: Sequence[str], holds: str, name: str) -> Path:
-    """The first of load_path/below that holds a file or folder; raises UserError where none does."""
+    """The first of load_path/below that holds a file or folder. Raises UserError if none does."""
     for part in below:
         if (Path(load_path) / part / holds).exists():
             return Path(load_path) / part
@@ -30,17 +37,30 @@ def find_folder(load_path: str, below: Sequence[str], holds: str, name: str) -> 
 
 
 def report(name: str, save_path: str | Path, splits: dict[str, tuple[Sequence[str], np.ndarray]]) -> None:
-    """Print what was written beside what a complete data set has, and what comes next."""
-    known = DATASETS[name]
+    """Print what was written beside the counts of a complete data set, and the next command."""
+    spec = DATASETS[name]
     for split, (images, labels) in splits.items():
         found = {"images": len(images), "labels": labels.shape[1]}
-        expected = {"images": known.train if split == "train" else known.test, "labels": known.labels}
+        expected = {"images": spec.train if split == "train" else spec.test, "labels": spec.labels}
         counts = ", ".join(f"{found[what]:,} {what} (expected {expected[what]:,})" for what in found)
         print(f"{split}: {counts}, {labels.sum(axis=1).mean():.2f} positives per image")
-        for what in found:
-            if found[what] != expected[what]:
-                print(
-                    f"WARNING: {split} has {found[what]:,} {what}, but {name} has {expected[what]:,}: is it complete?"
-                )
+        if found != expected:
+            print(f"WARNING: {split} differs from the published counts of {name}: is the download complete?")
     command = observe_command(Path(save_path)).removeprefix("make it with ")
     print(f"written to {save_path}; next: {command}")
+
+
+def check_images(split: str, paths: list[str]) -> dict[int, str]:
+    """{row: what is wrong} for the images that cannot be used."""
+    problems = ahead(image_problem, paths, os.cpu_count() or 1, 64)
+    found = enumerate(tqdm(problems, f"reading {split} images", len(paths), disable=None))
+    return {row: problem for row, problem in found if problem}
+
+
+def report_bad(bad: dict[str, str], folder: Path, stream: TextIO) -> None:
+    """List the first bad images, {name: what is wrong}, and write all of them into a file if there are more."""
+    lines = [f"bad: {name}: {problem}" for name, problem in bad.items()]
+    print("\n".join(lines[:SHOWN]), file=stream)
+    if len(lines) > SHOWN:
+        write_text(folder / "bad_images.txt", "\n".join(lines) + "\n")
+        print(f"and {len(lines) - SHOWN:,} more; {folder / 'bad_images.txt'} lists all", file=stream)

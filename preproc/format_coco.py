@@ -1,4 +1,4 @@
-"""COCO 2014's instance annotations -> data/coco/ (formatted arrays, classes.json, source.json).
+"""COCO 2014's instance annotations -> data/coco/.
 
     python preproc/format_coco.py [--load-path data/coco] [--save-path data/coco]
 
@@ -8,83 +8,49 @@ positives (Cole et al. 2021).
 
 import sys
 from pathlib import Path
-from typing import Annotated
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import msgspec
 import numpy as np
 
-from datasets.files import duplicate, write_formatted
+from datasets.files import write_formatted
+from preproc.annotations import Category, decode_json
 from preproc.common import find_folder, format_parser, report
-from util.errors import UserError, run_script
-from util.files import read_json
-
-FETCH = "fetch it with `python preproc/download.py --dataset coco`"
-LIMIT = 4 * 2**30  # bytes; the published files have less than one tenth of it
-ImageId = Annotated[int, msgspec.Meta(ge=0, lt=10**12)]  # twelve digits of a file's name
-CategoryId = Annotated[int, msgspec.Meta(ge=0, lt=2**31)]
-
-
-class Image(msgspec.Struct):
-    id: ImageId
+from util.errors import run_script
 
 
 class Annotation(msgspec.Struct):
-    image_id: ImageId
-    category_id: CategoryId
-
-
-class Category(msgspec.Struct):
-    id: CategoryId
-    name: str
+    image_id: int
+    category_id: int
 
 
 class Instances(msgspec.Struct):
     """The part of an instances file that matters here; the decoder skips the rest, segmentations above all."""
 
-    images: list[Image]
     annotations: list[Annotation]
     categories: list[Category]
 
 
 def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
     """Image files, (N, L) int8 labels in {0, 1}, and category names in the order of the file."""
-    path = folder / f"annotations/instances_{split}2014.json"
-    content = read_json(path, Instances, FETCH, LIMIT)
-    if not content.annotations:
-        raise UserError(f"{path} has no annotations; {FETCH}")
-    for what in ("id", "name"):
-        if (twice := duplicate(getattr(category, what) for category in content.categories)) is not None:
-            raise UserError(f"{path} has two categories of the {what} {twice!r}; {FETCH}")
-    column = {category.id: position for position, category in enumerate(content.categories)}
-    known = {image.id for image in content.images}
-    for number, annotation in enumerate(content.annotations):
-        if annotation.category_id not in column or annotation.image_id not in known:
-            raise UserError(
-                f"{path}: annotation {number} names image {annotation.image_id} and category {annotation.category_id}, "
-                f"of which it does not list both; {FETCH}"
-            )
+    content = decode_json(folder / f"annotations/instances_{split}2014.json", Instances)
     ids = sorted({annotation.image_id for annotation in content.annotations}, key=str)
-    row = {image: position for position, image in enumerate(ids)}
+    row = {image: place for place, image in enumerate(ids)}
+    column = {category.id: place for place, category in enumerate(content.categories)}
     labels = np.zeros((len(ids), len(column)), dtype=np.int8)
-    labels[
-        [row[annotation.image_id] for annotation in content.annotations],
-        [column[annotation.category_id] for annotation in content.annotations],
-    ] = 1
+    for annotation in content.annotations:
+        labels[row[annotation.image_id], column[annotation.category_id]] = 1
     images = [f"{split}2014/COCO_{split}2014_{image:012d}.jpg" for image in ids]
     return images, labels, [category.name for category in content.categories]
 
 
 def main(argv: list[str] | None = None) -> None:
     options = format_parser(__doc__, "coco", "folder that holds annotations/, train2014/ and val2014/").parse_args(argv)
-    folder = find_folder(options.load_path, (".",), "annotations", "coco")
+    folder = find_folder(options.load_path, (".",), "annotations/instances_train2014.json", "coco")
     found = {split: read_split(folder, split) for split in ("train", "val")}
-    names = found["train"][2]
-    if found["val"][2] != names:
-        raise UserError(f"{folder}/annotations: the two files list different categories")
     splits = {split: (images, labels) for split, (images, labels, _) in found.items()}
-    write_formatted(options.save_path, splits, names, names, folder)
+    write_formatted(options.save_path, splits, found["train"][2], found["train"][2], folder)
     report("coco", options.save_path, splits)
 
 

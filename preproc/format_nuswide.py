@@ -1,4 +1,4 @@
-"""NUS-WIDE's published arrays -> data/nuswide/ (checked formatted arrays, classes.json, source.json).
+"""NUS-WIDE's published arrays -> data/nuswide/.
 
     python preproc/format_nuswide.py [--load-path data/nuswide] [--save-path data/nuswide]
 

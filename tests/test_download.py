@@ -4,13 +4,11 @@ import contextlib
 import hashlib
 import http.server
 import io
-import os
 import tarfile
 import threading
 import zipfile
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from models import download as download_weights
@@ -68,7 +66,7 @@ def test_a_partial_file_that_is_whole_is_not_fetched_again(server, tmp_path):
 
 def test_a_file_with_another_checksum_is_removed_and_told(server, tmp_path):
     server.content = b"something else"
-    with pytest.raises(UserError, match="another checksum"):
+    with pytest.raises(UserError, match="did not have the checksum"):
         download.fetch(Remote(server.url, "file.bin", "0" * 32), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -115,8 +113,8 @@ def test_nothing_is_extracted_outside_the_folder(tmp_path, kind, name, member):
 
 
 @pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE])
-@pytest.mark.parametrize("target", ["../../etc", "inside"])
-def test_a_link_is_refused(tmp_path, kind, target):
+@pytest.mark.parametrize("target", ["../../etc", "/etc"])
+def test_a_link_that_leads_outside_is_refused(tmp_path, kind, target):
     with tarfile.open(tmp_path / "a.tar", "w") as file:
         link = tarfile.TarInfo("link")
         link.type, link.linkname = kind, target
@@ -142,47 +140,3 @@ def test_something_must_be_named(fails):
 def test_unknown_weights_are_told_before_any_are_fetched(fails, monkeypatch):
     monkeypatch.setattr(download_weights.models, "build", lambda *given, **options: pytest.fail("fetched"))
     assert "unknown backbone" in fails(download_weights.main, ["resnet50", "resnet51"])
-
-
-FILES = {f"a/{number}.bin": np.random.RandomState(number).bytes(700) for number in range(6)}
-
-
-def archive_of(kind: str) -> bytes:
-    content = io.BytesIO()
-    if kind == "zip":
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-            for name, inside in FILES.items():
-                archive.writestr(name, inside)
-        return content.getvalue()
-    with tarfile.open(fileobj=content, mode=f"w:{kind}") as archive:
-        for name, inside in FILES.items():
-            member = tarfile.TarInfo(name)
-            member.size = len(inside)
-            archive.addfile(member, io.BytesIO(inside))
-    return content.getvalue()
-
-
-@pytest.mark.parametrize("name", ["a.zip", "a.tar"])
-def test_an_archive_that_is_a_pipe_is_told_at_once(name, tmp_path):
-    os.mkfifo(tmp_path / name)
-    with pytest.raises(UserError, match=f"{name} is no regular file"):
-        download.extract(tmp_path / name, tmp_path / "inside")
-
-
-@pytest.mark.parametrize("kind", ["zip", "", "gz", "xz", "bz2"])
-def test_of_a_damaged_archive_all_is_unpacked_or_it_is_told(kind, tmp_path):
-    """tarfile takes any damaged header for the end, and reads no checksum at the end of what is compressed."""
-    whole, path = archive_of(kind), tmp_path / ("a.zip" if kind == "zip" else "a.tar")
-    cut = [whole[: len(whole) * part // 12] for part in range(1, 12)] + [whole[:-512], whole[:-1]]
-    flips = [] if kind == "" else range(5, len(whole), len(whole) // 12)  # a plain tar has checksums of headers alone
-    changed = [whole[:at] + bytes([whole[at] ^ 0x5A]) + whole[at + 1 :] for at in flips]
-    told = 0
-    for number, content in enumerate([whole, *cut, *changed]):
-        path.write_bytes(content)
-        folder = tmp_path / str(number)
-        try:
-            download.extract(path, folder)
-            assert {name: (folder / name).read_bytes() for name in FILES} == FILES
-        except UserError:
-            told += 1
-    assert told >= 10 and (tmp_path / "0").exists()

@@ -47,7 +47,7 @@ def test_pascal_sorts_images_and_warns_of_counts_that_differ(tmp_path, capsys):
     format_pascal.main(["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
     images, labels = files.read_images(tmp_path / "out", "train"), files.read_labels(tmp_path / "out", "train")
     assert images.tolist() == ["2008_000001.jpg", "2008_000002.jpg"] and labels[:, 0].tolist() == [1, 0]
-    assert "WARNING: train has 2 images, but pascal has 5,717" in capsys.readouterr().out
+    assert "WARNING: train differs from the published counts of pascal" in capsys.readouterr().out
     assert files.image_root(tmp_path / "out", None) == tmp_path / "VOCdevkit/VOC2012/JPEGImages"
 
 
@@ -64,37 +64,6 @@ def test_raw_files_that_are_absent_are_told_with_the_command_that_fetches_them(m
     line = fails(module.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
     assert f"python preproc/download.py --dataset {name}" in line
     assert not (tmp_path / "out").exists()
-
-
-def test_pascal_lists_that_disagree_are_told(tmp_path, fails):
-    folder = write_voc(tmp_path)
-    (folder / "cat_train.txt").write_text("2008_000009 1\n2008_000001 1\n")
-    assert "cat_train.txt lists other images" in fails(format_pascal.main, ["--load-path", str(tmp_path)])
-    (folder / "cat_train.txt").write_text("2008_000009 2\n")
-    assert "cat_train.txt, line 1: every line" in fails(format_pascal.main, ["--load-path", str(tmp_path)])
-
-
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        (b"", "names no images"),
-        (b"a 1\n\nb 1\na 1\n", "line 4: a is there for the second time"),
-        (b"a 1 b\n1\n", "line 1: every line"),
-        (b"\xff\xfe 1\n", "is not text in UTF-8"),
-    ],
-)
-def test_pascal_lists_that_are_something_else_are_told(content, says, tmp_path, fails):
-    folder = write_voc(tmp_path)
-    for name in format_pascal.CLASSES:
-        (folder / f"{name}_val.txt").write_bytes(content)
-    line = fails(format_pascal.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
-    assert f"{folder}/aeroplane_val.txt" in line and says in line and not (tmp_path / "out").exists()
-
-
-def coco(**other) -> str:
-    """An instances file of one image and one category, with other parts."""
-    parts = {"images": [{"id": 9}], "annotations": [{"image_id": 9, "category_id": 1}]}
-    return json.dumps(parts | {"categories": [{"id": 1, "name": "a"}]} | other)
 
 
 def write_coco(root, annotations=((9, 3), (10, 1), (10, 3), (9, 3))):
@@ -120,27 +89,6 @@ def test_coco_drops_images_without_annotation_and_sorts_ids_as_strings(tmp_path)
     ]
     assert files.read_labels(tmp_path, "val").tolist() == [[1, 1], [0, 1]]
     assert files.read_classes(tmp_path, 2).names == ["person", "traffic light"]
-
-
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        ("{", "is not valid JSON"),
-        ('{"annotations": [{}]}', "image_id"),
-        (coco(annotations=[]), "has no annotations"),
-        (coco(annotations=[{"image_id": 8, "category_id": 1}]), "annotation 0 names image 8 and category 1"),
-        (coco(annotations=[{"image_id": 9, "category_id": 2}]), "annotation 0 names image 9 and category 2"),
-        (coco(annotations=[{"image_id": 9 + 2**64, "category_id": 1}]), "$.annotations[0].image_id"),
-        (coco(annotations=[{"image_id": 9, "category_id": 1 - 2**64}]), "$.annotations[0].category_id"),
-        (coco(images=[{"id": -1}]), "$.images[0].id"),
-        (coco(categories=[{"id": 1, "name": "a"}, {"id": 1, "name": "b"}]), "two categories of the id 1"),
-        (coco(categories=[{"id": 1, "name": "a"}, {"id": 2, "name": "a"}]), "two categories of the name 'a'"),
-    ],
-)
-def test_coco_files_that_are_something_else_are_told(content, says, tmp_path, fails):
-    write_coco(tmp_path)
-    (tmp_path / "annotations/instances_train2014.json").write_text(content)
-    assert says in fails(format_coco.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
 
 
 def test_coco_mini_formats_like_the_whole(real, tmp_path):
@@ -170,56 +118,6 @@ def test_cub_reads_attributes_even_where_lines_carry_more_columns(extra, tmp_pat
     assert files.read_labels(tmp_path, "train").tolist() == [[1, 0], [0, 1]]
     assert files.read_labels(tmp_path, "val").tolist() == [[0, 1]]
     assert files.read_classes(tmp_path, 2).prompt_names == ["curved (up or down) bill shape", "small (5 - 9 in) size"]
-
-
-@pytest.mark.parametrize(
-    "text, says",
-    [
-        ("1 1\n", "begin with three whole numbers"),
-        ("1 x 1\n", "begin with three whole numbers"),
-        ("9 1 1\n", "unknown image"),
-        ("1 1 1\n", "says nothing of"),
-        ("", "begin with three whole numbers"),
-        ("1 1 18446744073709551617\n", "begin with three whole numbers"),
-        ("18446744073709551617 1 1\n", "begin with three whole numbers"),
-        ("-1 1 1\n", "line 1: it names an unknown image"),
-        ("1 1 1\n\n1 2 0\n1 1 0\n", "line 4: this image and attribute are there for the second time"),
-    ],
-)
-def test_cub_labels_that_do_not_fit_are_told(text, says, tmp_path, fails):
-    path = write_cub(tmp_path) / "attributes/image_attribute_labels.txt"
-    path.write_text(text)
-    line = fails(format_cub.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
-    assert str(path) in line and says in line
-
-
-@pytest.mark.parametrize(
-    "name, text, says",
-    [
-        ("images.txt", b"1 a.jpg\n2 b.jpg\n1 c.jpg\n", "line 3: the number 1 is there for the second time"),
-        ("images.txt", b"1 a.jpg\n2 b.jpg\n3 a.jpg\n", "names a.jpg twice"),
-        ("images.txt", b"1 a.jpg\n18446744073709551617 b.jpg\n", "line 2: every line"),
-        ("images.txt", b"1\n", "line 1: every line"),
-        ("images.txt", b"", "is empty"),
-        ("images.txt", b"1 \xff.jpg\n", "is not text in UTF-8"),
-        ("train_test_split.txt", b"1 0\n2 1\n3 1\n3 0\n", "line 4: the number 3"),
-        ("../attributes.txt", b"1 has_size::a\n2 has_size::a\n", "names has_size::a twice"),
-    ],
-)
-def test_cub_lists_that_do_not_fit_are_told(name, text, says, tmp_path, fails):
-    (write_cub(tmp_path) / name).write_bytes(text)
-    line = fails(format_cub.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
-    assert name.removeprefix("../") in line and says in line and not (tmp_path / "out").exists()
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    st.lists(st.tuples(*[st.integers(0, 99999)] * 3, st.sampled_from(["", " 1", " 2.5 -7 x"])), min_size=1, max_size=9)
-)
-def test_the_first_three_columns_of_any_such_file_are_read(tmp_path_factory, rows):
-    path = tmp_path_factory.mktemp("columns") / "t.txt"
-    path.write_text("\n".join(f"{a} {b} {c}{rest}" for a, b, c, rest in rows))
-    assert format_cub.read_marks(path).tolist() == [list(row[:3]) for row in rows]
 
 
 def write_nuswide(root, labels=81):
@@ -289,7 +187,8 @@ def test_check_lists_every_bad_image(tmp_path, capsys):
     (folder / "images/val/003.png").write_text("no image")
     with pytest.raises(SystemExit) as stop:
         check.main(["--dataset", "toy", "--data-root", str(tmp_path)])
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert stop.value.code == 2
-    told = ["001.png", "002.png", "004.png", "005.png", "train: 4 of 30 images are bad", "003.png", "val: 1 of 10"]
-    assert all(what in line for what, line in zip(told, out.splitlines(), strict=True))
+    assert "train: 4 of 30 images are bad" in out and "test: 1 of 10 images are bad" in out
+    bad = ("001.png: not found", "002.png", "004.png", "005.png", "003.png: of no known kind")
+    assert all(what in line for what, line in zip(bad, err.splitlines(), strict=True))
