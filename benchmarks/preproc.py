@@ -18,7 +18,7 @@ from benchmarks.common import environment, number, parser, shown, side_by_side, 
 from datasets import DATASETS
 from datasets.protocol import observe
 from preproc.format_coco import read_split
-from preproc.format_cub import read_marks
+from preproc.format_cub import read_labels
 from util.errors import UserError, run_script
 
 ANNOTATIONS = {"train": 604_907, "val": 291_875}  # of COCO 2014
@@ -72,13 +72,17 @@ def main() -> None:
         for (split, path), images in zip(coco.items(), (known.train, known.test), strict=True):
             write_coco(path, int(share * images), int(share * ANNOTATIONS[split]))
         cub = folder / "image_attribute_labels.txt"
-        write_cub(cub, int(share * CUB_ROWS))
+        birds = int(share * CUB_ROWS) // 312
+        write_cub(cub, birds * 312)
         labels = (random.random_sample((int(share * known.train), known.labels)) < 2.9 / known.labels).astype(np.int8)
         labels[:, 0] |= labels.sum(axis=1) == 0
         np.save(folder / "labels.npy", labels)
         jobs = {
             "COCO's two instance files": (list(coco.values()), lambda: [read_split(folder, split) for split in coco]),
-            "CUB's table of attribute labels": ([cub], lambda: read_marks(cub)),
+            "CUB's table of attribute labels": (
+                [cub],
+                lambda: read_labels(cub, list(range(1, birds + 1)), list(range(1, 313))),
+            ),
             f"single positives of {labels.shape[0]:,} x {labels.shape[1]}": (
                 [folder / "labels.npy"],
                 lambda: observe(labels),
