@@ -16,7 +16,8 @@ def code_digest(method: Method) -> str:
     """Digest of the method's loss and rule, with the functions, classes and constants that they use. Comments,
     docstrings and the layout of the code do not count."""
     rule = method.pseudo_labels
-    pending: list[Callable] = [method.loss, method.regulariser, *((rule.score, rule.label) if rule else ())]
+    of_rule = (rule.score, rule.label, rule.ranking) if rule else ()
+    pending: list[Callable | None] = [method.loss, method.regulariser, *of_rule]
     code: dict[str, str] = {}
     while pending:
         part = pending.pop()
