@@ -3,7 +3,7 @@
 import torch
 
 from losses import chen2024, cole2021, ctl, kim2022, ridnik2021, tran2025, vlpl, zero_shot, zhang2021, zhou2022
-from losses.base import FACTS, Formula, Loss, Method, Targets, with_settings
+from losses.base import FACTS, Loss, Method, Targets, with_settings
 from losses.code import code_digest
 from util.errors import UserError
 
@@ -56,5 +56,6 @@ def build(name: str, settings: dict[str, object], observed: torch.Tensor) -> Los
     if isinstance(method.loss, type):
         loss = with_settings(method.loss, settings)(observed)
     else:
-        loss = Formula(method.loss, method.regulariser)
+        loss = Loss()
+        loss.per_label, loss.regulariser = method.loss, method.regulariser
     return loss.prepare(settings).to(observed.device)

@@ -84,14 +84,6 @@ class Loss(nn.Module):
         return loss
 
 
-class Formula(Loss):
-    """The loss of a method without state: its pure functions."""
-
-    def __init__(self, per_label: Callable[..., Tensor], regulariser: Callable[..., Tensor] | None) -> None:
-        super().__init__()
-        self.per_label, self.regulariser = per_label, regulariser
-
-
 @dataclass(frozen=True)
 class Method:
     """Everything about one method. A method is added by writing such a record and naming it in LOSSES.
