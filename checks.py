@@ -14,7 +14,6 @@ from models import Backbone
 from util import distributed
 from util.devices import autocast, random_state, set_random_state
 from util.errors import UserError
-from util.row_cache import RowFile
 
 ROWS = 16  # of a resident cache, compared with the file
 # Largest relative difference from float32 on a CPU. Emulated there, bf16's rounding makes 0.10 in a random ResNet-50
@@ -58,7 +57,7 @@ def resident_rows(kept: Tensor, path: Path) -> None:
     kept  (N, S, S, 3) uint8
     """
     rows = np.random.RandomState(len(kept)).permutation(len(kept))[:ROWS]
-    on_disk = RowFile(path, tuple(kept.shape), np.uint8)[rows]
+    on_disk = np.load(path, mmap_mode="r", allow_pickle=False)[rows]
     for row, pixels in zip(rows.tolist(), on_disk, strict=True):
         if not np.array_equal(kept[row].cpu().numpy(), pixels):
             raise UserError(

@@ -167,7 +167,7 @@ def load_data(config: Config, session: Session) -> datasets.Splits:
     datasets.prepare(config.folder)
     writable_folder(config.cache_folder, "--cache-root")
     options = dict(image_root=config.image_root, skip_missing=config.skip_missing, draw=config.draw)
-    make = partial(datasets.load, config.folder, cache=config.cache_folder, **options)
+    make = partial(datasets.load, config.folder, **options)
     splits = session.once(make, "splits", config.folder, *options.values())
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
     print(f"{config.dataset_name}: {counts} images, {len(splits.classes.names)} labels")

@@ -3,16 +3,18 @@
 import itertools
 import os
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from datasets import files
-from datasets.content import ABSENT, PIXELS, ImageFile, content_keys
 from datasets.files import Classes
 from datasets.protocol import SEED, observe, split_indices
 from util.errors import UserError
 from util.files import digest
+
+PIXELS = 3  # version of the rules of images.rgb and images.squash: caches of other versions are not used
 
 
 @dataclass(frozen=True)
@@ -21,14 +23,12 @@ class MultiLabelDataset:
 
     root      folder that `names` are relative to
     names     (N,) str
-    keys      (N,) uint64: a hash of each file's content; ABSENT where it is missing
     true      (N, L) int8 in {0, 1}; None where the full labels are not known
     observed  (N, L) int8 in {-1, 0, +1}; 0 = unknown
     """
 
     root: Path
     names: np.ndarray
-    keys: np.ndarray
     true: np.ndarray | None
     observed: np.ndarray
 
@@ -37,22 +37,31 @@ class MultiLabelDataset:
 
     def rows(self, index: np.ndarray) -> "MultiLabelDataset":
         true = None if self.true is None else self.true[index]
-        return MultiLabelDataset(self.root, self.names[index], self.keys[index], true, self.observed[index])
+        return MultiLabelDataset(self.root, self.names[index], true, self.observed[index])
 
-    def paths(self) -> list[ImageFile]:
-        return [
-            ImageFile(os.path.join(self.root, name), key)
-            for name, key in zip(self.names.tolist(), self.keys.tolist(), strict=True)
-        ]
+    def paths(self) -> list[str]:
+        return [os.path.join(self.root, name) for name in self.names.tolist()]
+
+    @cached_property
+    def stamps(self) -> np.ndarray:
+        """(N, 2) int64: size in bytes and modification time in ns of each image file; -1 if it is missing."""
+        return np.array([_stamp(path) for path in self.paths()], dtype=np.int64).reshape(-1, 2)
 
     def image_key(self) -> str:
-        """Digest of the image list, of every file's content and of the rules of decoding: what a cache made from images
-        depends on."""
-        return digest(PIXELS, self.names, self.keys)
+        """Digest of names, sizes and times of the images and the rules of decoding: what caches depend on."""
+        return digest(PIXELS, self.names, self.stamps)
 
     def key(self) -> str:
-        """Digest of images and labels: a run must not be resumed on other ones."""
-        return digest(self.names, self.keys, self.true, self.observed)
+        """Digest of what a run depends on: names and sizes of the images, and their labels."""
+        return digest(self.names, self.stamps[:, 0], self.true, self.observed)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -82,15 +91,6 @@ class Splits:
         """Digest of images and labels: a run is not resumed on different ones."""
         return digest([split.key() for split in self.named().values()])
 
-    def images(self) -> dict[str, np.ndarray]:
-        """Which pictures these are: split, name and key of each, (N,)."""
-        splits = self.named()
-        return {
-            "splits": np.repeat(list(splits), [len(split) for split in splits.values()]),
-            "names": np.concatenate([split.names for split in splits.values()]),
-            "keys": np.concatenate([split.keys for split in splits.values()]),
-        }
-
 
 def load(
     folder: Path,
@@ -98,7 +98,6 @@ def load(
     image_root: str | None = None,
     skip_missing: bool = False,
     need_images: bool = True,
-    cache: Path | None = None,
     draw: int = 0,
 ) -> Splits:
     """The splits of a formatted data set. One without validation images of its own sets a fifth of train aside.
@@ -106,7 +105,6 @@ def load(
     image_root    where the images lie, if not where the formatted files say
     skip_missing  drop images that are not on the disk, after the split is drawn
     need_images   False: only names and labels are read, and no image need be on the disk
-    cache         folder that remembers what the image files hold
     draw          0: the formatted known labels; K > 0: drawn from the full labels with seed 1200 + K
     Raises UserError for files that are absent or contradict each other, and for missing images.
     """
@@ -127,8 +125,7 @@ def load(
     root = files.image_root(folder, image_root)
     found = {}
     for name, (images, true, observed) in arrays.items():
-        keys = content_keys(root, images, cache) if need_images else np.full(len(images), ABSENT, np.uint64)
-        found[name] = MultiLabelDataset(root, images, keys, true, observed)
+        found[name] = MultiLabelDataset(root, images, true, observed)
     _check_apart(found)
     train, val, test = (found.get(name) for name in ("train", files.VALIDATION, "val"))
     if val is None:
@@ -144,28 +141,17 @@ def load(
 
 
 def _check_apart(found: dict[str, MultiLabelDataset]) -> None:
-    """Raises UserError where two splits name the same file; says so where two files hold the same picture."""
-    for name, split in found.items():
-        _, first, row_of = np.unique(split.keys, return_index=True, return_inverse=True)
-        again = np.flatnonzero((first[row_of] != np.arange(len(split))) & (split.keys != ABSENT))
-        if len(again):
-            names = f"{split.names[first[row_of[again[0]]]]} = {split.names[again[0]]}"
-            print(f"warning: {len(again):,} pictures are in the {name} images more than once, the first {names}")
+    """Raises UserError if two splits name the same file."""
     for one, other in itertools.combinations(found, 2):
-        a, b = found[one], found[other]
-        if len(both := np.intersect1d(a.names, b.names)):
+        if len(both := np.intersect1d(found[one].names, found[other].names)):
             raise UserError(
                 f"{both[0]} is in both the {one} and the {other} images ({len(both):,} are), and may be in one only"
             )
-        both, in_a, in_b = np.intersect1d(a.keys, b.keys, return_indices=True)
-        if len(same := np.flatnonzero(both != ABSENT)):
-            names = f"{a.names[in_a[same[0]]]} = {b.names[in_b[same[0]]]}"
-            print(f"warning: {len(same):,} pictures are in both the {one} and the {other} images, the first {names}")
 
 
 def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:
     """The split without its missing images; raises UserError where images may not be missing."""
-    there = split.keys != ABSENT
+    there = split.stamps[:, 0] >= 0
     if not there.all() and not skip_missing:
         raise UserError(
             f"{split.paths()[int(np.argmin(there))]} not found ({np.count_nonzero(~there):,} of {len(split):,} {name} "

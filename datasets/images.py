@@ -10,24 +10,23 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 import datasets.walk  # noqa: F401  registers HEIC if its reader is installed
-from datasets.content import read_image
 from datasets.dataset import MultiLabelDataset
 from util import distributed
 from util.devices import generator
 from util.errors import UserError, describe_error
-from util.row_cache import RowFile, cached_rows
+from util.row_cache import cached_rows
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or told in one line
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # long metadata does not make a PNG unreadable
 DECODED = 32  # images per block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
 PLACES = ("gpu", "disk", "none")  # from the fastest to the slowest
@@ -41,19 +40,36 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     resample: "bilinear" or "bicubic", with antialiasing. PyTorch computes Pillow's filter of that name to within 2 of
     255 levels, and no library tried is much faster (benchmarks/decode.py).
     """
-    content = read_image(path)
+    if problem := image_problem(path, pixels := []):
+        raise UserError(
+            f"{path} is not a readable image ({problem}); replace it (`python preproc/check.py --dataset NAME` lists "
+            "every bad image)"
+        )
+    return squash(pixels[0], size, resample)
+
+
+def image_problem(path: str, pixels: list[np.ndarray] | None = None) -> str | None:
+    """What is wrong with an image file, in a few words; None if it can be decoded. Its pixels are added to `pixels`."""
     try:
-        with Image.open(BytesIO(content)) as image:
-            pixels = rgb(image)
+        with open(path, "rb") as file, Image.open(file) as image:
+            decoded = rgb(image)
     except MemoryError:
         raise
     except Exception as error:  # each of Pillow's formats raises its own
-        reason = "of no known kind" if isinstance(error, UnidentifiedImageError) else describe_error(error)
-        raise UserError(
-            f"{path} is not a readable image ({reason}); replace it (`python preproc/check.py --dataset NAME` "
-            "lists every bad image)"
-        ) from None
-    return squash(pixels, size, resample)
+        if isinstance(error, FileNotFoundError):
+            return "missing"
+        return "of no known kind" if isinstance(error, UnidentifiedImageError) else describe_error(error)
+    if pixels is not None:
+        pixels.append(decoded)
+    return None
+
+
+def accept_truncated(accept: bool) -> None:
+    """Whether `decode` accepts images that are cut short, and leaves the missing part grey or black."""
+    ImageFile.LOAD_TRUNCATED_IMAGES = accept
+
+
+GREY_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
 
 
 def image_problem(path: str) -> str | None:
@@ -69,13 +85,14 @@ def image_problem(path: str) -> str | None:
 def rgb(image: Image.Image) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a Pillow image, upright: turned and mirrored as its EXIF orientation says.
 
-    What each of Pillow's modes becomes; change content.PIXELS with it:
+    What each of Pillow's modes becomes; increase dataset.PIXELS if a rule changes:
 
     RGB                  as stored; Pillow keeps the high byte of 16-bit colours
     1, L, P              the grey level or the palette's colour
     RGBA, LA, PA, and any mode with a transparent colour or palette  composed on white
-    I;16, I;16B, I       grey of 16 bits, clipped to 0..65535: its high byte, so that 65535 becomes 255
-    F                    grey: times 255 where no value is above 1, else taken as 0..255; rounded, clipped, NaN is black
+    I;16, I;16B, I       grey of 8, 10, 12, 14 or 16 bits, the fewest that hold its largest value: its highest 8 bits.
+                         Values are clipped to 0..65535
+    F                    grey: times 255 if no value is above 1, else taken as 0..255; rounded, clipped, NaN is black
     CMYK, YCbCr, others  Pillow's conversion, without colour profile
 
     Of an animation, the frame that the image is at: of a file just opened, the first. Damaged EXIF is ignored.
@@ -85,7 +102,9 @@ def rgb(image: Image.Image) -> np.ndarray:
         ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I"):
         values = np.asarray(image)
-        grey = (values.clip(0, 65535) >> 8).astype(np.uint8)
+        grey = values.clip(0, 65535).astype(np.uint16)
+        bits = next(bits for bits in GREY_BITS if grey.max() < 2**bits)
+        grey = (grey >> bits - 8).astype(np.uint8)
         image = Image.fromarray(np.where(values == image.info.get("transparency"), np.uint8(255), grey))
     elif image.mode == "F":
         values = np.nan_to_num(np.asarray(image))
@@ -133,7 +152,7 @@ class Images:
 
     paths: list[str]
     size: int
-    kept: Tensor | RowFile | None
+    kept: Tensor | np.ndarray | None
     workers: int
 
     def __len__(self) -> int:
@@ -185,7 +204,7 @@ def decode_batches(
 
 
 def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
-    """Named by image list, contents and pixel size: another list or picture makes another file."""
+    """Named by a digest of the image list, the files' sizes and times, and the pixel size."""
     return folder / f"images_{size}px_{split.image_key()}.npy"
 
 
@@ -236,7 +255,7 @@ def open_images(
     if where == "gpu":
         resident = torch.empty(kept.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(kept), MOVED):
-            resident[start : start + MOVED] = torch.from_numpy(kept[start : start + MOVED])
+            resident[start : start + MOVED] = torch.from_numpy(np.array(kept[start : start + MOVED]))
         kept = resident
     return Images(paths, size, kept, workers)
 

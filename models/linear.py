@@ -121,7 +121,7 @@ def features(
     shape = (len(split), 1 + mirrored, head.in_features)
     path = folder / f"features_{digest(key)}.npy"
     try:
-        kept = cached_rows(path, shape, np.float32, rows_from, "features of the frozen backbone", about=key)
+        kept = cached_rows(path, shape, np.float32, rows_from, "features of the frozen backbone", key)
     finally:
         with_head(model, head)
     return Features(torch.from_numpy(np.array(kept)).to(device))

@@ -16,7 +16,6 @@ from PIL import Image
 import pseudo_labels
 from config import Config
 from datasets import Classes, MultiLabelDataset, files
-from datasets.content import content_keys
 from datasets.images import rgb
 from reporting.runs import Run, read_per_class, read_predictions
 from util import devices
@@ -218,8 +217,7 @@ def _pseudo(
         notes.append(f"pseudo-labels are not shown: {config.teacher} would take a while to score these images")
     else:
         chosen, num_labels = images[rows], len(names)
-        keys = content_keys(root or Path(), chosen)
-        split = MultiLabelDataset(root or Path(), chosen, keys, None, np.zeros((len(rows), num_labels)))
+        split = MultiLabelDataset(root or Path(), chosen, None, np.zeros((len(rows), num_labels)))
         try:
             classes = files.read_classes(config.folder, num_labels)
             with tempfile.TemporaryDirectory() as folder:

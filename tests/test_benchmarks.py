@@ -43,7 +43,6 @@ TOY = f"{SMALL} --test 10"
             "-m timm:test_resnet --sizes 32 --images 6 --batch-size 4 --threads 1 -g cpu",
             ["| 32 |", "of both at once"],
         ),
-        ("contents", "--images 6 --size 32", ["| decoding |", "| keys, first run |", "| keys, later run |"]),
         ("metrics", "--images 300 --labels 5", ["mAP, this code", "mAP, Python loops", "difference of an AP"]),
         ("preproc", "--share 0.001", ["COCO's two instance files", "CUB's table", "single positives of 82 x 80"]),
     ],

@@ -1,6 +1,5 @@
 """Files are whole or absent, and passes go on where they stopped."""
 
-import os
 import threading
 
 import numpy as np
@@ -42,70 +41,13 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} <= {"rows.npy", ".rows.npy.lock"}
 
 
-def test_a_pass_that_fails_before_its_first_rows_leaves_nothing(tmp_path):
-    def failing(rows):
-        raise UserError("no teacher")
-
-    with pytest.raises(UserError):
-        cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, failing, "test")
-    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
-
-
 def test_what_a_files_name_stands_for_is_written_beside_it(tmp_path):
-    cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test", about={"of": "what"})
+    cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test", metadata={"of": "what"})
     assert files.read_json(tmp_path / "rows.json") == {"of": "what"}
-
-
-def two_rows(rows):
-    yield np.ones((2, 3), np.float32)
-    raise KeyboardInterrupt
 
 
 def all_twos(rows):
     return [np.full((len(rows), 3), 2, np.float32)]
-
-
-def damaged(path, where: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[where] ^= 1
-    path.write_bytes(content)
-
-
-@pytest.mark.parametrize("where, ones", [(-1, 2), (-45, 1), (-60, 1)])  # a hole, a checksum, values
-def test_rows_of_a_partial_file_that_are_not_whole_are_written_again(tmp_path, where, ones):
-    """As after a power cut."""
-    path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
-    with pytest.raises(KeyboardInterrupt):
-        cached_rows(path, (4, 3), np.float32, two_rows, "test")
-    damaged(partial, where)
-    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:][:, 0].tolist() == [1] * ones + [2] * (4 - ones)
-
-
-@pytest.mark.parametrize("where", [-1, -12, -70])
-def test_a_row_of_a_finished_file_that_was_changed_is_told(tmp_path, where):
-    rows = cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")
-    damaged(tmp_path / "rows.npy", where)
-    with pytest.raises(UserError, match=r"rows\.npy: row \d is damaged.*remove it, and it is made again"):
-        cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")[:]
-    assert rows.shape == (4, 3)
-
-
-def test_a_file_that_is_cut_short_while_it_is_read_is_told(tmp_path):
-    """A mapped file would end the process with SIGBUS."""
-    rows = cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")
-    os.truncate(tmp_path / "rows.npy", 100)
-    with pytest.raises(UserError, match="row 0 is damaged, or the file was cut short"):
-        rows[np.array([0, 3])]
-    with pytest.raises(UserError, match="is not an array of"):
-        cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test")
-
-
-def test_a_partial_file_of_another_size_is_begun_again(tmp_path):
-    path, partial = tmp_path / "rows.npy", tmp_path / ".rows.npy.partial"
-    with pytest.raises(KeyboardInterrupt):
-        cached_rows(path, (4, 3), np.float32, two_rows, "test")
-    partial.write_bytes(partial.read_bytes()[:-1])
-    assert cached_rows(path, (4, 3), np.float32, all_twos, "test")[:][:, 0].tolist() == [2, 2, 2, 2]
 
 
 def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path):

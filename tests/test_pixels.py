@@ -5,10 +5,10 @@ import io
 import numpy as np
 import pytest
 from conftest import make_toy
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, PngImagePlugin
 
 from datasets import dataset, load
-from datasets.images import cache_file, decode, rgb
+from datasets.images import accept_truncated, cache_file, decode, image_problem, rgb
 from models.saved import Predictor
 from util.errors import UserError
 
@@ -115,6 +115,31 @@ def test_grey_of_16_bits_is_scaled_not_saturated(tmp_path):
     assert (rgb(big_endian) == SHALLOW).all()
     assert (read(big_endian, tmp_path / "big.tiff") == SHALLOW).all()
     assert (rgb(Image.fromarray(np.array([[-5, 70000]], dtype=np.int32))) == grey([[0, 255]])).all()
+
+
+def test_grey_of_fewer_bits_in_16_or_32_is_scaled_by_what_the_file_uses(tmp_path):
+    for bits in (8, 10, 12, 14):
+        values = np.array([[0, 2 ** (bits - 1)], [2**bits - 1, 2 ** (bits - 2)]])
+        for kind, dtype in (("a.png", np.uint16), ("b.tiff", np.uint16), ("c.tiff", np.int32)):
+            assert (read(Image.fromarray(values.astype(dtype)), tmp_path / kind) == grey([[0, 128], [255, 64]])).all()
+
+
+def test_long_metadata_do_not_make_a_picture_unreadable(tmp_path):
+    text = PngImagePlugin.PngInfo()
+    text.add_text("comment", "a" * 2**22, zip=True)
+    assert (read(Image.fromarray(COLOURS), tmp_path / "a.png", pnginfo=text) == COLOURS).all()
+
+
+def test_a_truncated_image_is_read_if_the_user_accepts_it(tmp_path):
+    path = tmp_path / "a.jpg"
+    Image.fromarray(np.full((64, 64, 3), 200, np.uint8)).save(path)
+    path.write_bytes(path.read_bytes()[:-20])
+    assert "truncated" in image_problem(str(path))
+    try:
+        accept_truncated(True)
+        assert image_problem(str(path)) is None and decode(str(path), 8)[0, 0, 0] == 200
+    finally:
+        accept_truncated(False)
 
 
 def test_a_transparent_level_of_16_bits_is_white(tmp_path):
