@@ -40,28 +40,34 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     resample: "bilinear" or "bicubic", with antialiasing. PyTorch computes Pillow's filter of that name to within 2 of
     255 levels, and no library tried is much faster (benchmarks/decode.py).
     """
-    if problem := image_problem(path, pixels := []):
+    pixels = _read(path)
+    if isinstance(pixels, str):
         raise UserError(
-            f"{path} is not a readable image ({problem}); replace it (`python preproc/check.py --dataset NAME` lists "
+            f"{path} is not a readable image ({pixels}); replace it (`python preproc/check.py --dataset NAME` lists "
             "every bad image)"
         )
-    return squash(pixels[0], size, resample)
+    return squash(pixels, size, resample)
 
 
-def image_problem(path: str, pixels: list[np.ndarray] | None = None) -> str | None:
-    """What is wrong with an image file, in a few words; None if it can be decoded. Its pixels are added to `pixels`."""
+def image_problem(path: str) -> str | None:
+    """What is wrong with an image file, in a few words; None if it can be decoded."""
+    pixels = _read(path)
+    return pixels if isinstance(pixels, str) else None
+
+
+def _read(path: str) -> np.ndarray | str:
+    """The pixels as in `rgb`, or what is wrong with the file."""
     try:
         with open(path, "rb") as file, Image.open(file) as image:
-            decoded = rgb(image)
+            return rgb(image)
     except MemoryError:
         raise
+    except FileNotFoundError:
+        return "missing"
+    except UnidentifiedImageError:
+        return "of no known kind"
     except Exception as error:  # each of Pillow's formats raises its own
-        if isinstance(error, FileNotFoundError):
-            return "missing"
-        return "of no known kind" if isinstance(error, UnidentifiedImageError) else describe_error(error)
-    if pixels is not None:
-        pixels.append(decoded)
-    return None
+        return describe_error(error)
 
 
 def accept_truncated(accept: bool) -> None:
@@ -70,16 +76,6 @@ def accept_truncated(accept: bool) -> None:
 
 
 GREY_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
-
-
-def image_problem(path: str) -> str | None:
-    """What is wrong with an image file, in a few words; None if it can be decoded."""
-    try:
-        decode(path, 8)
-    except UserError as error:
-        text = " ".join(str(error).rsplit("; ", 1)[0].split()).removeprefix(path).strip()
-        return text.removeprefix("is not a readable image ").strip("()")
-    return None
 
 
 def rgb(image: Image.Image) -> np.ndarray:
