@@ -144,7 +144,7 @@ DAMP_RULE = Rule(
     topk_labels,
     dict(
         temperature=Setting(*SOFTMAX, flags=("-t", "--temp"), cub=0.1),
-        eta=Setting(0.0, ETA, "[0, 1)", "[0, 0.5]", coco=0.3, nuswide=0.3, cub=0.005),
+        eta=Setting(0.0, ETA, "[0, 1)", coco=0.3, nuswide=0.3, cub=0.005),
         teacher_topk=Setting(3, "positive pseudo-labels an image may have", "[1, inf)", (1, 2, 3, 5), cub=32),
         threshold=Setting(0.5, FROM, "(0, 1)", "[0.05, 0.9]", flags=("-th",), nuswide=0.6, cub=0.005),
         negative_fraction=NEGATIVES,  # differs: the paper has 0.3 on COCO, but its code lets none reach the loss

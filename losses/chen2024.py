@@ -22,7 +22,7 @@ Q2 = "robustness of an unknown label's positive loss (1 - p^q) / q: nll(p) for q
 SHARED = dict(
     mu=Setting(0.8, "last value of mu, the probability at which an unknown label weighs most", "[0, 1]", "[0.4, 1]"),
     sigma=Setting(0.5, "last value of sigma, the width of that weight", "(0, inf)", "[0.2, 2]"),
-    q2=Setting(0.01, Q2, "(0, inf)", "[0.01, 1]"),
+    q2=Setting(0.01, Q2, "(0, inf)"),
     eps=Setting(1e-7, "added to p inside every logarithm, as in the published code", "(0, 1)"),
 )
 NLL_7 = -log(0.5 + SHARED["eps"].default)  # nll(p) at p = 1/2
@@ -76,8 +76,8 @@ GR = Method(
     at_half=(NLL_7, UNKNOWN, UNKNOWN, UNKNOWN, NLL_7),
     settings=dict(
         slope=Setting(2.0, SLOPE, "", "[1, 10]"),
-        offset=Setting(-2.0, OFFSET, "", "[-8, 0]"),
-        q3=Setting(1.0, Q3, "(0, inf)", "[0.3, 2]"),
+        offset=Setting(-2.0, OFFSET),
+        q3=Setting(1.0, Q3, "(0, inf)"),
         **SHARED,
     ),
     recipe=dict(epochs={"*": 8, "digits": 7}, head_rate=HEAD_RATE),  # digits: as many as for every other method

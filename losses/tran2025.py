@@ -58,12 +58,12 @@ GPR = Method(
     settings=dict(
         rho=Setting(0.9, "share of a positive pseudo-label's weight that goes to the positive loss", "[0.5, 1]"),
         min_weight=Setting(0.4, "least weight of a positive pseudo-label", "[0, 1]", coco=0.5, nuswide=0.5, cub=0.2),
-        max_weight=Setting(0.7, "largest weight of a positive pseudo-label", "[0, 1]", "[0.5, 1]", cub=0.8),
+        max_weight=Setting(0.7, "largest weight of a positive pseudo-label", "[0, 1]", cub=0.8),
         reg=Setting(0.05, "weight of the regulariser R", "[0, inf)", "[0.001, 1]", coco=1e-3, nuswide=1e-3, cub=1e-2),
         expected_positives=EXPECTED_POSITIVES,
         slope=Setting(2.0, SLOPE, "", "[1, 10]", coco=10.0, nuswide=10.0, cub=10.0),
-        offset=Setting(-2.0, OFFSET, "", "[-8, 0]", coco=-8.0, nuswide=-8.0, cub=-8.0),
-        q3=Setting(1.0, Q3, "(0, inf)", "[0.3, 2]", cub=1.5),
+        offset=Setting(-2.0, OFFSET, coco=-8.0, nuswide=-8.0, cub=-8.0),
+        q3=Setting(1.0, Q3, "(0, inf)", cub=1.5),
         **SHARED,
     ),
     recipe=dict(

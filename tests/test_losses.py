@@ -135,6 +135,7 @@ def test_a_pseudo_label_of_0_is_no_opinion(name):
         ("-d pascal -l LL_R", dict(batch_size=16, optimizer="sgd", lr=5e-3, weight_decay=1e-3, delta=0.2)),
         ("-d pascal -l LL_Ct", dict(batch_size=16, optimizer="adam", lr=1e-5, weight_decay=0.0, delta=0.2)),
         ("-d cub -l LL_Cp", dict(batch_size=16, optimizer="adam", lr=1e-5, weight_decay=0.0, delta=0.1)),
+        ("-d cub -l asl", dict(lr=1e-5)),
         ("-d digits -l LL_Cp", dict(batch_size=8, lr=3e-3)),
         ("-d coco -l gpr", dict(epochs=8, negative_fraction=0.0, eta=0.3)),
         ("-d nuswide -l gpr", dict(epochs=10, batch_size=16)),
