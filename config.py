@@ -19,6 +19,7 @@ from datasets import check_name as check_dataset
 from datasets.images import Augmentation
 from losses import LOSSES, Method
 from models import BACKBONES, teachers
+from util.devices import check_gpu
 from util.errors import OneLineParser, UserError, torchrun_rank
 from util.files import local_file, read_json
 from util.settings import Setting, flag, keywords
@@ -85,11 +86,11 @@ class Config:
     calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=CALIBRATIONS)
     similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: another program's teacher", metavar="FILE")
 
-    gpu: str = option(RUN, "0", "CUDA index, or cpu; under torchrun each process takes its own", flags=("-g",))
+    gpu: str = option(RUN, "0", "CUDA index, or cpu, or mps (Apple); under torchrun each process takes its own", flags=("-g",))
     workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, 1024]")
     cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
-    cuda_graph: bool = option(RUN, True, "replay the training step as a CUDA graph (on one GPU)")
-    compile: bool = option(RUN, False, "train full batches through torch.compile, in a single process: minutes once, and other last bits of the results; needs a C++ compiler")
+    cuda_graph: bool = option(RUN, False, "capture the network as a CUDA graph for full training batches (on a GPU, in a single process)")
+    compile: bool = option(RUN, False, "compile the network for full training batches (torch.compile, in a single process): takes minutes once, changes the last bits of the results, and needs a C++ compiler")
     checks: bool = option(RUN, True, "check for about a second at the start that a GPU computes what it should")
     deterministic: bool = option(RUN, False, "only algorithms that give the same numbers every time, on a GPU too; slower there")
     eval_batch_size: int = option(RUN, 64, "evaluation batch size", "[1, inf)", metavar="IMAGES")
@@ -315,8 +316,7 @@ def check(config: Config) -> None:
         check_views(config)
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
-    if config.gpu != "cpu" and not config.gpu.isdecimal():
-        raise UserError(f"--gpu takes a CUDA index or cpu, not {config.gpu!r}")
+    check_gpu(config.gpu)
     for name in ("weights", "text_features", "similarity"):
         path = getattr(config, name)
         if path is not None and not Path(path).is_file():

@@ -2,8 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
@@ -11,10 +10,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import SyncBatchNorm
-from torch.nn.modules.batchnorm import _BatchNorm
 
-import checks
 from datasets import MultiLabelDataset
 from datasets.images import Augmentation, Images, on_device
 from losses import Loss, Targets
@@ -25,7 +21,6 @@ from util.devices import autocast, generator, random_state, seed_other_processes
 from util.errors import UserError, describe_error
 from util.signals import Stop
 
-WARM_UP = 3  # steps before the capture: cuDNN picks its algorithms, the optimizer makes its state
 REPORT_SECONDS = 1.0  # how often the progress bar reads the loss, which waits for the device
 
 
@@ -102,33 +97,38 @@ def one_cycle(step: int, steps: int) -> float:
 SCHEDULES = {"constant": None, "cosine": cosine, "onecycle": one_cycle}  # (step, steps) -> multiple of the rate
 
 
-@contextmanager
-def uncounted(layers: list[_BatchNorm]) -> Iterator[None]:
-    """Without the counters of batches of batch norm layers that have a momentum, and so never read them: on a GPU each
-    costs a kernel. They keep their values, and their places in checkpoints."""
-    counters = [layer.num_batches_tracked for layer in layers]
-    for layer in layers:
-        layer.num_batches_tracked = None
+def accelerate(model: Backbone, inputs: Tensor, compiled: bool) -> torch.nn.Module:
+    """The network for training batches of this shape, captured as a CUDA graph or compiled. Other batches use the model
+    itself, whose tensors it shares. Making it runs the network, so batch norm's statistics and the random state are
+    restored afterwards. Raises UserError if PyTorch cannot make it."""
+    began, device = time.monotonic(), inputs.device
+    buffers, random = [buffer.clone() for buffer in model.buffers()], random_state(device)
+    option, done = ("--compile", "compiled") if compiled else ("--cuda-graph", "captured as a CUDA graph")
     try:
-        yield
-    finally:
-        for layer, counter in zip(layers, counters, strict=True):
-            layer.num_batches_tracked = counter
+        if compiled:
+            network = torch.compile(model, dynamic=False, mode="reduce-overhead")
+            network(inputs).sum().backward()
+            model.zero_grad()
+        else:
+            # gradients are accumulated on the capture's stream, with which autograd synchronizes the current one
+            torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
+            network = torch.cuda.make_graphed_callables(torch.nn.Sequential(model), (inputs,))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"{option} does not work here ({describe_error(error)}); leave it out") from None
+    for buffer, value in zip(model.buffers(), buffers, strict=True):
+        buffer.copy_(value)
+    set_random_state(random, device)
+    print(f"the network is {done}, in {time.monotonic() - began:.0f} s")
+    return network
 
 
 class TrainingStep:
     """One training step: a batch in, new weights and the loss of the batch out.
 
-    On a GPU a batch of 8 takes less time to compute than Python takes to launch its kernels. There the step of a full
-    batch is captured in a CUDA graph, after WARM_UP eager steps, and replayed from then on; a smaller last batch is
-    trained eagerly. A replay reads and writes the memory of the capture: weights, optimizer state and a loss's buffers
-    may change between steps, but only in place; so does a learning rate that has a schedule, which is a tensor then.
-    Where a plain number of the loss has changed, the step is captured again; where it changes all the time, or where a
-    capture fails or its replay learns something else than the eager step (`checks`), steps stay eager, with a note.
-
-    Where asked for, full batches go through the network as torch.compile makes it, in a single process.
-
-    With several processes each computes its part of the batch, and no step is captured.
+    With several processes each computes its part of the batch. In a single process, full batches go through the
+    accelerated network if `cuda_graph` (on a GPU) or `compile` is set; loss and optimizer are always eager.
     """
 
     def __init__(
@@ -140,174 +140,57 @@ class TrainingStep:
         lr: float,
         batch_size: int,
         precision: str = "float32",
-        cuda_graph: bool = True,
         head_rate: float = 1.0,
         optimizer: str = "adam",
         weight_decay: float = 0.0,
-        scheduled: bool = False,
-        checked: bool = True,
-        compiled: bool = False,
+        cuda_graph: bool = False,
+        compile: bool = False,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
-        self.batch_size, self.precision, self.checked = batch_size, precision, checked
+        self.batch_size, self.precision, self.compile = batch_size, precision, compile
         self.device = data.observed.device
         groups = parameter_groups(model, loss_function, lr, head_rate)
         self.rates = [group["lr"] for group in groups]
-        if scheduled:
-            groups = [group | {"lr": torch.tensor(group["lr"], device=self.device)} for group in groups]
         self.optimizer = OPTIMIZERS[optimizer](groups, weight_decay=weight_decay)
         self.network = distributed.wrap(model, self.device)
-        self.to_compile = compiled and distributed.world_size() == 1
-        self.network_of_full = torch.compile(model, dynamic=False) if self.to_compile else self.network
-        norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.momentum is not None]
-        self.batch_norms = [norm for norm in norms if not isinstance(norm, SyncBatchNorm)]  # which insists on a counter
-        captures = cuda_graph and self.device.type == "cuda" and distributed.world_size() == 1
-        self.stream = torch.cuda.Stream(self.device) if captures else None
-        self.captures = captures
-        self.warmed_up = self.replays = self.short = 0  # short: captures in a row that were of use once
-        self.graph: torch.cuda.CUDAGraph | None = None
+        self.accelerates = distributed.world_size() == 1 and (compile or (cuda_graph and self.device.type == "cuda"))
+        self.accelerated: torch.nn.Module | None = None
 
     def set_rate(self, multiple: float) -> None:
         """Give the next step this multiple of each learning rate."""
         for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"].fill_(rate * multiple)
+            group["lr"] = float(np.float32(rate * multiple))  # the rounding of a rate in a tensor
 
     def load_optimizer(self, state: dict) -> None:
-        """Restore what the optimizer remembers of each parameter. Its rates are those of this step: a schedule is a
-        function of the step's number."""
+        """Restore the optimizer's state of each parameter. Its learning rates follow from the settings."""
         self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["state"]})
 
     def __call__(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
-        """This process's part of the loss of the batch, () float on the device, overwritten by the next step.
+        """This process's part of the loss of the batch, () float on the device.
 
         images      (B, 3, S, S) uint8, or features (B, V, D) float
         index       (B,) int64 rows of the training set;  flips  (B,) bool
         batch_size  images of the batch on all processes
         """
-        full = batch_size == self.batch_size
+        full, world_size = batch_size == self.batch_size, distributed.world_size()
         torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
-        batch = (images, index, flips)
-        if full and self.to_compile:
-            return self._compile(*batch)
-        if self.stream is None:
-            loss = self._eager(*batch, batch_size)
-            self.warmed_up += 1
-            if self.checked and self.warmed_up == WARM_UP and distributed.world_size() > 1:
-                checks.equal_weights([*self.model.parameters(), *self.loss_function.parameters()])
-            return loss
-        if full and self.captures and self.warmed_up == WARM_UP:
-            self._capture_if_stale(*batch)
-        if full and self.graph is not None:
-            self.replays += 1
-            return self._checked_replay(*batch) if self.checked and self.replays == 2 else self._replay(*batch)
-        self.warmed_up += full and self.warmed_up < WARM_UP
-        return self._beside(*batch, batch_size)
-
-    def _compile(self, *batch: Tensor) -> Tensor:
-        """The first step of a full batch, in which PyTorch compiles the network. Raises UserError where it cannot."""
-        began, self.to_compile = time.monotonic(), False
-        try:
-            loss = self(*batch, self.batch_size)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # of the compiler, or that there is none
-            raise UserError(f"--compile does not work here ({describe_error(error)}); leave it out") from None
-        print(f"the network is compiled, in {time.monotonic() - began:.0f} s")
-        return loss
-
-    def _beside(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
-        """The eager step on the capture stream, where the gradients of a step that is captured must be created."""
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            loss = self._eager(images, index, flips, batch_size)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return loss
-
-    def _replay(self, images: Tensor, index: Tensor, flips: Tensor) -> Tensor:
-        for held, given in zip(self.held, (images, index, flips), strict=True):
-            held.copy_(given, non_blocking=True)
-        self.graph.replay()
-        return self.loss
-
-    def _checked_replay(self, *batch: Tensor) -> Tensor:
-        """The replay of another batch than the captured one, if it is what the eager step is, else the eager step."""
-        loss, wrong = checks.replay(
-            lambda: self._beside(*batch, self.batch_size), lambda: self._replay(*batch), self._state(), self.device
-        )
-        if wrong:
-            self._stay_eager(wrong)
-        return loss
-
-    def _state(self) -> dict[str, list[Tensor]]:
-        """All that a step changes, by kind: what differs in size is told apart."""
-        remembered: dict[str, list[Tensor]] = {}
-        for state in self.optimizer.state.values():
-            for name, tensor in state.items():
-                remembered.setdefault(f"the optimizer's {name}", []).append(tensor)
-        return remembered | {
-            "weights": list(self.model.parameters()),
-            "buffers": list(self.model.buffers()),
-            "loss": [*self.loss_function.parameters(), *self.loss_function.buffers()],
-        }
-
-    def _eager(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
         self.optimizer.zero_grad(set_to_none=True)
-        # SyncBatchNorm gathers float32 from processes with images, and wants the same type from one without
-        with uncounted(self.batch_norms), autocast(self.device, self.precision if len(index) else "float32"):
-            network = self.network_of_full if batch_size == self.batch_size else self.network
-            logits = network(self.model.to_input(images, flips))
+        # SyncBatchNorm gathers float32 from processes with images, and expects the same type from one without
+        with autocast(self.device, self.precision if len(index) else "float32"):
+            inputs = self.model.to_input(images, flips)
+            if full and self.accelerates and self.accelerated is None:
+                self.accelerated = accelerate(self.model, inputs, self.compile)
+            network = self.accelerated if full and self.accelerates else self.network
+            logits = network(inputs)
         loss = self.loss_function(logits, self.data.targets(index))
         if len(index) != batch_size:
             loss = loss * (len(index) / batch_size)
-        world_size = distributed.world_size()  # gradients are averaged over processes
-        (loss * world_size if world_size > 1 else loss).backward()
+        (loss * world_size).backward()  # gradients are averaged over the processes
         if world_size > 1:
-            for parameter in self.loss_function.parameters():  # the network averages its own
+            for parameter in self.loss_function.parameters():  # DistributedDataParallel averages the network's
                 distributed.all_sum(parameter.grad).div_(world_size)
         self.optimizer.step()
         return loss.detach()
-
-    def _capture_if_stale(self, images: Tensor, index: Tensor, flips: Tensor) -> None:
-        constants = checks.constants(self.loss_function)
-        if self.graph is not None:
-            if constants == self.constants:
-                return
-            self.short = self.short + 1 if self.replays == 1 else 0
-            if self.short == 2:
-                self._stay_eager("the loss changes plain numbers at every step; a buffer, changed in place, would do")
-                return
-        self.constants, self.graph = constants, None
-        self._capture(images, index, flips)
-
-    def _capture(self, images: Tensor, index: Tensor, flips: Tensor) -> None:
-        """Record the step of a full batch, without computing it; `held` is where a replay reads its batch. Where that
-        fails nothing has been computed either, so weights and optimizer are as they were."""
-        self.held = [given.clone(memory_format=torch.preserve_format) for given in (images, index, flips)]
-        graph, current, self.replays = torch.cuda.CUDAGraph(), torch.cuda.current_stream(), 0
-        self._capturable(True)
-        try:  # thread_local: a thread that copies a checkpoint meanwhile is no error
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.loss = self._eager(*self.held, self.batch_size)
-            self.graph = graph
-        except RuntimeError as error:
-            torch.cuda.set_stream(current)  # leaving a capture that failed does not
-            cause = error.__context__ or error  # leaving it fails too, and says less
-            out = isinstance(cause, torch.OutOfMemoryError)
-            self._stay_eager("the GPU is out of memory for it" if out else describe_error(cause))
-        finally:
-            self._capturable(False)
-
-    def _stay_eager(self, reason: str) -> None:
-        """Give the graph up, and its memory."""
-        self.captures, self.graph, self.held = False, None, None
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.cuda.empty_cache()
-        print(f"note: steps are not replayed as a CUDA graph, which is slower: {reason}")
-
-    def _capturable(self, on: bool) -> None:
-        """Adam must be marked so during a capture, and warns if it is elsewhere; a fused one is capturable anyway."""
-        for group in self.optimizer.param_groups:
-            group["capturable"] = on
 
 
 def running_average(model: Backbone, decay: float) -> torch.nn.Module:
@@ -352,8 +235,7 @@ class Training:
         ema: float = 0.0,
         augmentation: Augmentation | None = None,
         precision: str = "float32",
-        cuda_graph: bool = True,
-        checked: bool = True,
+        cuda_graph: bool = False,
         compile: bool = False,
         eval_batch_size: int = 64,
     ) -> None:
@@ -361,9 +243,8 @@ class Training:
         self.epochs, self.seed, self.flip, self.eval_batch_size = epochs, seed, flip, eval_batch_size
         self.schedule, self.augmentation = SCHEDULES[schedule], augmentation
         self.step = TrainingStep(
-            model, loss_function, data, lr=lr, batch_size=batch_size, precision=precision, cuda_graph=cuda_graph,
-            head_rate=head_rate, optimizer=optimizer, weight_decay=weight_decay, scheduled=self.schedule is not None,
-            checked=checked, compiled=compile,
+            model, loss_function, data, lr=lr, batch_size=batch_size, precision=precision, head_rate=head_rate,
+            optimizer=optimizer, weight_decay=weight_decay, cuda_graph=cuda_graph, compile=compile,
         )  # fmt: skip
         self.average = running_average(model, ema) if ema else None
         self.evaluated = self.average.module if self.average else model

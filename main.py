@@ -8,7 +8,6 @@ Data set -> pseudo-labels -> images -> backbone and loss -> train and validate -
 from util.errors import UserError, run_script  # before PyTorch: from here on Ctrl-C is one line
 
 # isort: split
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -122,7 +121,6 @@ def train_and_test(config: Config, session: Session, wait: bool = False) -> dict
         score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
         print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")
         return result
-    others = devices.OtherPrograms()
 
     # Data
     print(configuration.show(config))
@@ -134,7 +132,9 @@ def train_and_test(config: Config, session: Session, wait: bool = False) -> dict
     # Pseudo-labels, images, backbone and loss
     prepared = prepare_training(config, session, splits)
     training, images = prepared.training, prepared.images
-    check_start(config, training.model, images["train"], others, session.device)
+    if config.checks and session.device.type != "cpu":
+        two = next(iter(images["train"].stream([torch.arange(min(2, len(splits.train)))], session.device)))
+        checks.outputs(training.model, two, config.precision)
 
     # Train and validate
     with run_folder.open_run(config, splits, session.device, wait) as folder, session.stop.deferred():
@@ -229,9 +229,8 @@ def prepare_training(config: Config, session: Session, splits: datasets.Splits) 
     data = engine.TrainingSet.on(device, images["train"], splits.train, pseudo)
     loss = losses.build(config.loss, configuration.facts(config), data.observed)
     augmentation = Augmentation(**{name: getattr(config, name) for name in vars(Augmentation())})
-    more = dict(augmentation=augmentation, checked=config.checks)
-    training = with_settings(engine.Training, vars(config) | more)(model, loss, data)
-    print(devices.describe(device, config.precision, config.cuda_graph, place))
+    training = with_settings(engine.Training, vars(config) | {"augmentation": augmentation})(model, loss, data)
+    print(devices.describe(device, config.precision, place))
     return Prepared(training, images, backbone, quality)
 
 
@@ -248,21 +247,6 @@ def build_backbone(config: Config, num_train: int, num_labels: int, device: torc
         first = run_folder.folder_of(configuration.linear_phase(config))
         linear.load_head(backbone, first / "model.safetensors")
     return backbone
-
-
-def check_start(
-    config: Config,
-    model: models.Backbone,
-    train: Images | linear.Features,
-    others: devices.OtherPrograms,
-    device: torch.device,
-) -> None:
-    """Compare what a GPU computes with the CPU; on a CPU print a note if other programs use its cores."""
-    if config.checks and device.type == "cuda":
-        two = next(iter(train.stream([torch.arange(min(2, len(train)))], device)))
-        checks.outputs(model, two, config.precision)
-    if device.type == "cpu" and (note := devices.crowded(others.busy(), os.cpu_count(), torch.get_num_threads())):
-        print(note)
 
 
 def score_by_teacher(

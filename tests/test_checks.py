@@ -12,9 +12,7 @@ import checks
 import main
 from models import teachers
 from models.teachers import clip as clip_teacher
-from util import distributed
 from util.errors import UserError
-from util.row_cache import cached_rows
 
 CPU = torch.device("cpu")
 
@@ -46,27 +44,6 @@ def test_logits_that_nearly_cancel_are_no_fault():
     checks.outputs(model, images, "bf16")
 
 
-def test_a_single_wrong_pixel_of_a_resident_row_is_told(tmp_path):
-    images = np.random.RandomState(0).randint(0, 256, (checks.ROWS, 4, 4, 3)).astype(np.uint8)
-    cached_rows(tmp_path / "images.npy", images.shape, np.uint8, lambda rows: [images[rows]], "")
-    kept = torch.from_numpy(images.copy())
-    checks.resident_rows(kept, tmp_path / "images.npy")
-    kept[5, 1, 2, 0] += 1
-    with pytest.raises(UserError, match=r"image 5 on cpu is not that of .*images\.npy"):
-        checks.resident_rows(kept, tmp_path / "images.npy")
-
-
-def test_processes_with_different_weights_are_told(monkeypatch):
-    weights = [torch.randn(3, 4), torch.randn(2)]
-    sums = []
-    monkeypatch.setattr(distributed, "all_equal", lambda *values: sums.append(values) or len(set(sums)) == 1)
-    checks.equal_weights(weights)
-    checks.equal_weights([weight.clone() for weight in weights])
-    weights[1][0] = torch.nextafter(weights[1][0], torch.tensor(9.0))
-    with pytest.raises(UserError, match="the processes hold different weights"):
-        checks.equal_weights(weights)
-
-
 def test_a_teacher_that_half_precision_changes_is_told(toy, tiny_clip, tmp_path, monkeypatch):
     import datasets
 
@@ -74,7 +51,9 @@ def test_a_teacher_that_half_precision_changes_is_told(toy, tiny_clip, tmp_path,
     how = dict(batch_size=8, device=CPU, workers=2)
 
     def similarities(folder: str, **more: object) -> np.ndarray:
-        return teachers.similarities(half, splits.train, splits.classes, tmp_path / folder, **how, **more)
+        return half.similarities(splits.train, splits.classes, tmp_path / folder, **(dict(checked=True) | how | more))[
+            0
+        ]
 
     right, real = similarities("right"), clip_teacher.Scorer.to_precision
 
@@ -100,4 +79,4 @@ def test_a_run_says_in_one_line_what_it_runs_on_and_warns_of_another_number_of_t
     finally:
         torch.set_num_threads(threads)
     out = capsys.readouterr().out
-    assert f"began with {threads} threads and goes on with {threads + 1}" in out and f"--threads {threads} keeps" in out
+    assert f"began with {threads} threads and continues with {threads + 1}" in out and f"--threads {threads}" in out

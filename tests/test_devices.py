@@ -1,4 +1,4 @@
-"""The device of a run and its precision, on machines that this one is not: PyTorch's answers are made up."""
+"""The device of a run and its precision, on other machines: PyTorch's answers are replaced."""
 
 import os
 import re
@@ -9,10 +9,13 @@ import pytest
 import torch
 from conftest import REPOSITORY
 
+import assess_teacher
+import main
+import predict
 from util import devices
 from util.errors import UserError
 
-CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+CPU, GPU, MPS = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
 TOO_OLD = "The NVIDIA driver on your system is too old (found version 12020). Please update your GPU driver"
 
 
@@ -70,17 +73,32 @@ def test_float32_is_float32_in_convolutions_too(monkeypatch, asked, device, ampe
     devices.pick_precision("float32", CPU)
 
 
-def test_tf32_on_a_cpu_is_told():
-    with pytest.raises(UserError, match="take float32"):
-        devices.pick_precision("tf32", CPU)
+@pytest.mark.parametrize("precision, device", [("tf32", CPU), ("tf32", MPS), ("bf16", MPS)])
+def test_a_precision_that_the_device_lacks_is_refused(precision, device):
+    with pytest.raises(UserError, match=f"does not run on {device.type}; take float32"):
+        devices.pick_precision(precision, device)
 
 
-@pytest.mark.parametrize(("flags", "told"), [("avx2 avx512_bf16 amx_bf16", 0), ("avx2 avx512f", 1)])
-def test_bf16_on_a_processor_without_it_is_slow_which_is_told(monkeypatch, tmp_path, capsys, flags, told):
-    (tmp_path / "cpuinfo").write_text(f"flags\t\t: {flags}\n")
-    monkeypatch.setattr(devices, "CPU_INFO", tmp_path / "cpuinfo")
-    assert devices.pick_precision("bf16", CPU) == "bf16"
-    assert capsys.readouterr().out.count("this processor has no bf16 instructions") == told
+def test_an_apple_gpu_is_used_in_float32(monkeypatch):
+    with pytest.raises(UserError, match="needs a Mac"):
+        devices.pick_device("mps")
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert devices.pick_device("mps") == MPS and devices.pick_precision("auto", MPS) == "float32"
+    assert "Apple GPU, float32" in devices.describe(MPS, "float32", "disk")
+    state = [torch.zeros(4)]
+    monkeypatch.setattr(torch.mps, "get_rng_state", lambda: state[0])
+    monkeypatch.setattr(torch.mps, "set_rng_state", state.append)
+    devices.set_random_state(devices.random_state(MPS), MPS)
+    assert len(state) == 2 and state[1] is state[0]
+
+
+@pytest.mark.parametrize("gpu", ["nonsense", "-1", "cuda:0", "1.5", ""])
+@pytest.mark.parametrize("call", [main.main, predict.main, assess_teacher.main])
+def test_every_command_refuses_a_device_that_does_not_exist(fails, call, gpu):
+    arguments = ["run", "photo.jpg"] if call is predict.main else []
+    assert f"--gpu takes a CUDA index such as 0, or cpu, or mps, not {gpu!r}" in fails(
+        call, [*arguments, f"--gpu={gpu}"]
+    )
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
@@ -114,29 +132,6 @@ def test_the_gpu_benchmarks_run_at_toy_size_on_a_cpu(tmp_path):
         "All of it took",
     ):
         assert row in made
-
-
-@pytest.mark.parametrize(
-    "busy, cores, threads, says",
-    [(0.0, 2, 2, ""), (0.4, 2, 2, ""), (1.0, 2, 2, "--threads 1 "), (30.0, 64, 64, "--threads 34 "), (9.0, 2, 1, "")],
-)
-def test_threads_that_would_wait_for_other_programs_are_told_with_the_remedy(busy, cores, threads, says):
-    note = devices.crowded(busy, cores, threads)
-    assert (says in note) if says else not note
-
-
-def test_other_programs_are_told_from_this_one(monkeypatch, tmp_path):
-    """On a machine of which two cores are busy, one of them with this program."""
-    ticks, seconds = os.sysconf("SC_CLK_TCK"), iter([0.0, 10.0])
-    monkeypatch.setattr(devices.time, "monotonic", lambda: next(seconds))
-    monkeypatch.setattr(devices.time, "process_time", lambda: own)
-    monkeypatch.setattr(devices, "STAT", tmp_path / "stat")
-    own = 5.0
-    (tmp_path / "stat").write_text(f"cpu  {100 * ticks} 0 0 7 7 0 0 0 0 0\ncpu0 1\n")
-    others = devices.OtherPrograms()
-    own = 15.0
-    (tmp_path / "stat").write_text(f"cpu  {115 * ticks} 0 {5 * ticks} 9 9 0 0 0 0 0\ncpu0 1\n")
-    assert others.busy() == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize(("limit", "cores"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", 8)])

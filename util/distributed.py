@@ -1,5 +1,4 @@
-"""One process or several: a run is a single process, or as many as torchrun started, which divide batches, images and
-caches among themselves.
+"""One process, or as many as torchrun started, which divide batches, images and caches among themselves.
 
 All processes of a run call these functions in the same order. With a single process each does nothing, at no cost.
 """
@@ -22,20 +21,19 @@ from util.errors import UserError, describe_error, started_by_torchrun
 LONG_TIMEOUT = timedelta(days=2)  # processes wait this long for each other, or for another run that fills a cache
 _long_group: dist.ProcessGroup | None = None  # the same processes; the default process group times out after minutes
 FILE_SECONDS = 120.0  # a network file system may take this long to show a file that another machine made
+BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left{postfix}"
 
 
 def initialize(device: torch.device) -> None:
-    """Form the process group, if torchrun started this process. From then on only the main process prints."""
+    """Form the process group if torchrun started this process. From then on only the main process prints."""
     global _long_group
     if started_by_torchrun() and not dist.is_initialized():
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
             _long_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
         except (RuntimeError, ValueError, OSError) as error:
-            raise UserError(
-                f"the processes that torchrun started do not find each other ({describe_error(error)}); start them "
-                "again, or without torchrun where its environment variables were set by hand"
-            ) from None
+            text = f"the processes that torchrun started do not find each other ({describe_error(error)})"
+            raise UserError(f"{text}; start them again, or unset torchrun's environment variables") from None
         if not is_main():
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
@@ -54,16 +52,15 @@ def rank() -> int:
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints, and that writes the files of the run."""
+    """Whether this is the process that prints and writes the files of the run."""
     return rank() == 0
 
 
 def maximum(value: int) -> int:
     """The largest of the processes' values."""
-    if world_size() == 1:
-        return int(value)
     values = torch.tensor([int(value)])
-    dist.all_reduce(values, dist.ReduceOp.MAX, group=_long_group)
+    if world_size() > 1:
+        dist.all_reduce(values, dist.ReduceOp.MAX, group=_long_group)
     return int(values)
 
 
@@ -73,7 +70,7 @@ def all_equal(*values: int) -> bool:
 
 
 def barrier() -> None:
-    """Wait until all processes have come here."""
+    """Wait until all processes have called this."""
     maximum(0)
 
 
@@ -88,13 +85,13 @@ def gather(rows: Tensor) -> Tensor:
     """The processes' rows, which may differ in number, in the order of the processes; without a gradient."""
     if world_size() == 1:
         return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(world_size())]
-    dist.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    padded = rows.new_zeros(int(max(counts)), *rows.shape[1:])
+    counts = torch.zeros(world_size(), dtype=torch.int64, device=rows.device)
+    counts[rank()] = len(rows)
+    padded = rows.new_zeros(int(all_sum(counts).max()), *rows.shape[1:])
     padded[: len(rows)] = rows.detach()
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded)
-    return torch.cat([part[: int(count)] for part, count in zip(parts, counts, strict=True)])
+    return torch.cat([part[:count] for part, count in zip(parts, counts.tolist(), strict=True)])
 
 
 def broadcast(tensors: Iterable[Tensor]) -> None:
@@ -124,18 +121,14 @@ def wrap(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def wait_for_file(path: Path) -> None:
-    """Wait until a file that another process has made can be seen from this machine."""
-    until = time.monotonic() + (0 if is_main() else FILE_SECONDS)  # the main process makes the files
+    """Wait until a file that the main process has made is visible on this machine."""
+    until = time.monotonic() + (0 if is_main() else FILE_SECONDS)
     while not path.exists() and time.monotonic() < until:
         time.sleep(0.1)
 
 
-BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left{postfix}"
-
-
 def progress_bar(total: int, desc: str, initial: int = 0) -> tqdm:
-    """A bar over images, with images per second and the time left: on the terminal of the main process, and nowhere
-    else, so that a log file stays quiet."""
-    quiet = None if is_main() else True  # None: unless it is a terminal
+    """A bar over images, with images per second and the time left, on the terminal of the main process only."""
+    disable = None if is_main() else True  # None: unless it is a terminal, so that a log file stays short
     look = dict(unit=" images", bar_format=BAR, leave=False, dynamic_ncols=True, mininterval=1.0)
-    return tqdm(total=total, desc=desc, initial=initial, disable=quiet, **look)
+    return tqdm(total=total, desc=desc, initial=initial, disable=disable, **look)

@@ -9,11 +9,11 @@ from util.errors import Interrupted
 
 
 class Stop:
-    """SIGINT and SIGTERM become Interrupted: at once, or, inside `deferred`, between two batches, where all processes
-    check together, so that the state can be saved first."""
+    """SIGINT and SIGTERM raise Interrupted: at once, or inside `deferred` between two batches, when all processes check
+    together, so that the state can be saved first."""
 
     def __init__(self) -> None:
-        self.asked: int | None = None
+        self.asked: int | None = None  # the signal's number
         self.waiting = False
 
     def __enter__(self) -> "Stop":
@@ -27,10 +27,10 @@ class Stop:
     def _handle(self, number: int, frame: object) -> None:
         self.asked = number
         if not self.waiting:
-            self.raise_if_asked()
+            raise Interrupted(number)
 
     def asked_anywhere(self, or_else: bool = False) -> bool:
-        """Whether any process of the run was asked to stop, or `or_else` holds on the main process."""
+        """Whether any process of the run received a signal, or `or_else` holds on the main process."""
         wish = distributed.maximum(self.asked or (or_else and distributed.is_main()))
         if wish > 1:  # a signal's number; SIGHUP, which is 1, is not handled
             self.asked = wish
