@@ -72,6 +72,7 @@ class Config:
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
     val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (where the data set has them), or the observed ones only", choices=("clean", "observed"))
     select: str = option(TRAINING, "best", "epoch whose weights are kept: the best by validation mAP, or the last", choices=("best", "last"))
+    features: str | None = option(TRAINING, None, "FILE.npz with images, features: --mode linear trains on features that another program computed", metavar="FILE")
     skip_missing: bool = option(TRAINING, False, "drop images that are not on the disk (after single positives and split are drawn)")
     threads: int | None = option(TRAINING, None, "threads that compute on a CPU; if not given, PyTorch's own number. Results depend on it in their last bits", "[1, 1024]")
 
@@ -189,6 +190,8 @@ def resolve(given: dict[str, object]) -> Config:
     of_method = {name: values.get(dataset, values.get("*")) for name, values in method.recipe.items()}
     model = given.get("model", of_dataset.get("model", config.model))
     model = models.ALIASES.get(model, model)
+    if given.get("features", of_dataset.get("features")):
+        model = models.FEATURES
     from_scratch = given.get("pretrained") is False and not given.get("weights")
     layers = {
         "no published weights": {"lr": FROM_SCRATCH} if from_scratch else {},
@@ -262,6 +265,9 @@ def _ignored(config: Config) -> Iterator[tuple[Iterable[str], str]]:
             yield {name}, f"--mode linear reads {flag(f'linear_{name}')} instead"
         yield {"head_rate"}, "--mode linear trains the head alone, at --linear-lr"
         yield vars(Augmentation()), "--mode linear trains on features that are computed once"
+    if config.features:
+        read = {"pretrained", "weights", "image_size", "head", "precision"}
+        yield read, "--features replaces the backbone"
     if config.weights:
         yield {"pretrained"}, "--weights replaces the published weights"
     for name, setting in config.method.all_settings().items():
@@ -297,13 +303,16 @@ def published_score(config: Config) -> float | None:
 
 def check(config: Config) -> None:
     """Raises UserError where values do not go together or name what does not exist."""
-    models.check_name(config.model)
+    if not config.features:
+        models.check_name(config.model)
+        models.check_head(config.model, config.head, config.image_size)
+    elif config.mode != "linear":
+        raise UserError(f"--features holds features for a linear head: take --mode linear, not {config.mode}")
     check_dataset(config.folder)
     for name, about in COMMON.items():
         about["setting"].check(name, getattr(config, name))
     if config.head != "linear" and config.mode != "end_to_end":
         raise UserError(f"--mode {config.mode} trains a linear head alone; leave out --head {config.head}")
-    models.check_head(config.model, config.head, config.image_size)
     for name, setting in config.method.all_settings().items():
         setting.check(name, config.hparams[name])
     if config.method.check:
@@ -317,9 +326,9 @@ def check(config: Config) -> None:
     if config.resume and config.overwrite:
         raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
     check_gpu(config.gpu)
-    for name in ("weights", "text_features", "similarity"):
+    for name in ("weights", "text_features", "similarity", "features"):
         path = getattr(config, name)
-        if path is not None and not Path(path).is_file():
+        if path is not None and not local_file(path):
             raise UserError(f"{flag(name)} {path} is not a file")
 
 

@@ -167,6 +167,7 @@ def load_data(config: Config, session: Session) -> datasets.Splits:
     datasets.prepare(config.folder)
     writable_folder(config.cache_folder, "--cache-root")
     options = dict(image_root=config.image_root, skip_missing=config.skip_missing, draw=config.draw)
+    options["need_images"] = not config.features
     make = partial(datasets.load, config.folder, **options)
     splits = session.once(make, "splits", config.folder, *options.values())
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
@@ -207,17 +208,24 @@ def prepare_training(config: Config, session: Session, splits: datasets.Splits) 
     make = partial(supervision.pseudo_labels_of, config, splits, **where)
     pseudo, quality = session.once(make, "pseudo-labels", *supervision.depends_on(config)) or (None, None)
 
-    # Images, decoded where --cache says
+    # Images, decoded where --cache says, and the backbone; a linear run trains a head on features instead
     read = {name: split for name, split in splits.named().items() if split is not splits.test or splits.scored()}
-    place = choose_cache(config.cache, list(read.values()), config.image_size, config.cache_folder, device)
-    images = {
-        name: open_images(split, config.image_size, place, config.cache_folder, device, workers)
-        for name, split in read.items()
-    }
-
-    # Backbone and loss; a linear run trains a head on features instead
-    model = backbone = build_backbone(config, len(splits.train), len(splits.classes.names), device)
-    if config.mode == "linear":
+    num_labels = len(splits.classes.names)
+    if config.features:
+        place, images = "features", {}
+        for name, split in read.items():
+            make = partial(linear.load_features, config.features, split.names, device)
+            images[name] = session.once(make, "given features", config.folder, config.features, name)
+        torch.manual_seed(config.seed)
+        model = backbone = linear.new_probe(images["train"], num_labels).to(device)
+    else:
+        place = choose_cache(config.cache, list(read.values()), config.image_size, config.cache_folder, device)
+        images = {
+            name: open_images(split, config.image_size, place, config.cache_folder, device, workers)
+            for name, split in read.items()
+        }
+        model = backbone = build_backbone(config, len(splits.train), num_labels, device)
+    if config.mode == "linear" and not config.features:
         options = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
         for name, split in read.items():
             mirrored = name == "train" and config.flip > 0
@@ -226,6 +234,8 @@ def prepare_training(config: Config, session: Session, splits: datasets.Splits) 
             key = ("features", config.folder, name, config.model, config.weights, config.pretrained)
             images[name] = session.once(make, *key, config.image_size, mirrored, config.precision, config.skip_missing)
         model = linear.Probe(linear.head_of(backbone))
+
+    # Loss
     data = engine.TrainingSet.on(device, images["train"], splits.train, pseudo)
     loss = losses.build(config.loss, configuration.facts(config), data.observed)
     augmentation = Augmentation(**{name: getattr(config, name) for name in vars(Augmentation())})

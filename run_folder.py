@@ -48,8 +48,7 @@ def identity(config: Config) -> dict:
     data, and the code of the method."""
     result = effective_settings(config)
     result |= {name: value for name, value in config.asked_teacher().identity().items() if name in result}
-    if "weights" in result:
-        result["weights"] = file_identity(config.weights)
+    result |= {name: file_identity(result[name]) for name in ("weights", "features") if name in result}
     if "model" in result:
         result["model"] = tower_digest(config.model) or config.model
     return result | {"data": files.digest(config.folder), "code": losses.code_digest(config.method)}

@@ -36,10 +36,11 @@ BACKBONES = {
 }
 FAMILIES = {"timm:": timm_any, "clip:": clip_tower}  # NAME of that library
 HEADS = ("linear", "boostlu")
+FEATURES = "features"  # the backbone of --features: another program's
 ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
 __all__ = [
-    "ALIASES", "BACKBONES", "HEADS", "Backbone", "Predictor", "build", "check_head", "check_name", "load",
+    "ALIASES", "BACKBONES", "FEATURES", "HEADS", "Backbone", "Predictor", "build", "check_head", "check_name", "load",
     "settings_of",
 ]  # fmt: skip
 
@@ -48,6 +49,8 @@ def check_name(name: str) -> None:
     """Raises UserError for a name that is none of BACKBONES, and no timm:NAME or clip:NAME that the library has."""
     if name in BACKBONES:
         return
+    if name == FEATURES:
+        raise UserError("a head on features that another program computed (--features) cannot read photographs")
     if name.startswith("clip:"):
         config_name(name.split(":")[1], "-m clip:")
         return

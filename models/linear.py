@@ -19,7 +19,7 @@ from models.weights import read_weights
 from util import distributed
 from util.devices import autocast
 from util.errors import UserError
-from util.files import digest
+from util.files import digest, local_file, read_arrays
 from util.row_cache import cached_rows
 
 
@@ -52,6 +52,37 @@ class Probe(Backbone):
         if flip is None or images.shape[1] == 1:
             return images[:, 0]
         return torch.where(flip[:, None], images[:, 1], images[:, 0])
+
+
+def new_probe(features: Features, num_labels: int) -> Probe:
+    """A new linear head for the features."""
+    return Probe(Float32Linear(features.kept.shape[-1], num_labels))
+
+
+def load_features(path: str, images: np.ndarray, device: torch.device) -> Features:
+    """The features of `images` from an npz file of another program: images (N,), features (N, D), and if it holds them
+    mirrored (N, D), the features of the mirrored images.
+
+    Rows are found by the names of the images. Raises UserError for a file that is not such a file, and for the first
+    image that it lacks.
+    """
+    path = local_file(path) or path
+    names, *views = read_arrays(path, ("images", "features"))
+    with np.load(path, allow_pickle=False) as file:
+        views += [file["mirrored"]] if "mirrored" in file.files else []
+    if names.dtype.kind != "U" or any(view.shape != (len(names), *views[0].shape[1:2]) for view in views):
+        shapes = ", ".join(f"{array.dtype} {array.shape}" for array in (names, *views))
+        raise UserError(f"{path}: expected images (N,) of strings and features (N, D), also mirrored; found {shapes}")
+    rows = {name: row for row, name in enumerate(names.tolist())}
+    if len(rows) < len(names):
+        raise UserError(f"{path} names an image more than once")
+    if absent := [name for name in images.tolist() if name not in rows]:
+        raise UserError(f"{path} has no features of the image {absent[0]!r} ({len(absent):,} are missing)")
+    chosen = [rows[name] for name in images.tolist()]
+    kept = torch.from_numpy(np.stack([view[chosen].astype(np.float32) for view in views], axis=1))
+    if not kept.isfinite().all():
+        raise UserError(f"{path}: the features are not all finite numbers")
+    return Features(kept.to(device))
 
 
 def head_of(model: Backbone) -> Float32Linear:

@@ -65,11 +65,12 @@ def why_no_cuda() -> str:
 def describe(device: torch.device, precision: str, where: str) -> str:
     """One line: what a run computes on and how.
 
-    where  gpu, disk or none: where its images are kept
+    where  gpu, disk or none: where its images are kept; features: they are not read
     """
     name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
     kept = {"gpu": "images on the GPU", "disk": "images in a file", "none": "images decoded every epoch"}
+    kept["features"] = "features in memory"
     return f"{name}, {precision}, {kept[where]}"
 
 

@@ -10,7 +10,7 @@ from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
 from models.teachers.base import Teacher
 from util.errors import UserError
-from util.files import read_arrays
+from util.files import local_file, read_arrays
 
 LARGEST = 1e6  # of a similarity: beyond it, even a temperature of 1 leaves one label with all of the softmax
 
@@ -28,7 +28,7 @@ class FileTeacher(Teacher):
         """Of tiles (N, K, L), with K = 1 for their maximum alone."""
         result = [load_similarity(self.similarity, split.names, classes.names)]
         if self.teacher_views == "tiles":
-            with zipfile.ZipFile(self.similarity) as file:
+            with zipfile.ZipFile(local_file(self.similarity)) as file:
                 array = "tiles" if "tiles.npy" in file.namelist() else "tiles_max"
             tiles = load_similarity(self.similarity, split.names, classes.names, array)
             result.append(tiles if tiles.ndim == 3 else tiles[:, None])
@@ -43,6 +43,7 @@ def load_similarity(path: str | Path, images: np.ndarray, classes: list[str], ar
     Rows are found by image name and columns by class name, so order and surplus do not matter. Raises UserError for
     a file that is not such a file, and for the first image or class that it lacks.
     """
+    path = local_file(str(path)) or path
     names, columns, similarity = read_arrays(path, ("images", "classes", array))
     for what, strings in (("images", names), ("classes", columns)):
         if strings.ndim != 1 or strings.dtype.kind != "U":

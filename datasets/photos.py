@@ -1,0 +1,34 @@
+"""The embedded data set of real photographs, as numbers: features of an ImageNet network, labels, and a CLIP's scores.
+
+models/photos.npz       2,562 photographs of VOC 2012's training and validation images: features (768 numbers: the
+                        pooled last map of MobileNetV1 0.75 at 192 pixels) and labels of the 12 classes that at least
+                        nine of the test photographs show
+models/photos_clip.npz  the scores of CLIP RN50x64 for the 1,697 training photographs, and their maxima over 3 x 3 tiles
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from datasets.files import array_path, write_drawn, write_formatted
+from datasets.protocol import observe
+from util.files import REPOSITORY, locked, read_arrays
+
+NUM_TRAIN, NUM_TEST = 1_697, 865
+FEATURES, SIMILARITY = "models/photos.npz", "models/photos_clip.npz"
+
+
+def make_once(folder: Path) -> None:
+    """Write the formatted files and the observed labels if they are absent; one process writes, others wait."""
+    last = array_path(folder, "val", "labels_obs")
+    if last.exists():
+        return
+    with locked(folder):
+        if not last.exists():
+            images, classes, split, labels = read_arrays(
+                REPOSITORY / FEATURES, ("images", "classes", "split", "labels")
+            )
+            rows = {"train": np.flatnonzero(split == "train"), "val": np.flatnonzero(split == "test")}
+            splits = {name: (images[index].tolist(), labels[index]) for name, index in rows.items()}
+            write_formatted(folder, splits, classes.tolist(), classes.tolist(), folder)
+            write_drawn(folder, {name: observe(labels[index]) for name, index in rows.items()})
