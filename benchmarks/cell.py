@@ -43,8 +43,8 @@ def cell(config: Config, folder: Path, given: list[str], repeats: int) -> None:
         return {
             "start-up (imports, device, file lists)": marks["data"],
             "images, pseudo-labels, backbone": marks["run"] - marks["data"],
-            "first epoch beyond the others (capture, first use of kernels)": epochs[0] - median(epochs),
-            "epochs, that apart": median(epochs) + sum(epochs[1:]),
+            "first epoch beyond the others (first use of kernels)": epochs[0] - median(epochs),
+            "epochs, without that": median(epochs) + sum(epochs[1:]),
             "checkpoints, test, results": marks["end"] - marks["run"] - sum(epochs),
             "whole command": marks["end"],
         }

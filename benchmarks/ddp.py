@@ -68,7 +68,7 @@ def main() -> None:
         f"Epochs of {options.official} images (four fifths trained on, a fifth validated on) by K processes",
         ["K", "images/s", f"times K = {numbers[0]}"],
         [[count, rate(options.official, values), faster(values, first)] for count, values in taken.items()],
-        f"Median (lowest to highest), n {options.repeats}. On a GPU, K = 1 replays a CUDA graph and more do not. "
+        f"Median (lowest to highest), n {options.repeats}. "
         f"{environment(torch.device('cuda') if torch.cuda.is_available() else None)}",
     )
 

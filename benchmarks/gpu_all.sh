@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Every test and every figure that needs a GPU, in under nine minutes, as one Markdown file to paste.
+# Every test and every figure that needs a GPU, in under nine minutes, as one Markdown file.
 #
 #   benchmarks/gpu_all.sh [results/gpu.md]         # or: make gpu
 #   GPU=cpu benchmarks/gpu_all.sh                  # the same at toy size on a CPU, where the tests are skipped
@@ -12,7 +12,7 @@ cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS until=$SECONDS gpu=${GPU:-0} patience=1
 python=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python3)}
 
-run() { # seconds it may take, beside what those before have left over, then the command; what fails is said in the file
+run() { # its time limit in seconds (unused time is carried over), then the command; the file reports a failure
     local status
     until=$((until + patience * $1))
     shift
@@ -21,7 +21,7 @@ run() { # seconds it may take, beside what those before have left over, then the
     status=$?
     tail -n 20 "$errors" >&2
     [ "$status" = 0 ] && return
-    printf '\n`%s`: not measured, exit status %s; the end of what it said:\n\n```\n%s\n```\n' \
+    printf '\n`%s`: not measured, exit status %s; the end of its output:\n\n```\n%s\n```\n' \
         "$*" "$status" "$(tail -n 20 "$errors")" | tee -a "$out"
 }
 
@@ -39,14 +39,15 @@ trap 'rm -f "$errors"' EXIT
 gpus=$("$python" -c 'import torch; print(torch.cuda.device_count())')
 
 # the limits add up to less than nine minutes
-"$python" -c 'import pytest' 2>/dev/null && run 120 -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py
-run 85 benchmarks/train.py --official 640 --test 320 --repeats 3 -g "$gpu" "${small[@]}" "${few[@]}"
-run 125 benchmarks/train.py --cell --repeats 1 -g "$gpu" "${small[@]}" "${few[@]}"
+"$python" -c 'import pytest' 2>/dev/null && run 95 -m pytest -q -rs -p no:cacheprovider tests/test_gpu.py
+run 75 benchmarks/step.py --batches 8 -g "$gpu" "${small[@]:0:5}"
+run 75 benchmarks/step.py --batches 16 -g "$gpu" "${small[@]:0:5}"
+run 65 benchmarks/train.py --official 640 --test 320 --repeats 3 -g "$gpu" "${small[@]}" "${few[@]}"
+run 105 benchmarks/train.py --cell --repeats 1 -g "$gpu" "${small[@]}" "${few[@]}"
 if [ "$gpu" != cpu ]; then # on a CPU the teacher's pass takes longer than all else
-    run 55 benchmarks/teacher.py --images 1024 --batch-size 128 -g "$gpu"
-    run 25 benchmarks/train.py -d digits --no-reference -g "$gpu"
+    run 40 benchmarks/teacher.py --images 1024 --batch-size 128 -g "$gpu"
 fi
-run 75 benchmarks/jobs.py -g "$gpu" "${small[@]}"
-[ "$gpus" -gt 1 ] && run 45 benchmarks/ddp.py --official 400
+run 55 benchmarks/jobs.py -g "$gpu" "${small[@]}"
+[ "$gpus" -gt 1 ] && run 25 benchmarks/ddp.py --official 400
 echo "
 All of it took $((SECONDS - began)) s." | tee -a "$out"

@@ -46,8 +46,7 @@ class Loss(nn.Module):
 
     A loss that remembers something between steps is a subclass with these as methods. Its `__init__` takes the training
     set's observed labels (N, L) and, by keyword, the settings and facts that it names. State is kept in buffers or
-    parameters, so that it is in every checkpoint. Buffers are updated in place, because a captured training step keeps
-    reading the same memory. Parameters are trained with the backbone.
+    parameters, so that it is in every checkpoint. Parameters are trained with the backbone.
     """
 
     per_label: Callable[..., Tensor]

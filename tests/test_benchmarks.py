@@ -25,11 +25,16 @@ TOY = f"{SMALL} --test 10"
         pytest.param(
             "train",
             f"--cell {TOY} --epochs 2",
-            ["start-up", "epochs, that apart", "whole command"],
+            ["start-up", "epochs, without that", "whole command"],
             marks=pytest.mark.slow,
         ),
         pytest.param("ddp", f"--processes 1 2 {SMALL}", ["| 1 |", "| 2 |"], marks=pytest.mark.slow),
         pytest.param("jobs", f"--jobs 2 --epochs 1 {SMALL}", ["| 1 |", "| 2 |"], marks=pytest.mark.slow),
+        (
+            "step",
+            f"{SMALL.replace('--official 20 ', '')} --batches 2 4",
+            ["| 2 |", "| 4 |", "--cuda-graph | --compile |"],
+        ),
         ("scale", "--sizes 200x5 100x12", ["| 200 x 5 |", "| 100 x 12 |", "peak, GiB"]),
         pytest.param(
             "teacher",
