@@ -99,6 +99,29 @@ def write_text(path: str | Path, text: str) -> None:
         temporary.write_bytes(content)
 
 
+def check_outputs(outputs: dict[str, str | Path | None], overwrite: bool, ours: tuple[bytes, ...] = ()) -> None:
+    """Check the files that options name for output, before anything is computed.
+
+    outputs  file by option; None: not asked for
+    ours     how files begin that the same command wrote before, and may replace
+    Raises UserError for an empty name, a folder, two options with one file, and, without --overwrite, a file that
+    exists already.
+    """
+    seen: dict[Path, str] = {}
+    for option, name in outputs.items():
+        if name is None:
+            continue
+        path = Path(name)
+        if not str(name).strip() or path.is_dir() or not path.parent.is_dir() and path.parent.exists():
+            raise UserError(f"{option} {str(name)!r} is not the name of a file; name a file to write to")
+        if other := seen.setdefault(path.resolve(), option) != option and seen[path.resolve()]:
+            raise UserError(f"{other} and {option} both name {path}; give two files")
+        if path.is_file() and not overwrite:
+            with open(path, "rb") as file:
+                if not (ours and file.read(max(map(len, ours))).startswith(ours)):
+                    raise UserError(f"{option} {path} exists already; name a new file, or replace it with --overwrite")
+
+
 def write_json(path: str | Path, value: object) -> None:
     with atomic(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n")
