@@ -2,51 +2,63 @@
 
     python assess_teacher.py -d pascal [--similarity FILE.npz] [--calibrate matrix] [--temperatures 0.005 0.01 0.02]
 
-Takes main.py's options for data, teacher, method and rule besides its own. Where the full labels of the training images
-are not known, or with --observed-only, it says what the observed ones tell: the share of them that is found, and the
-precision that follows from it.
+Takes main.py's options for data, teacher, method and rule, too. If the full labels of the training images are not
+known, or with --observed-only, precision and recall are estimated from the observed labels.
 """
 
 from util.errors import OneLineParser, UserError, run_script  # before PyTorch: from here on Ctrl-C is one line
 
 # isort: split
-import csv
-import io
+import argparse
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 
-import config as settings
+import config as configuration
 import datasets
 import label_quality
 import pseudo_labels
 import supervision
-from label_quality import Counts
 from util import devices
-from util.files import atomic, writable_folder, write_text
+from util.files import atomic, check_outputs, writable_folder, write_text
+from util.settings import inside
 
 TEMPERATURES = (0.005, 0.01, 0.02, 0.05, 0.1)
 SHOWN = 12  # classes in the printed table
+FIGURES = ["precision", "recall", "f1"]
+ESTIMATES = ["observed_found", "estimated_precision"]
+COLUMNS = ["calibrate", "temperature", "class", "entries", "threshold", *FIGURES, "positives_per_image", *ESTIMATES]
+TITLES = {
+    "f1": "F1",
+    "f1*": "F1*",
+    "observed_found": "observed found",
+    "estimated_precision": "precision (estimate)",
+    "positives_per_image": "positives per image",
+    "observed": "observed positives",
+}
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__, epilog="All options of main.py for data, teacher, method and rule are taken too.")
-    about = "of the softmax, beside --temp (default: %(default)s)"
-    parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES, metavar="T", help=about)
-    about = "as if only the observed labels were known"
-    parser.add_argument("--observed-only", action="store_true", help=about)
-    about = "true labels of an image, for the estimate of precision, where the full labels are not known (default: 1)"
-    parser.add_argument("--positives-per-image", type=float, metavar="K", help=about)
-    about = "begin of the names of the CSV file and the figure (default: RESULTS_DIR/pseudo_labels_DATASET)"
-    parser.add_argument("--out", metavar="PATH", help=about)
+    text = "of the softmax, beside --temp (default: %(default)s)"
+    parser.add_argument("--temperatures", nargs="+", type=positive, default=TEMPERATURES, metavar="T", help=text)
+    parser.add_argument("--observed-only", action="store_true", help="as if only the observed labels were known")
+    text = "mean number of true labels of an image, to estimate precision if these are not known (default: 1)"
+    parser.add_argument("--positives-per-image", type=positive, metavar="K", help=text)
+    text = "CSV file and figure, without .csv and .png (default: RESULTS_DIR/pseudo_labels_DATASET)"
+    parser.add_argument("--out", metavar="PATH", help=text)
     options, rest = parser.parse_known_args(argv)
-    config = settings.parse(rest)
+    config = configuration.parse(rest)
     rule = config.method.pseudo_labels
     if rule is None:
         raise UserError(f"the method {config.loss} takes no pseudo-labels; choose one that does with --loss")
-    if not all(0 < temperature < float("inf") for temperature in options.temperatures):
-        raise UserError("--temperatures must lie in (0, inf)")
+    out = Path(config.results_dir, f"pseudo_labels_{config.dataset_name}") if options.out is None else options.out
+    csv_file, figure = Path(f"{out}.csv"), Path(f"{out}.png")
+    check_outputs({"--out": out}, overwrite=True)
+    check_outputs({"--out": csv_file}, config.overwrite, ours=(",".join(COLUMNS[:5]).encode(),))
+    check_outputs({"--out": figure}, config.overwrite or csv_file.exists())
 
     # Data and similarities
     device = devices.pick_device(config.gpu)
@@ -54,123 +66,105 @@ def main(argv: list[str] | None = None) -> None:
     devices.set_threads(config.threads)
     datasets.prepare(config.folder)
     cache = writable_folder(config.cache_folder, "--cache-root")
-    splits = datasets.load(
-        config.folder,
-        cache=cache,
-        image_root=config.image_root,
-        skip_missing=config.skip_missing,
-        need_images=config.asked_teacher().scores_new_images,
-    )
-    train, classes = splits.train, splits.classes
-    workers = config.workers or devices.default_workers()
-    views = supervision.views_of(config, classes, train, cache=cache, device=device, workers=workers)
+    read = dict(image_root=config.image_root, skip_missing=config.skip_missing, draw=config.draw)
+    splits = datasets.load(config.folder, need_images=config.asked_teacher().scores_new_images, **read)
+    train, classes = splits.train, splits.classes.names
+    where = dict(cache=cache, device=device, workers=config.workers or devices.default_workers())
+    similarities = supervision.similarities_of(config, splits.classes, train, **where)
     true = None if options.observed_only else train.true
     known = options.positives_per_image or (None if options.observed_only else splits.positives_per_image())
     expected = known or 1.0
 
-    # Counts, for every way of scoring
-    threshold = rule.threshold(config.hparams)
-    ways = [("none", temperature) for temperature in options.temperatures] if "temperature" in config.hparams else []
-    asked = (supervision.calibration_of(config), config.hparams.get("temperature"))
-    counts = {}
-    for calibration, temperature in sorted({*ways, ("none", asked[1]), asked}, key=lambda way: (way[0] != "none", way)):
-        values = config.hparams | {"temperature": temperature}
-        how = dict(calibration=calibration, pool=config.teacher_pool)
-        _, scores, notes = pseudo_labels.make(rule, values, views, train.observed, **how)
+    # Quality, for every way of scoring
+    threshold, temperature = rule.threshold(config.hparams), config.hparams.get("temperature")
+    chosen = (supervision.calibration_of(config), temperature)
+    others = options.temperatures if "temperature" in config.hparams else []
+    ways = sorted({("none", value) for value in [*others, temperature]})
+    qualities, figures = {}, {}
+    for way in [*ways, *([] if chosen in ways else [chosen])]:
+        hparams, forms = config.hparams | {"temperature": way[1]}, dict(calibration=way[0], pool=config.teacher_pool)
+        pseudo, scores, notes = pseudo_labels.make(rule, hparams, similarities, train.observed, **forms)
         print(*notes, sep="\n", end="\n" if notes else "")
-        counts[calibration, temperature] = label_quality.count(
-            scores, train.observed, true, [threshold] if threshold else []
-        )
+        counts = label_quality.count(scores, train.observed, true, [threshold] if threshold else [])
+        qualities[way] = label_quality.describe(pseudo, scores, train.observed, true)
+        figures[way] = every_figure(counts, expected, classes if way == chosen else [])
+        if way == chosen:
+            quality = label_quality.as_json(counts, classes, threshold, expected)
 
-    # What they say
-    print(f"{config.dataset_name}: {len(train):,} training images, {len(classes.names)} labels")
+    # Tables and figure
+    print(f"{config.dataset_name}: {len(train):,} training images, {len(classes)} labels")
     if true is None:
         bound = "" if known else ", which makes it a lower bound (see --positives-per-image)"
-        print(
-            "only observed labels are known: recall is estimated by the share of them that is found, and precision by"
-        )
-        print(f"that share and {expected:g} true labels per image{bound}")
-    print(f"\n{overview(counts, threshold, expected)}\n")
-    about = label_quality.as_json(counts[asked], classes.names, threshold, expected)
+        print("recall is estimated by the share of the observed positives that is found, because the full labels are")
+        print(f"not known; precision is estimated by this share and {expected:g} true labels per image{bound}")
+    by_rule = threshold is None and true is not None
+    print(f"\n{of_the_rule(qualities) if by_rule else over_thresholds(figures, threshold)}\n")
     if true is not None and threshold is not None:
-        print(f"{per_class(about)}\n")
-    out = Path(options.out or Path(config.results_dir) / f"pseudo_labels_{config.dataset_name}")
-    csv_file, figure = out.with_name(f"{out.name}.csv"), out.with_name(f"{out.name}.png")
-    write_text(csv_file, to_csv(counts, asked, classes.names, expected))
+        print(f"{of_classes(quality)}\n")
+    rows = [part.assign(calibrate=way[0], temperature=way[1]) for way, part in figures.items()]
+    write_text(csv_file, pd.concat(rows).reindex(columns=COLUMNS).to_csv(index=False, float_format="%.6g"))
     with atomic(figure) as temporary:
-        label_quality.draw(temporary, about, f"{config.dataset_name}, {described(*asked)}")
+        label_quality.draw(temporary, quality, f"{config.dataset_name}, {in_words(*chosen)}")
     print(f"written: {csv_file}, {figure}")
 
 
-def described(calibration: str, temperature: float | None) -> str:
+def positive(text: str) -> float:
+    """An argument in (0, inf)."""
+    if not inside(float(text), "(0, inf)"):
+        raise argparse.ArgumentTypeError(f"expected a number in (0, inf), not {text}")
+    return float(text)
+
+
+def in_words(calibration: str, temperature: float | None) -> str:
     parts = [] if temperature is None else [f"temperature {temperature:g}"]
     return ", ".join([*parts, "not calibrated" if calibration == "none" else f"calibrated by {calibration}"])
 
 
-def line(cells: list[object]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
+def every_figure(counts: label_quality.Counts, expected: float, classes: Sequence[str]) -> pd.DataFrame:
+    """A row for each threshold and kind of entries, of all classes together (class "") and of each one."""
+    parts = []
+    for label, name in [(None, ""), *enumerate(classes)]:
+        for entries in label_quality.ENTRIES:
+            columns = label_quality.curve(counts, entries, label)
+            if label is None and entries == "all":
+                columns |= label_quality.estimate(counts, expected)
+            parts.append(pd.DataFrame({"class": name, "entries": entries, "threshold": counts.thresholds} | columns))
+    return pd.concat(parts)
 
 
-def number(value: float | None) -> str:
-    return "-" if value is None or np.isnan(value) else f"{value:.3f}"
+def of_the_rule(qualities: dict[tuple, dict]) -> str:
+    """For every way of scoring: the quality of the labels that the rule makes."""
+    rows = pd.DataFrame({in_words(*way): quality for way, quality in qualities.items()}, dtype=float)
+    return rows.dropna(how="all").T.rename_axis("scores").to_markdown(floatfmt=".3f", missingval="-")
 
 
-def overview(counts: dict[tuple, Counts], threshold: float | None, expected: float) -> str:
+def over_thresholds(figures: dict[tuple, pd.DataFrame], threshold: float | None) -> str:
     """For every way of scoring: the figures at the threshold that is set, and at the one with the best F1."""
-    lines = []
-    for way, these in counts.items():
-        curves = {entries: label_quality.curve(these, entries) for entries in label_quality.ENTRIES}
-        estimate = label_quality.estimate(these, expected)
-        if "f1" in curves["all"]:
-            names = [(entries, name) for entries in curves for name in ("precision", "recall", "f1")]
-            columns = [curves[entries][name] for entries, name in names]
-            titles = [("F1" if name == "f1" else name) + ("" if entries == "all" else "*") for entries, name in names]
-            best = {entries: int(np.nanargmax(np.nan_to_num(curves[entries]["f1"]))) for entries in curves}
-            places = {"best F1": best["all"], "best F1*": best["unobserved"]}
+    rows = []
+    for way, every in figures.items():
+        every = every[every["class"] == ""].set_index("threshold")
+        whole, unobserved = (every[every["entries"] == name] for name in label_quality.ENTRIES)
+        if "f1" in every:
+            columns = whole[["positives_per_image", *FIGURES]].join(unobserved[FIGURES].add_suffix("*"))
+            best = {"best F1": columns["f1"], "best F1*": columns["f1*"]}
         else:
-            columns = list(estimate.values())
-            titles = ["observed found", "precision (estimate)"]
-            f1 = 2 * columns[0] * columns[1] / np.maximum(columns[0] + columns[1], 1e-12)
-            places = {"best F1 (estimate)": int(np.nanargmax(np.nan_to_num(f1)))}
-        if threshold is not None:
-            places = {"set": int(np.flatnonzero(these.thresholds == threshold)[0])} | places
-        for title, at in places.items():
-            figures = [curves["all"]["positives_per_image"][at], *(column[at] for column in columns)]
-            lines.append(line([described(*way), title, f"{these.thresholds[at]:g}", *map(number, figures)]))
-    header = ["scores", "", "threshold", "positives per image", *titles]
-    note = "\n\n\\* over the unobserved entries only" if len(titles) > 2 else ""
-    return "\n".join([line(header), "|" + "---|" * len(header), *lines]) + note
+            columns = whole[["positives_per_image", *ESTIMATES]]
+            best = {"best F1 (estimate)": 2 / (1 / columns[ESTIMATES]).sum(axis=1, skipna=False)}
+        places = {} if threshold is None else {"set": threshold}
+        for title, at in (places | {name: values.fillna(0).idxmax() for name, values in best.items()}).items():
+            rows.append({"scores": in_words(*way), "": title, "threshold": at} | columns.loc[at].to_dict())
+    rows = pd.DataFrame(rows).rename(columns=TITLES)
+    formats = ("", "", "g", *[".3f"] * (rows.shape[1] - 3))
+    note = "\n\n\\* over the unobserved entries only" if "F1*" in rows else ""
+    return rows.to_markdown(index=False, floatfmt=formats, missingval="-") + note
 
 
-def per_class(about: dict) -> str:
+def of_classes(quality: dict) -> str:
     """The classes with the lowest F1 at the threshold that is set."""
-    rows = sorted(about["classes"], key=lambda row: row["f1"] or 0.0)
-    header = ["class", "observed positives", "positives per image", "precision", "recall", "F1"]
-    names = ("positives_per_image", "precision", "recall", "f1")
-    shown = [line([row["class"], row["observed"], *(number(row[name]) for name in names)]) for row in rows[:SHOWN]]
-    title = f"{len(shown)} of {len(rows)} classes, lowest F1 first, at threshold {about['threshold']:g}:\n"
-    return "\n".join([title, line(header), "|" + "---|" * len(header), *shown])
-
-
-def to_csv(counts: dict[tuple, Counts], asked: tuple, classes: list[str], expected: float) -> str:
-    """A row for each way of scoring, threshold and kind of entries; for the way that is set, also for each class."""
-    file = io.StringIO(newline="")
-    estimates = ("observed_found", "estimated_precision")
-    names = ["calibrate", "temperature", "class", "entries", "threshold", *label_quality.FIGURES, *estimates]
-    writer = csv.DictWriter(file, names, restval="", lineterminator="\n")
-    writer.writeheader()
-    for way, these in counts.items():
-        for label in [None, *(range(len(classes)) if way == asked else ())]:
-            for entries in label_quality.ENTRIES:
-                curves = label_quality.curve(these, entries, label)
-                if label is None and entries == "all":
-                    curves |= label_quality.estimate(these, expected)
-                fixed = {"calibrate": way[0], "temperature": way[1], "entries": entries}
-                fixed["class"] = "" if label is None else classes[label]
-                for at, threshold in enumerate(these.thresholds):
-                    figures = {name: f"{values[at]:.6g}" for name, values in curves.items() if values[at] == values[at]}
-                    writer.writerow(fixed | {"threshold": f"{threshold:g}"} | figures)
-    return file.getvalue()
+    rows = pd.DataFrame(quality["classes"]).astype({name: float for name in FIGURES}).fillna({"f1": 0.0})
+    shown = rows.sort_values("f1", kind="stable").head(SHOWN)[["class", "observed", "positives_per_image", *FIGURES]]
+    table = shown.rename(columns=TITLES).to_markdown(index=False, floatfmt=".3f", missingval="-", disable_numparse=[0])
+    return f"{len(shown)} of {len(rows)} classes, lowest F1 first, at threshold {quality['threshold']:g}:\n\n{table}"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""How good a teacher's scores are as pseudo-labels, at every threshold at once. Pure; imports nothing of ours but util.
+"""How good pseudo-labels are, without training: those that a rule makes (`describe`), and at every threshold (`count`).
 
-Positive pseudo-labels are counted over all entries, and over the unobserved ones, which are the ones that a method
-reads. Where the full labels are not known, two figures remain. `observed_found` is the share of observed positives that
-are found, an estimate of the recall, since which positive of an image is observed was drawn at random.
-`estimated_precision` follows from it: recall x true labels per image / positive pseudo-labels per image.
+Methods read the pseudo-labels of unobserved entries only, so these entries are also counted alone. If the full labels
+are not known, `estimate` derives two figures from the observed ones. `observed_found`, the share of observed positives
+that score above the threshold, estimates the recall, because the observed positive of an image was drawn at random.
+`estimated_precision` is recall x true labels per image / positive pseudo-labels per image.
 """
 
 from collections.abc import Sequence
@@ -12,30 +12,73 @@ from pathlib import Path
 
 import numpy as np
 
-ROWS = 4096  # images counted at a time: bounds the memory beside the scores
+import metrics
+
 THRESHOLDS = np.array([1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, *np.arange(1, 100) / 100])
 ENTRIES = ("all", "unobserved")
-FIGURES = ("precision", "recall", "f1", "positives_per_image")
+STYLES = {"precision": "C0", "recall": "C1", "f1": "C2"}
+
+
+def describe(
+    pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray | None
+) -> dict[str, float | None]:
+    """The quality of the pseudo-labels of the training images: the rows of the table printed before training.
+
+    Soft labels are judged by their order, because no threshold is applied to them.
+
+    pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1]
+    scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}, or None if it is not known
+    returns   None for what is not known, and for a share of nothing
+    """
+    unknown, known, present = observed == 0, observed == 1, None if true is None else true == 1
+    teacher = {"mAP of the teacher, %": None if true is None else metrics.mean_average_precision(scores, true)}
+    if pseudo.dtype.kind == "f":
+        found = {} if true is None else metrics.ranking(scores[unknown], present[unknown])
+        return {f"{name}, unobserved entries": value for name, value in found.items()} | teacher
+    positive, negative = pseudo == 1, pseudo == -1
+
+    def share(whole: np.ndarray, part: np.ndarray | None) -> float | None:
+        return None if part is None or not whole.any() else float((whole & part).sum() / whole.sum())
+
+    return {
+        "positives per image": float(positive.sum() / len(pseudo)),
+        "observed labels found": share(known, positive),
+        "precision of positives": share(positive, present),
+        "recall of positives": None if true is None else share(present, positive),
+        "precision of positives, unobserved entries": share(positive & unknown, present),
+        "recall of positives, unobserved entries": None if true is None else share(present & unknown, positive),
+        "negatives per image": float(negative.sum() / len(pseudo)) or None,
+        "precision of negatives": share(negative, None if true is None else ~present),
+    } | teacher
+
+
+def table(quality: dict[str, float | None]) -> str:
+    """The rows of `describe` that are known, as text. If no label is positive, a sentence replaces the rows of
+    positives, which would be zeros."""
+    lines = []
+    if quality.get("positives per image") == 0:
+        lines = ["  warning: no label became a positive pseudo-label; lower --threshold or --temperature"]
+        quality = {name: value for name, value in quality.items() if value != 0}
+    lines += [f"  {name:<42} {value:8.4f}" for name, value in quality.items() if value is not None]
+    if quality["mAP of the teacher, %"] is None:
+        lines.append("  precision, recall and mAP need the full labels of the training images, which are not known")
+    return "\n".join(["pseudo-labels of the training images:", *lines])
 
 
 @dataclass(frozen=True)
 class Counts:
-    """For each class and threshold: how many labels score above it.
+    """Entries of each class: column 0 counts all of them, column t + 1 those that score above thresholds[t].
 
     thresholds  (T,) float, ascending
-    above       {"all", "unobserved"}: (L, T) entries above the threshold
-    right       those of them that are true; None where the full labels are not known
-    true        {...}: (L,) true labels; None likewise
-    found       (L, T) observed positives above the threshold
-    observed    (L,) observed positives
+    entries     {"all", "unobserved"}: (L, T + 1)
+    true        {"all", "unobserved"}: (L, T + 1) true labels; None if the full labels are not known
+    observed    (L, T + 1) observed positives
     images      N
     """
 
     thresholds: np.ndarray
-    above: dict[str, np.ndarray]
-    right: dict[str, np.ndarray] | None
+    entries: dict[str, np.ndarray]
     true: dict[str, np.ndarray] | None
-    found: np.ndarray
     observed: np.ndarray
     images: int
 
@@ -43,79 +86,61 @@ class Counts:
 def count(
     scores: np.ndarray, observed: np.ndarray, true: np.ndarray | None, thresholds: Sequence[float] = ()
 ) -> Counts:
-    """scores (N, L) float; observed (N, L) in {-1, 0, +1}; true (N, L) in {0, 1}, or None where it is not known.
+    """scores (N, L) float; observed (N, L) in {-1, 0, +1}; true (N, L) in {0, 1}, or None if it is not known.
 
-    thresholds  more of them, beside THRESHOLDS
+    thresholds  further ones, beside THRESHOLDS
     """
     grid = np.unique([*THRESHOLDS, *thresholds])
-    num_labels, places = scores.shape[1], len(grid) + 1
-    names = ["all", "unobserved", "found"] + (["all right", "unobserved right"] if true is not None else [])
-    at = {name: np.zeros(num_labels * places, dtype=np.int64) for name in names}
-    offsets = np.arange(num_labels) * places
-    for start in range(0, len(scores), ROWS):
-        part = slice(start, start + ROWS)
-        place = np.searchsorted(grid.astype(scores.dtype), scores[part]) + offsets  # thresholds below the score
-        unknown, marks = observed[part] == 0, {"found": observed[part] == 1}
-        marks |= {"all": np.ones_like(unknown), "unobserved": unknown}
+    rows: dict[str, list[np.ndarray]] = {}
+    for label, column in enumerate(scores.T):
+        below = np.searchsorted(grid.astype(scores.dtype), column)  # (N,) how many thresholds are below the score
+        unknown = observed[:, label] == 0
+        masks = {"all": np.ones_like(unknown), "unobserved": unknown, "observed": observed[:, label] == 1}
         if true is not None:
-            marks |= {"all right": true[part] == 1, "unobserved right": (true[part] == 1) & unknown}
-        for name, mark in marks.items():
-            at[name] += np.bincount(place[mark], minlength=num_labels * places)
-
-    def above(name: str) -> np.ndarray:
-        return at[name].reshape(num_labels, places)[:, ::-1].cumsum(axis=1)[:, ::-1][:, 1:]
-
-    def total(name: str) -> np.ndarray:
-        return at[name].reshape(num_labels, places).sum(axis=1)
-
-    known = true is not None
-    return Counts(
-        grid,
-        {entries: above(entries) for entries in ENTRIES},
-        {entries: above(f"{entries} right") for entries in ENTRIES} if known else None,
-        {entries: total(f"{entries} right") for entries in ENTRIES} if known else None,
-        above("found"),
-        total("found"),
-        len(scores),
-    )
+            masks |= {"all true": true[:, label] == 1, "unobserved true": (true[:, label] == 1) & unknown}
+        for name, mask in masks.items():
+            number = np.bincount(below[mask], minlength=len(grid) + 1)
+            rows.setdefault(name, []).append(number[::-1].cumsum()[::-1])
+    found = {name: np.stack(values) for name, values in rows.items()}
+    right = None if true is None else {name: found[f"{name} true"] for name in ENTRIES}
+    return Counts(grid, {name: found[name] for name in ENTRIES}, right, found["observed"], len(scores))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """part / whole; NaN for a share of nothing."""
-    return np.divide(part, whole, out=np.full(np.broadcast_shapes(part.shape, whole.shape), np.nan), where=whole > 0)
+    return np.divide(part, whole, out=np.full(part.shape, np.nan), where=np.asarray(whole) > 0)
 
 
 def curve(counts: Counts, entries: str, label: int | None = None) -> dict[str, np.ndarray]:
-    """(T,) precision, recall, F1 and positives per image against the threshold; of one class, or of all together.
+    """(T,) precision, recall, F1 and positives per image against the threshold, of one class or of all together.
 
     entries  one of ENTRIES
     """
-    chosen = slice(None) if label is None else slice(label, label + 1)
-    above = counts.above[entries][chosen].sum(axis=0)
+    chosen = slice(None) if label is None else [label]
+    above = counts.entries[entries][chosen].sum(axis=0)[1:]
     figures = {"positives_per_image": above / counts.images}
-    if counts.right is None:
+    if counts.true is None:
         return figures
-    right, true = counts.right[entries][chosen].sum(axis=0), counts.true[entries][chosen].sum()
-    return figures | {
-        "precision": _share(right, above),
-        "recall": _share(right, true),
-        "f1": _share(2 * right, above + true),
-    }
+    true = counts.true[entries][chosen].sum(axis=0)
+    right, true = true[1:], true[0]
+    shares = {"precision": (right, above), "recall": (right, true), "f1": (2 * right, above + true)}
+    return {name: _share(*share) for name, share in shares.items()} | figures
 
 
 def estimate(counts: Counts, positives_per_image: float) -> dict[str, np.ndarray]:
     """(T,) share of the observed positives that are found, and the precision over all entries that follows from it.
 
-    positives_per_image  how many true labels an image has on average; with 1 the precision is a lower bound
+    positives_per_image  mean number of true labels of an image; with 1 the precision is a lower bound
     """
-    found = _share(counts.found.sum(axis=0), counts.observed.sum())
-    above = counts.above["all"].sum(axis=0)
+    observed, above = counts.observed.sum(axis=0), counts.entries["all"].sum(axis=0)[1:]
+    found = _share(observed[1:], observed[0])
     precision = np.minimum(_share(found * positives_per_image * counts.images, above), 1.0)
     return {"observed_found": found, "estimated_precision": precision}
 
 
 def as_json(counts: Counts, classes: Sequence[str], threshold: float | None, positives_per_image: float) -> dict:
-    """What a run keeps: the curves, and the figures of each class at the threshold that was chosen; NaN is None."""
+    """Content of a run's pseudo_labels.json: the curves, and the figures of each class at the chosen threshold; NaN is
+    None."""
     result = {"images": counts.images, "threshold": threshold, "thresholds": counts.thresholds.tolist()}
     result["positives_per_image"] = positives_per_image
     for entries in ENTRIES:
@@ -124,7 +149,7 @@ def as_json(counts: Counts, classes: Sequence[str], threshold: float | None, pos
     if threshold is not None:
         at = int(np.flatnonzero(counts.thresholds == threshold)[0])
         result["classes"] = [
-            {"class": name, "observed": int(counts.observed[label])}
+            {"class": name, "observed": int(counts.observed[label, 0])}
             | {name: _plain(values)[at] for name, values in curve(counts, "all", label).items()}
             for label, name in enumerate(classes)
         ]
@@ -135,35 +160,29 @@ def _plain(values: np.ndarray) -> list[float | None]:
     return [None if np.isnan(value) else round(float(value), 6) for value in values]
 
 
-STYLES = {"precision": "C0", "recall": "C1", "f1": "C2"}
-
-
-def draw_curves(axes, about: dict, entries: str) -> None:
+def draw_curves(axes, quality: dict, entries: str) -> None:
     """Draw the curves of `as_json` against the threshold, with the chosen one marked, on matplotlib's axes."""
-    thresholds = about["thresholds"]
-    lines = {name: about[entries][name] for name in STYLES if name in about[entries]}
-    lines = lines or dict(zip(("precision", "recall"), reversed(about["estimate"].values()), strict=True))
+    thresholds, chosen = quality["thresholds"], quality["threshold"]
+    lines = {name: quality[entries][name] for name in STYLES if name in quality[entries]}
+    lines = lines or dict(zip(("precision", "recall"), reversed(quality["estimate"].values()), strict=True))
     for name, values in lines.items():
-        values = [np.nan if value is None else value for value in values]
-        label = {"f1": "F1"}.get(name, name) + (" (estimate)" if name not in about[entries] else "")
-        axes.plot(thresholds, values, color=STYLES[name], label=label)
-        if about["threshold"] is not None:
-            at = thresholds.index(about["threshold"])
-            axes.plot(thresholds[at], values[at], "o", color=STYLES[name], markersize=5)
-    if about["threshold"] is not None:
-        axes.axvline(about["threshold"], color="0.6", linestyle=":", label=f"chosen: {about['threshold']:g}")
+        label = {"f1": "F1"}.get(name, name) + (" (estimate)" if name not in quality[entries] else "")
+        marks = [] if chosen is None else [thresholds.index(chosen)]
+        axes.plot(thresholds, np.array(values, float), "-o", markevery=marks, color=STYLES[name], ms=5, label=label)
+    if chosen is not None:
+        axes.axvline(chosen, color="0.6", linestyle=":", label=f"chosen: {chosen:g}")
     axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02), title=f"{entries} entries")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8, framealpha=0)
 
 
-def draw(path: Path, about: dict, title: str) -> None:
+def draw(path: Path, quality: dict, title: str) -> None:
     """A PNG file of the curves over all entries and over the unobserved ones."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8, 3.4), layout="constrained")
-    panels = ENTRIES if "precision" in about["unobserved"] else ("all",)
+    panels = ENTRIES if "precision" in quality["unobserved"] else ("all",)
     for axes, entries in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        draw_curves(axes, about, entries)
+        draw_curves(axes, quality, entries)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, format="png", dpi=120)

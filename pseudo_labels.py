@@ -1,7 +1,7 @@
 """The paper's idea: a frozen teacher's similarities become labels.
 
 A rule has two steps: similarities -> scores in [0, 1], and scores -> labels. Between them the known labels may
-calibrate the scores (calibration.py). `describe` measures how good the labels are.
+calibrate the scores (calibration.py). label_quality.py measures how good the labels are.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-import metrics
 from calibration import calibrate
 from util.errors import UserError
 from util.settings import Setting, with_settings
@@ -198,51 +197,7 @@ def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:
     return [view if view.ndim == 2 else np.concatenate([one(view[rows]) for rows in _slices(view)]) for view in views]
 
 
-def describe(
-    pseudo: np.ndarray, scores: np.ndarray, observed: np.ndarray, true: np.ndarray | None
-) -> dict[str, float | None]:
-    """How good the pseudo-labels of the training images are: the rows of the table printed before training.
-
-    Methods read pseudo-labels of unobserved entries only, so these are also counted alone. Soft labels are judged by
-    their order, because no threshold is applied to them.
-
-    pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1]
-    scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}, or None if it is not known
-    returns   None for what is not known, and for a share of nothing
-    """
-    unknown, known, present = observed == 0, observed == 1, None if true is None else true == 1
-    teacher = {"mAP of the teacher, %": None if true is None else metrics.mean_average_precision(scores, true)}
-    if pseudo.dtype.kind == "f":
-        found = {} if true is None else metrics.ranking(scores[unknown], present[unknown])
-        return {f"{name}, unobserved entries": value for name, value in found.items()} | teacher
-    positive, negative = pseudo == 1, pseudo == -1
-
-    def share(whole: np.ndarray, part: np.ndarray | None) -> float | None:
-        return None if part is None or not whole.any() else float((whole & part).sum() / whole.sum())
-
-    absent = None if true is None else ~present
-    return {
-        "positives per image": float(positive.sum() / len(pseudo)),
-        "observed labels found": share(known, positive),
-        "precision of positives": share(positive, present),
-        "recall of positives": None if true is None else share(present, positive),
-        "precision of positives, unobserved entries": share(positive & unknown, present),
-        "recall of positives, unobserved entries": None if true is None else share(present & unknown, positive),
-        "negatives per image": float(negative.sum() / len(pseudo)) or None,
-        "precision of negatives": share(negative, absent),
-    } | teacher
-
-
-def table(quality: dict[str, float | None]) -> str:
-    """The rows of `describe` that are known, as text."""
-    lines = [f"  {name:<42} {value:8.4f}" for name, value in quality.items() if value is not None]
-    return "\n".join(["pseudo-labels of the training images:", *lines])
-
-
-def warnings(pseudo: np.ndarray, views: list[np.ndarray]) -> list[str]:
-    """A line if the teacher's scores are useless."""
-    if not any(view.any() for view in views):
-        return ["warning: every similarity is 0; is this the file or the teacher that was meant?"]
-    if not (pseudo > 0).any():
-        return ["warning: no label became a positive pseudo-label; lower --threshold or --temperature"]
-    return []
+def warnings(views: list[np.ndarray]) -> list[str]:
+    """A line if the teacher's similarities are useless."""
+    useless = not any(view.any() for view in views)
+    return ["warning: every similarity is 0; is this the file or the teacher that was meant?"] if useless else []

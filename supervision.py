@@ -92,7 +92,7 @@ def make_pseudo_labels(
     views = similarities_of(config, classes, split, **where)
     rule, options = config.method.pseudo_labels, dict(calibration=calibration_of(config), pool=config.teacher_pool)
     pseudo, scores, notes = pseudo_labels.make(rule, config.hparams, views, split.observed, **options)
-    return pseudo, scores, notes + pseudo_labels.warnings(pseudo, views)
+    return pseudo, scores, notes + pseudo_labels.warnings(views)
 
 
 def pseudo_labels_of(config: Config, splits: datasets.Splits, **where: object) -> tuple[np.ndarray | None, dict | None]:
@@ -102,10 +102,8 @@ def pseudo_labels_of(config: Config, splits: datasets.Splits, **where: object) -
         return None, None
     train = splits.train
     pseudo, scores, notes = make_pseudo_labels(config, splits.classes, train, **where)
-    quality = pseudo_labels.describe(pseudo, scores, train.observed, train.true)
-    if train.true is None:
-        notes = ["  precision, recall and mAP need the full labels of the training images, which are not known", *notes]
-    print("\n".join([pseudo_labels.table(quality), *notes]))
+    quality = label_quality.describe(pseudo, scores, train.observed, train.true)
+    print("\n".join([label_quality.table(quality), *notes]))
     threshold = config.method.pseudo_labels.threshold(config.hparams)
     counts = label_quality.count(scores, train.observed, train.true, [threshold] if threshold else [])
     metadata = {"settings": config.hparams | {"calibrate": config.calibrate}, "quality": quality}

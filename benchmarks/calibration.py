@@ -17,6 +17,7 @@ import numpy as np
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
 
+import label_quality
 import metrics
 import pseudo_labels
 from benchmarks.common import environment, table
@@ -84,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
             cells.append([f"{number:,}", name, f"--calibrate {calibration}", *columns, f"{seconds:.1f}"])
     scores = pseudo_labels.softmax(whole, temperature=TEMPERATURE)
     labels = pseudo_labels.threshold_labels(scores, threshold=THRESHOLD, negative_fraction=0.0)
-    quality = pseudo_labels.describe(labels, scores, observed, true)
+    quality = label_quality.describe(labels, scores, observed, true)
     shares = [
         f"{quality[f'{what} of positives{which}']:.4f}"
         for which in ("", ", unobserved entries")

@@ -29,6 +29,7 @@ sys.path[0] = str(ROOT)  # in the place of this folder, whose names are other mo
 import config as settings
 import datasets
 import engine
+import label_quality
 import losses
 import metrics
 import pseudo_labels
@@ -99,7 +100,7 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
             [similarity],
             train.observed,
         )
-        pseudo_labels.describe(pseudo, scores, train.observed, train.true)
+        label_quality.describe(pseudo, scores, train.observed, train.true)
     del similarity, scores
     data = engine.TrainingSet.on(torch.device("cpu"), Images(train.paths(), 8, None, 1), train, pseudo)
     loss = losses.build("EM_APL", settings.facts(config), data.observed)

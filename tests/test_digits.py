@@ -13,6 +13,7 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 
 import datasets
+import label_quality
 import main
 import pseudo_labels
 from config import Config, parse
@@ -47,7 +48,7 @@ def quality(digits: Path, cache: Path, *more: str) -> dict[str, float]:
     """What the run's table says of the teacher's pseudo-labels."""
     config, splits = teaching(digits, *more)
     scores, pseudo = scores_and_labels(config, similarities(config, splits, cache))
-    return pseudo_labels.describe(pseudo, scores, splits.train.observed, splits.train.true)
+    return label_quality.describe(pseudo, scores, splits.train.observed, splits.train.true)
 
 
 def promised(found: dict[str, float]) -> bool:

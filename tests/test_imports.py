@@ -12,8 +12,8 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "util": set(),
     "metrics": {"util"},
     "calibration": set(),
-    "pseudo_labels": {"util", "metrics", "calibration"},
-    "label_quality": {"util"},
+    "pseudo_labels": {"util", "calibration"},
+    "label_quality": {"metrics"},
     "losses": {"util", "pseudo_labels"},
     "datasets": {"util"},
     "models": {"util", "datasets"},
@@ -27,7 +27,7 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "preproc": {"util", "datasets"},
     "reporting": BELOW_CONFIG | {"config", "label_quality"},
     "report": BELOW_CONFIG | {"config", "label_quality", "reporting"},
-    "benchmarks": BELOW_CONFIG | {"config", "run_folder", "engine", "preproc", "main"},
+    "benchmarks": BELOW_CONFIG | {"config", "label_quality", "run_folder", "engine", "preproc", "main"},
 }
 # of a command, which nothing but tests and benchmarks imports
 ON_TOP = BELOW_CONFIG | {"checkpoints", "checks", "config", "label_quality", "run_folder", "engine", "supervision"}

@@ -169,7 +169,7 @@ def test_the_test_set_is_scored_by_the_best_epochs_weights(toy, monkeypatch):
     values = iter((60.0, 50.0, 40.0))
     monkeypatch.setattr(main.metrics, "mean_average_precision", lambda *arrays: next(values))
     monkeypatch.setattr(main.metrics, "evaluate", lambda *arrays: {"mAP": 0.0, "classes_without_positives": 0})
-    monkeypatch.setattr(supervision.pseudo_labels, "describe", lambda *arrays, **options: {})
+    monkeypatch.setattr(supervision.label_quality, "describe", lambda *arrays: {"mAP of the teacher, %": None})
     three = main.main(toy_arguments(toy, "--epochs", "3"))
     assert three["best_epoch"] == 1
     probs = [np.load(Path(result["folder"]) / "predictions.npz")["probs"] for result in (one, three)]

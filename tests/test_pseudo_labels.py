@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import label_quality
 import pseudo_labels
 from datasets.protocol import observe
 from models import teachers
@@ -48,45 +49,10 @@ def test_among_the_lowest_a_label_is_negative_even_above_the_threshold():
     assert assign(np.log([[1.0, 2.0, 5.0]]), 1.0, 0.2, 0.7)[0].tolist() == [-1, -1, 1]
 
 
-def test_quality_by_hand():
-    true, observed = np.array([[1, 1, 0, 0]]), np.array([[1, 0, 0, 0]])
-    pseudo, scores = np.array([[1, 0, 1, -1]]), np.array([[0.4, 0.3, 0.2, 0.1]])
-    quality = pseudo_labels.describe(pseudo, scores, observed, true)
-    assert list(quality.values()) == [2.0, 1.0, 0.5, 0.5, 0.0, 0.0, 1.0, 1.0, 50.0]  # 2 of 4 classes have a positive
-    empty = pseudo_labels.describe(0 * pseudo, scores, observed, true)
-    assert empty["precision of positives"] is None and "precision" not in pseudo_labels.table(empty)
-    unknown = pseudo_labels.describe(pseudo, scores, observed, None)
-    assert [name for name, value in unknown.items() if value is not None] == [
-        "positives per image",
-        "observed labels found",
-        "negatives per image",
-    ]
-
-
-def test_the_entries_whose_label_is_not_known_are_counted_apart():
-    true, observed = np.array([[1, 1, 1, 0]]), np.array([[1, 0, 0, -1]])
-    pseudo, scores = np.array([[1, 1, 0, 1]]), np.full((1, 4), 0.1)
-    quality = pseudo_labels.describe(pseudo, scores, observed, true)
-    assert quality["precision of positives"] == pytest.approx(2 / 3)
-    assert quality["precision of positives, unobserved entries"] == 1.0
-    assert quality["recall of positives, unobserved entries"] == 0.5
-
-
-def test_soft_labels_are_judged_by_their_order():
-    """Of the unobserved entries, ranked: hit, hit, miss, hit, miss."""
-    true, observed = np.array([[1, 1, 1, 0, 1, 0]]), np.array([[1, 0, 0, 0, 0, 0]])
-    scores = np.array([[0.1, 0.9, 0.8, 0.7, 0.6, 0.5]])
-    quality = pseudo_labels.describe(scores, scores, observed, true)
-    assert quality["recall at precision 0.8, unobserved entries"] == pytest.approx(2 / 3)
-    assert quality["best F1, unobserved entries"] == pytest.approx(2 * 3 / (4 + 3))
-    assert set(pseudo_labels.describe(scores, scores, observed, None).values()) == {None}
-
-
-def test_useless_scores_print_a_warning():
-    pseudo, similarity = np.array([[1, 0, -1]], dtype=np.int8), np.array([[0.3, 0.2, 0.1]])
-    assert pseudo_labels.warnings(pseudo, [similarity]) == []
-    assert "every similarity is 0" in pseudo_labels.warnings(pseudo, [0 * similarity])[0]
-    assert "no label became a positive" in pseudo_labels.warnings(np.minimum(pseudo, 0), [similarity])[0]
+def test_useless_similarities_print_a_warning():
+    similarity = np.array([[0.3, 0.2, 0.1]])
+    assert pseudo_labels.warnings([similarity]) == []
+    assert "every similarity is 0" in pseudo_labels.warnings([0 * similarity])[0]
 
 
 # Tiles
@@ -165,7 +131,7 @@ def test_the_real_teacher_labels_VOC_as_measured(real):
     for threshold, precision, recall in ((0.1, 0.7669, 0.7002), (0.3, 0.8834, 0.6284), (0.5, 0.9278, 0.5846)):
         scores = pseudo_labels.softmax(similarity, temperature=0.01)
         pseudo = pseudo_labels.threshold_labels(scores, threshold=threshold, negative_fraction=0.0)
-        quality = pseudo_labels.describe(pseudo, scores, np.zeros_like(true), true)
+        quality = label_quality.describe(pseudo, scores, np.zeros_like(true), true)
         assert quality["precision of positives"] == pytest.approx(precision, abs=5e-5)
         assert quality["recall of positives"] == pytest.approx(recall, abs=5e-5)
     assert quality["mAP of the teacher, %"] == pytest.approx(85.34, abs=5e-3)
@@ -179,7 +145,7 @@ def test_over_unobserved_entries_the_real_teacher_is_worse_and_calibration_mends
     true, observed = labels["train_labels"], observe(labels["train_labels"])
     rule, settings = pseudo_labels.THRESHOLD_RULE, dict(temperature=0.01, threshold=0.3, negative_fraction=0.0)
     pseudo, scores, _ = pseudo_labels.make(rule, settings, views, observed)
-    quality = pseudo_labels.describe(pseudo, scores, observed, true)
+    quality = label_quality.describe(pseudo, scores, observed, true)
     assert quality["precision of positives, unobserved entries"] == pytest.approx(0.60, abs=5e-3)
     assert quality["recall of positives, unobserved entries"] == pytest.approx(0.40, abs=5e-3)
     _, calibrated, _ = pseudo_labels.make(rule, settings, views, observed, calibration="bias")

@@ -112,9 +112,9 @@ def check_outputs(outputs: dict[str, str | Path | None], overwrite: bool, ours: 
         if name is None:
             continue
         path = Path(name)
-        if not str(name).strip() or path.is_dir() or not path.parent.is_dir() and path.parent.exists():
+        if not str(name).strip() or path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
             raise UserError(f"{option} {str(name)!r} is not the name of a file; name a file to write to")
-        if other := seen.setdefault(path.resolve(), option) != option and seen[path.resolve()]:
+        if (other := seen.setdefault(path.resolve(), option)) != option:
             raise UserError(f"{other} and {option} both name {path}; give two files")
         if path.is_file() and not overwrite:
             with open(path, "rb") as file:
