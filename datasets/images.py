@@ -3,6 +3,7 @@
 Pixels stay uint8 RGB until they enter a network. The backbone or the teacher sets size, mean and std.
 """
 
+import os
 import shutil
 import warnings
 from collections import deque
@@ -57,6 +58,8 @@ def image_problem(path: str) -> str | None:
 
 def _read(path: str) -> np.ndarray | str:
     """The pixels as in `rgb`, or what is wrong with the file."""
+    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
+        return "no regular file"
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             return rgb(image)

@@ -56,8 +56,8 @@ def find_images(folder: str | Path) -> tuple[list[Path], dict[str, list[Path]]]:
                 entered.append(name)
         folders[:] = entered
         for path in (Path(top, name) for name in sorted(files) if not is_hidden(name)):
-            if not path.exists():
-                left_out["broken links"].append(path)
+            if not path.is_file():
+                left_out["broken links or pipes"].append(path)
             elif path.suffix.lower() in image_endings():
                 images.append(path)
             else:

@@ -15,6 +15,7 @@ from datasets import files
 from datasets.walk import describe_left_out, find_images, is_hidden
 from preproc.sources import SPLIT_NAMES, Source, clean_name, positives
 from util.errors import UserError, describe_error
+from util.files import read_text
 
 INSIDE = ("_annotations.coco.json", "_classes.csv")  # beside the images of each split in Roboflow's exports
 YOLO_NAMES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
@@ -150,7 +151,7 @@ def _yolo(folder: Path, texts: list[Path]) -> Iterator[tuple[str, str]]:
     listing = next((path for path in places if path.is_file()), None)
     if listing is None:
         raise UserError(f"{folder} numbers its classes; write their names, a line each, into {folder / 'classes.txt'}")
-    content = listing.read_text(encoding="utf-8-sig")
+    content = read_text(listing)
     try:
         names = yaml.safe_load(content)["names"] if listing.suffix == ".yaml" else content.split("\n")
         names = names if isinstance(names, dict) else dict(enumerate(names))
@@ -161,7 +162,7 @@ def _yolo(folder: Path, texts: list[Path]) -> Iterator[tuple[str, str]]:
     for path in texts:
         image = images.get(path.stem, path.stem)
         yield image, ""
-        for line in filter(None, map(str.split, path.read_text(encoding="utf-8-sig").splitlines())):
+        for line in filter(None, map(str.split, read_text(path).splitlines())):
             if not line[0].isdecimal() or int(line[0]) not in names:
                 raise UserError(
                     f"{path}: {' '.join(line)[:60]!r} does not begin with the number of a class of {listing}"
@@ -171,18 +172,16 @@ def _yolo(folder: Path, texts: list[Path]) -> Iterator[tuple[str, str]]:
 
 def _class_folders(folder: Path, folders: list[Path], separator: str | None) -> Source:
     """folder/<class>/**: that folder's name is the known label; the same picture in two of them has both."""
-    everything, left_out = find_images(folder)
+    images, left_out = find_images(folder)
     if line := describe_left_out(left_out, folder):
         print(line)
-    if beside := [path for path in everything if path.parent == folder]:
+    found = [(path, path.relative_to(folder).parts[0]) for path in images if path.parent != folder]
+    if beside := [path for path in images if path.parent == folder]:
         print(f"left out {len(beside):,} images beside the folders of the classes, the first {beside[0]}")
-    found = []
-    for inside in folders:
-        if not (pictures := find_images(inside)[0]):
-            raise UserError(f"{inside} holds no pictures; remove it, or put some of that class into it")
-        found += [(path, inside.name) for path in pictures]
     if not found:
         raise UserError(f"{folder} holds no folders of pictures; it must have one for each class, or a table of labels")
+    if empty := sorted({path.name for path in folders} - {name for _, name in found}):
+        raise UserError(f"{folder / empty[0]} holds no pictures; remove it, or put some of that class into it")
     sizes = Counter(path.stat().st_size for path, _ in found)
     first, entries = {}, []
     for path, name in found:

@@ -44,7 +44,9 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
     names, frame = open_table(path, delimiter)
     lower = [name.lower() for name in names]
     image, label, split = (_first(lower, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
-    if image is None or not (lower[0] in ("", "id", "index", *LABEL_COLUMNS, *SPLIT_COLUMNS) or lower[0][-3:] == "_id"):
+    if image is None or not (
+        lower[0] in ("", "id", "index", "unnamed: 0", *LABEL_COLUMNS, *SPLIT_COLUMNS) or lower[0][-3:] == "_id"
+    ):
         image = 0
     if len(frame) == 0:
         raise UserError(f"{path} has a header and no rows; it must have a row for each image")
@@ -140,7 +142,10 @@ def _check_fields(path: Path, body: str, delimiter: str, width: int, start: int)
     for number, row in enumerate(rows, start):
         if row and (count := len(row) if quoted else row.count(delimiter) + 1) != width and (quoted or row.strip()):
             place, text = (rows.line_num + start - 1, delimiter.join(row)) if quoted else (number, row)
-            raise UserError(f"{path}, line {place}: {count} fields, expected {width}: {text[:80]!r}")
+            raise UserError(
+                f"{path}, line {place}: {count} fields, expected {width}: {text[:80]!r}; "
+                f"put a field that holds {delimiter!r} in quotes"
+            )
 
 
 def _first(names: Sequence[str], known: Sequence[str]) -> int | None:

@@ -164,7 +164,7 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
     assert not (photos.parent / "data/mine").exists()
     assert read(form(photos, "--labels", labels, "--skip-bad"))[0] == NAMES[1:3]
     out = capsys.readouterr().out
-    assert "bad: d.png: not found" in out and "left out 2 of 4 images" in out
+    assert "bad: d.png: missing" in out and "left out 2 of 4 images" in out
     assert len(read(form(photos, "--labels", labels, "--no-check", "--overwrite"))[0]) == 4
 
 
@@ -187,7 +187,7 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
         ("image,label\n,cat\n", "a row names no image: ', cat'"),
         ("image,label\n../a.jpg,cat\n", "'../a.jpg' lies outside the folder of images; --outside allows it"),
         ("image,label\n/elsewhere/a.jpg,cat\n", "'/elsewhere/a.jpg' lies outside"),
-        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg (not found)"),
+        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg (missing)"),
         (b"image,label\n\xff\xfe,cat\n", "is not text in UTF-8"),
     ],
 )
@@ -231,7 +231,7 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, says):
         (["--labels", "{list}", "--name", "../x"], "takes a plain name"),
         (["--labels", "{list}", "--delimiter", "ab"], "takes one character"),
         (["--labels", "{list}", "--images", "none"], "--images none is no folder"),
-        (["--labels", "{photos}"], "holds no pictures"),
+        (["--labels", "{photos}"], "holds no folders of pictures"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(photos, fails, arguments, says):
@@ -277,7 +277,7 @@ def test_two_spellings_of_a_name_are_one_image(photos):
 def test_what_is_no_regular_file_is_told_at_once(photos, fails):
     os.mkfifo(photos / "pipe.png")
     path = write(photos, "image,label\npipe.png,cat\n")
-    assert "pipe.png (is no regular file)" in fails(lambda argv: form(photos, *argv), ["--labels", path])
+    assert "pipe.png (no regular file)" in fails(lambda argv: form(photos, *argv), ["--labels", path])
 
 
 COCO = {

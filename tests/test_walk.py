@@ -25,5 +25,5 @@ def test_hidden_folders_thumbnails_and_loops_are_left_out_and_links_followed(tmp
     line = describe_left_out(left_out, root)
     assert "3 folders of thumbnails" in line and "2 links to a folder that was read already" in line
     assert "1 .HEIC (cat/i.HEIC; convert them to JPEG, or pip install pillow-heif)" in line
-    assert "without an ending (cat/j)" in line and "broken links (cat/gone.jpg)" in line and ".mpg" in line
+    assert "without an ending (cat/j)" in line and "broken links or pipes (cat/gone.jpg)" in line and ".mpg" in line
     assert describe_left_out({}, root) == ""
