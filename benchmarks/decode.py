@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
 from benchmarks.common import environment, parser, photo_arguments, photographs, positive, rate, side_by_side, table
 from datasets.images import Images, decode

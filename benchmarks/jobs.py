@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # in the place of this folder, whose names are other modules
+sys.path[0] = str(ROOT)  # not this folder, whose names hide other modules
 
 from benchmarks.common import (
     environment,

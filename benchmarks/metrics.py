@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
 import metrics
 from benchmarks import recipe

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
 import models
 from benchmarks import common

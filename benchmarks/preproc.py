@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
 from benchmarks.common import environment, number, parser, shown, side_by_side, table
 from datasets import DATASETS

@@ -24,9 +24,9 @@ import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # in the place of this folder, whose names are other modules
+sys.path[0] = str(ROOT)  # not this folder, whose names hide other modules
 
-import config as settings
+import config as configuration
 import datasets
 import engine
 import label_quality
@@ -88,7 +88,7 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
     write_formatted(folder / "scale", splits, classes, classes, folder / "scale/images")
     del labels, observed, splits
 
-    config = settings.parse(["-d", "scale", "--data-root", str(folder), "-l", "EM_APL", "-g", "cpu"])
+    config = configuration.parse(["-d", "scale", "--data-root", str(folder), "-l", "EM_APL", "-g", "cpu"])
     with stage("loading"):
         splits = datasets.load(config.folder)
     train = splits.train
@@ -103,7 +103,7 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
         label_quality.describe(pseudo, scores, train.observed, train.true)
     del similarity, scores
     data = engine.TrainingSet.on(torch.device("cpu"), Images(train.paths(), 8, None, 1), train, pseudo)
-    loss = losses.build("EM_APL", settings.facts(config), data.observed)
+    loss = losses.build("EM_APL", configuration.facts(config), data.observed)
     with stage("an epoch's bookkeeping"):
         order = engine.epoch_order(0, 1, len(train))
         flips = engine.epoch_flips(0, 1, len(train), 0.5)

@@ -10,7 +10,7 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of this folder
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
 import config as configuration
 import datasets

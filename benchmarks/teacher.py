@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
-import config as settings
+import config as configuration
 import datasets
 import pseudo_labels
 from benchmarks.common import (
@@ -100,7 +100,7 @@ def speed(name: str, paths: list[str], batch_size: int, repeats: int, device: to
 
 def agreement(device: torch.device, workers: int) -> None:
     """What half precision changes, on the training scenes of the digits."""
-    config = settings.parse(["-d", "digits"])
+    config = configuration.parse(["-d", "digits"])
     DATASETS["digits"].make(config.folder)
     splits = datasets.load(config.folder)
     how = dict(batch_size=config.eval_batch_size, device=device, workers=workers)
@@ -130,9 +130,13 @@ def agreement(device: torch.device, workers: int) -> None:
 
 def main() -> None:
     arguments = parser(__doc__, repeats=3)
-    arguments.add_argument("--teacher", default=settings.Config.teacher, help="open_clip model (default: %(default)s)")
+    arguments.add_argument(
+        "--teacher", default=configuration.Config.teacher, help="open_clip model (default: %(default)s)"
+    )
     arguments.add_argument("--images", type=positive, default=16, help="images of the pass (default: %(default)s)")
-    arguments.add_argument("--batch-size", type=positive, default=settings.Config.eval_batch_size, help="%(default)s")
+    arguments.add_argument(
+        "--batch-size", type=positive, default=configuration.Config.eval_batch_size, help="%(default)s"
+    )
     arguments.add_argument("-g", "--gpu", default="0", help="CUDA index, or cpu (default: %(default)s)")
     photo_arguments(arguments)
     options = arguments.parse_args()

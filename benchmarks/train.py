@@ -21,9 +21,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path[0] = str(ROOT)  # in the place of this folder, whose names are other modules
+sys.path[0] = str(ROOT)  # not this folder, whose names hide other modules
 
-import config as settings
+import config as configuration
 import datasets
 import engine
 import losses
@@ -55,6 +55,7 @@ from datasets import DATASETS
 from datasets.images import Images, choose_cache, open_images, to_input
 from util.devices import autocast, default_workers, pick_device, pick_precision
 from util.errors import run_script
+from util.settings import with_settings
 
 PHASES = ("train", "validation", "test")
 CELLS = {"pascal": "VOC", "coco": "COCO"}
@@ -67,7 +68,7 @@ def time_reference(
     num_labels = len(splits.classes.names)
     student = models.build(config.model, num_labels, image_size=config.image_size, pretrained=False).to(device)
     teacher = random_teacher(config.teacher, num_labels).to(device)
-    loss = losses.build(config.loss, settings.facts(config), torch.from_numpy(splits.train.observed).to(device))
+    loss = losses.build(config.loss, configuration.facts(config), torch.from_numpy(splits.train.observed).to(device))
     recipe = Recipe(student, teacher, loss, lr=config.lr, device=device)
     loaders = {
         name: recipe.loader(
@@ -110,20 +111,8 @@ class Ours:
         model = models.build(
             config.model, len(splits.classes.names), image_size=config.image_size, pretrained=False
         ).to(device, memory_format=torch.channels_last)
-        self.training = engine.Training(
-            model,
-            losses.build(config.loss, settings.facts(config), data.observed),
-            data,
-            epochs=config.epochs,
-            lr=config.lr,
-            head_rate=config.head_rate,
-            batch_size=config.batch_size,
-            eval_batch_size=config.eval_batch_size,
-            flip=config.flip,
-            precision=config.precision,
-            cuda_graph=config.cuda_graph,
-            compile=config.compile,
-        )
+        loss = losses.build(config.loss, configuration.facts(config), data.observed)
+        self.training = with_settings(engine.Training, vars(config) | {"augmentation": None})(model, loss, data)
 
     def train(self) -> None:
         self.training.train_epoch()
@@ -274,7 +263,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
         if "digits" in given:
-            config = settings.parse(given)
+            config = configuration.parse(given)
             DATASETS["digits"].make(config.folder)
         else:
             voc = DATASETS["pascal"]
@@ -284,7 +273,7 @@ def main() -> None:
             )
             photos = photographs(options.photos, folder / "photos")
             make_dataset(folder, "photographs", photos, *sizes, labels=options.labels)
-            config = settings.parse([*given, "-d", "photographs", "--data-root", str(folder)])
+            config = configuration.parse([*given, "-d", "photographs", "--data-root", str(folder)])
         if options.cell:
             cell(config, folder, given, options.repeats)
             return
