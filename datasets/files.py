@@ -15,6 +15,7 @@ split, even one without images, that is taken instead of a fifth of train.
 """
 
 import os
+import shlex
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from os.path import lexists  # a link that leads nowhere is told as such, and not taken for an absent file
@@ -62,7 +63,11 @@ def format_command(folder: Path) -> str:
     """The command that makes a data set's formatted files, of raw files that lie in the same folder."""
     folder = Path(folder)
     if script := _script(folder):
-        where = "" if str(folder.parent) == "data" else f" --load-path {folder} --save-path {folder}"
+        where = (
+            ""
+            if str(folder.parent) == "data"
+            else f" --load-path {shlex.quote(str(folder))} --save-path {shlex.quote(str(folder))}"
+        )
         return f"make it with `python preproc/{script}{where}`"
     return "make it with `python preproc/format_own.py` (docs/own_data.md)"
 
@@ -70,8 +75,8 @@ def format_command(folder: Path) -> str:
 def observe_command(folder: Path) -> str:
     """The command that draws a data set's observed labels."""
     folder = Path(folder)
-    root = "" if str(folder.parent) == "data" else f" --data-root {folder.parent}"
-    return f"make it with `python preproc/generate_observed_labels.py --dataset {folder.name}{root}`"
+    root = "" if str(folder.parent) == "data" else f" --data-root {shlex.quote(str(folder.parent))}"
+    return f"make it with `python preproc/generate_observed_labels.py --dataset {shlex.quote(folder.name)}{root}`"
 
 
 def digest(folder: Path) -> str:
