@@ -1,17 +1,20 @@
 """A finished run's model for other programs: an ONNX file, or a folder ready for the Hugging Face hub.
 
     python export.py results/RUN --onnx model.onnx
-    python export.py results/RUN --hub DIR
+    python export.py results/RUN --hub DIR --license apache-2.0
 
 The ONNX model reads pixels, (B, S, S, 3) uint8 RGB, and gives probabilities, (B, L); normalisation and sigmoid are
-inside, and its metadata hold classes and thresholds.
+inside, and its metadata hold classes, thresholds and how to resize. Above 2 GB its weights lie in a second file.
 """
 
 import copy
+import importlib
 import json
+import os
+import re
 import shutil
+import tempfile
 import warnings
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 import models
-from util.errors import OneLineParser, UserError, run_script
-from util.files import atomic
+from util.errors import OneLineParser, UserError, describe_error, printable, run_script
+from util.files import atomic, check_outputs
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4  # by which the probabilities of onnxruntime may differ from PyTorch's
-CHECKED = 3  # images of the check, another number than the example's
+RESIZE = "squash to image_size x image_size, bilinear with antialiasing (Pillow's BILINEAR), whatever the proportions"
 
 
 class FromPixels(nn.Module):
@@ -38,20 +41,18 @@ class FromPixels(nn.Module):
         return torch.sigmoid(self.backbone(self.backbone.to_input(pixels.permute(0, 3, 1, 2))))
 
 
-def write_onnx(model: models.Predictor, path: Path) -> float:
-    """Export, check against PyTorch with onnxruntime, and only then write; the largest difference of a probability.
-
-    Raises UserError where a library is missing, the backbone cannot be exported, or its output differs.
-    """
-    if missing := [name for name in NEEDED if find_spec(name) is None]:
-        raise UserError(f"--onnx needs {', '.join(missing)}: pip install -r requirements-export.txt")
-    import onnx
-    import onnxruntime
-
+def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
+    """Export, compare with PyTorch by onnxruntime, and only then write; the files, and the largest difference of a
+    probability."""
+    try:
+        *_, onnxruntime, _ = map(importlib.import_module, NEEDED)
+    except Exception as error:  # absent, or installed for a different platform or NumPy
+        needed = ", ".join(NEEDED)
+        hint = "pip install -r requirements-export.txt"
+        raise UserError(f"--onnx needs {needed}, of which one fails: {describe_error(error)}; {hint}") from None
     network = FromPixels(model.network).eval()
-    shape = (model.image_size, model.image_size, 3)
-    random = np.random.RandomState(0)
-    example, pixels = (random.randint(0, 256, (count, *shape), dtype=np.uint8) for count in (2, CHECKED))
+    shape, random = (model.image_size, model.image_size, 3), np.random.RandomState(0)
+    example, pixels = (random.randint(0, 256, (count, *shape), dtype=np.uint8) for count in (2, 3))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the exporter about its own future
         try:
@@ -66,27 +67,28 @@ def write_onnx(model: models.Predictor, path: Path) -> float:
             )
         except torch.onnx.OnnxExporterError as error:
             reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{model.about['model']} cannot be exported to ONNX ({reason})") from None
-    with atomic(path) as temporary:
-        program.save(temporary)
-        proto = onnx.load(temporary)
-        about = {"classes": model.classes, "thresholds": model.thresholds.tolist(), "image_size": model.image_size}
-        onnx.helper.set_model_props(proto, {name: json.dumps(value) for name, value in about.items()})
-        onnx.save(proto, temporary)
-        session = onnxruntime.InferenceSession(str(temporary), providers=["CPUExecutionProvider"])
-        (found,) = session.run(None, {"pixels": pixels})
+            raise UserError(f"{model.metadata.model} cannot be exported to ONNX ({reason})") from None
+    metadata = {"classes": model.classes, "thresholds": model.thresholds.tolist(), "image_size": model.image_size}
+    program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
+    program.model.metadata_props["resize"] = RESIZE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f"{path.name}.") as folder:
+        program.save(Path(folder, path.name))  # large weights go into a second file, which the first names
         with torch.inference_mode():
             expected = network(torch.from_numpy(pixels)).numpy()
+        session = onnxruntime.InferenceSession(f"{folder}/{path.name}", providers=["CPUExecutionProvider"])
+        (found,) = session.run(None, {"pixels": pixels})
         difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
         if not difference <= TOLERANCE:
             raise UserError(f"the ONNX model differs from PyTorch by {difference:.1e}, more than {TOLERANCE}")
-    return difference
+        files = sorted(os.listdir(folder), reverse=True)  # the weights first
+        for name in files:
+            os.replace(Path(folder, name), path.parent / name)
+    return [path.parent / name for name in reversed(files)], difference
 
 
 def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) -> str | None:
-    """Weights, model.json, a model card, and where the backbone is one of timm's its config.json; timm's name of it."""
-    if not (run / "model.json").exists():
-        raise UserError(f"{run} is of an earlier version, without model.json; train it again with --overwrite")
+    """Weights, model.json, a model card, and for a timm backbone its config.json; returns timm's name of it."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("model.safetensors", "model.json"):
         with atomic(folder / name) as temporary:
@@ -99,12 +101,12 @@ def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) ->
 
 
 def timm_name(model: models.Predictor) -> str | None:
-    """timm's name of the model's network; None where timm cannot build it."""
-    if model.about.get("head", "linear") != "linear":
+    """timm's name of the model's network; None if timm cannot build it."""
+    if model.metadata.head != "linear":
         return None
-    if about := getattr(model.network.network, "pretrained_cfg", None):  # timm's own
-        return about["architecture"] + (f".{about['tag']}" if about.get("tag") else "")
-    return "resnet50" if model.about["model"] == "resnet50" else None  # torchvision's has timm's names
+    if config := getattr(model.network.network, "pretrained_cfg", None):  # timm's own
+        return config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
+    return "resnet50" if model.metadata.model == "resnet50" else None  # torchvision's has timm's names
 
 
 def write_timm_config(model: models.Predictor, architecture: str, path: Path) -> None:
@@ -115,10 +117,10 @@ def write_timm_config(model: models.Predictor, architecture: str, path: Path) ->
     network = model.network.network
     if not hasattr(network, "pretrained_cfg"):  # torchvision's
         network = timm.create_model(architecture, num_classes=len(model.classes))
-    shape = {"input_size": (3, model.image_size, model.image_size), "interpolation": "bilinear", "crop_mode": "squash"}
-    how = shape | {"mean": model.about["mean"], "std": model.about["std"], "crop_pct": 1.0}
+    data = {"input_size": (3, model.image_size, model.image_size), "interpolation": "bilinear", "crop_mode": "squash"}
+    data |= {"mean": model.metadata.mean, "std": model.metadata.std, "crop_pct": 1.0}
     with atomic(path) as temporary:
-        save_config_for_hf(network, str(temporary), model_config={"label_names": model.classes}, data_config=how)
+        save_config_for_hf(network, str(temporary), model_config={"label_names": model.classes}, data_config=data)
 
 
 CARD = """---
@@ -162,33 +164,39 @@ network = timm.create_model("local-dir:DIR", pretrained=True)  # normalised pixe
 
 
 def card(model: models.Predictor, architecture: str | None, license: str) -> str:
-    """The model card: how it is used, what it was trained on and how, and what it reached."""
-    about, result = model.about, model.about.get("result", {})
+    """The model card: how to use the model, what it was trained on and how, and its metrics."""
+    metadata, result = model.metadata, model.metadata.result
     images = [
         f"{result[key]:,} {name}" for name in ("train", "validation", "test") if (key := f"{name}_images") in result
     ]
     scores = {name.removeprefix("test_"): value for name, value in result.items() if name.startswith("test_")}
-    scores = {name: value for name, value in scores.items() if isinstance(value, float)}
     rows = [
-        f"| {name} | {value:.2f} |" if "mAP" in name else f"| {name} | {value:.4f} |" for name, value in scores.items()
+        f"| {name} | {value:.{2 if 'mAP' in name else 4}f} |"
+        for name, value in scores.items()
+        if isinstance(value, float)
     ]
     chosen = f"Test images; mAP in percent, the rest as fractions. Epoch chosen by {result.get('chosen_by')}."
     none = "There were no test images with full labels."
     return CARD.format(
-        license=license,
+        license=license if re.fullmatch(r"[a-z0-9.-]+", license) else json.dumps(license),  # a string of YAML too
         library="library_name: timm\n" if architecture else "",
         timm=TIMM_USE if architecture else "",
-        model=about["model"],
-        dataset=about.get("dataset", "unknown data"),
-        method=about.get("method", "unknown"),
-        paper=about.get("paper", ""),
+        model=text(metadata.model),
+        dataset=text(metadata.dataset),
+        method=text(metadata.method),
+        paper=text(metadata.paper),
         num_labels=len(model.classes),
         size=model.image_size,
-        thresholds=result.get("thresholds_chosen_by", "nothing"),
+        thresholds=text(result.get("thresholds_chosen_by", "nothing")),
         images=", ".join(images),
-        classes=", ".join(model.classes),
+        classes=", ".join(map(text, model.classes)),
         metrics="\n".join([chosen, "", "| | |", "|---|---|", *rows]) if rows else none,
     )
+
+
+def text(name: str) -> str:
+    """A name in Markdown, on one line."""
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", printable(name))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -196,20 +204,30 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("run", help="folder of a finished run")
     parser.add_argument("--onnx", metavar="FILE", help="write an ONNX model, with pixels in and probabilities out")
     parser.add_argument("--hub", metavar="DIR", help="write a folder ready for the Hugging Face hub")
-    parser.add_argument("--license", default="mit", help="of the model, for its card (default: %(default)s)")
+    parser.add_argument("--license", help="of the model, for the card of --hub: the hub's name of it, such as mit")
+    parser.add_argument("--overwrite", action="store_true", help="replace existing files")
     options = parser.parse_args(argv)
     if not options.onnx and not options.hub:
         parser.error("give --onnx FILE, --hub DIR, or both")
+    if options.hub is not None and not options.license:
+        parser.error("--hub needs the model's licence for its card: --license NAME, such as mit or apache-2.0")
+    check_outputs(
+        {"--onnx": options.onnx, "--onnx's weights": options.onnx and f"{options.onnx}.data"}, options.overwrite
+    )
+    if options.hub is not None:
+        hub = Path(options.hub)
+        if (hub / "test.json").exists() or hub.resolve() == Path(options.run).resolve():
+            parser.error(f"--hub {hub} is the folder of a run; name a new folder")
+        names = ("README.md", "config.json", "model.json", "model.safetensors")
+        check_outputs({f"--hub's {name}": str(hub / name) for name in names}, options.overwrite)
     model = models.load(options.run, "cpu")
     if options.onnx:
-        difference = write_onnx(model, Path(options.onnx))
-        print(f"{options.onnx}: probabilities within {difference:.1e} of PyTorch's")
+        files, difference = write_onnx(model, Path(options.onnx))
+        print(f"{' and '.join(map(str, files))}: probabilities within {difference:.1e} of PyTorch's")
     if options.hub:
-        architecture = write_hub(model, Path(options.run), Path(options.hub), options.license)
-        opened = (
-            f"timm opens it as local-dir:{options.hub}" if architecture else "models.load opens it; it is not timm's"
-        )
-        print(f"{options.hub}: {opened}")
+        architecture = write_hub(model, Path(options.run), hub, options.license)
+        opened = f"timm opens it as local-dir:{hub}" if architecture else "models.load opens it; it is not timm's"
+        print(f"{hub}: {opened}")
 
 
 if __name__ == "__main__":

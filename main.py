@@ -254,8 +254,7 @@ def build_backbone(config: Config, num_train: int, num_labels: int, device: torc
     build = with_settings(models.build, vars(config) | {"smallest_batch": smallest_batch})
     backbone = build(config.model, num_labels).to(device, memory_format=torch.channels_last)
     if config.mode == "linear_init":
-        first = run_folder.folder_of(configuration.linear_phase(config))
-        linear.load_head(backbone, first / "model.safetensors")
+        linear.load_head(backbone, run_folder.folder_of(configuration.linear_phase(config)))
     return backbone
 
 

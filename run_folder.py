@@ -35,7 +35,7 @@ from checkpoints import RESTART
 from config import Config, effective_settings
 from datasets import Splits, files
 from models import Backbone, saved
-from models.clip import tower_digest
+from models.clip import tower_identity
 from models.weights import file_identity
 from plots import Events, draw_curves, draw_figure
 from util import distributed
@@ -50,7 +50,7 @@ def identity(config: Config) -> dict:
     result |= {name: value for name, value in config.asked_teacher().identity().items() if name in result}
     result |= {name: file_identity(result[name]) for name in ("weights", "features") if name in result}
     if "model" in result:
-        result["model"] = tower_digest(config.model) or config.model
+        result["model"] = tower_identity(config.model) or config.model
     return result | {"data": files.digest(config.folder), "code": losses.code_digest(config.method)}
 
 

@@ -21,7 +21,7 @@ import models
 from benchmarks import common
 from benchmarks.common import positive, rate
 from datasets.images import ahead, decode
-from models.saved import AHEAD
+from models.saved import AHEAD, Metadata
 from util.devices import default_workers, pick_device, pick_precision, set_threads
 from util.errors import run_script
 
@@ -45,9 +45,9 @@ def main() -> None:
         paths = [str(found[row % len(found)]) for row in range(options.images)]
         for size in options.sizes:
             network = models.build(options.model, 20, image_size=size, pretrained=False).eval().to(device)
-            about = {"image_size": size, "precision": precision}
             classes = [str(label) for label in range(20)]
-            saved = models.Predictor(network.to(memory_format=torch.channels_last), classes, np.full(20, 0.5), about)
+            metadata = Metadata(options.model, size, [0.5] * 3, [0.5] * 3, classes, [0.5] * 20, "", precision=precision)
+            saved = models.Predictor(network.to(memory_format=torch.channels_last), metadata, np.full(20, 0.5))
             rows.append([size, *measured(saved, paths, options)])
     common.table(
         f"Predicting {options.images} photographs: {options.model}, {precision}, {options.workers} threads decode, "

@@ -3,62 +3,35 @@
 import logging
 import os
 from pathlib import Path
-from typing import Annotated
 
-import msgspec
 import numpy as np
 from torch import nn
 
-from models.weights import check_kinds, hub_file, read_weights, torchvision_file
-from util.errors import UserError, describe_error, quiet
-from util.files import file_digest, local_file, open_regular, read_json
-
-Size = Annotated[int, msgspec.Meta(ge=1, le=2**16)]
-Layers = Annotated[int, msgspec.Meta(ge=1, le=2**10)]
+from models.weights import file_identity, hub_file, load_state, read_weights, renamed
+from util.errors import UserError, describe_error
+from util.files import local_file, read_json
 
 
-class VisionConfig(msgspec.Struct):
-    image_size: Size | list[Size] = 224
-    layers: Layers | list[Layers] = 12
-    width: Size = 768
-    head_width: Size = 64
-    patch_size: Size | list[Size] | None = None
-
-
-class TextConfig(msgspec.Struct):
-    context_length: Size = 77
-    vocab_size: Annotated[int, msgspec.Meta(ge=1, le=2**22)] = 49408
-    width: Size = 512
-    heads: Size = 8
-    layers: Layers = 12
-
-
-class ModelConfig(msgspec.Struct):
-    """What must hold of an open_clip model config, which may have more; where open_clip has a default, any here."""
-
-    embed_dim: Size
-    vision_cfg: VisionConfig
-    text_cfg: TextConfig
-
-
-def config_name(name: str, asked: str = "--teacher ") -> str:
+def config_name(name: str, option: str = "--teacher ") -> str:
     """open_clip's name of a model; a FILE.json is registered under its stem. Raises UserError for an unknown one.
 
-    asked  what stands before the name on the command line
+    option  what stands before the name on the command line
     """
     import open_clip
 
     if name.endswith(".json"):
         path = local_file(name)
         if path is None:
-            raise UserError(f"{asked}{name}: no such file")
-        read_json(path, ModelConfig, "it must be an open_clip model config")
+            raise UserError(f"{option}{name}: no such file")
+        read_json(path, object, "it must be an open_clip model config")
         open_clip.add_model_config(path)
+        if open_clip.get_model_config(path.stem) is None:
+            raise UserError(f"{path} is no open_clip model config: it needs embed_dim, vision_cfg and text_cfg")
         return path.stem
     if name not in open_clip.list_models():
         close = [known for known in open_clip.list_models() if known.startswith(name[:8])]
         raise UserError(
-            f"{asked}{name} is no open_clip model{f'; did you mean {chr(44).join(close[:6])}' if close else ''}"
+            f"{option}{name} is no open_clip model{f'; did you mean {chr(44).join(close[:6])}' if close else ''}"
         )
     return name
 
@@ -68,8 +41,9 @@ def tower_file(name: str) -> Path | None:
     return local_file(name.removeprefix("clip:")) if name.startswith("clip:") and name.endswith(".json") else None
 
 
-def tower_digest(name: str) -> str | None:
-    return file_digest(path) if (path := tower_file(name)) else None
+def tower_identity(name: str) -> object | None:
+    """What a run's identity calls that file."""
+    return file_identity(name.removeprefix("clip:")) if tower_file(name) else None
 
 
 def tower_config(name: str) -> dict | None:
@@ -77,11 +51,11 @@ def tower_config(name: str) -> dict | None:
     return read_json(path) if (path := tower_file(name)) else None
 
 
-def clip_file(name: str, weights: str, models: str, otherwise: str) -> Path:
+def clip_file(name: str, weights: str, model: str, otherwise: str) -> Path:
     """The file of a model's weights, a local file or an open_clip tag, downloaded on first use.
 
-    Raises UserError where there is none, and where a tag was trained with the other GELU than the model has: such a
-    pair runs, and scores a few points lower.
+    Raises UserError if there is none, and if a tag was trained with a different GELU than the model has: such a pair
+    runs, and scores a few points lower.
     """
     from open_clip import get_model_config, list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
@@ -89,44 +63,44 @@ def clip_file(name: str, weights: str, models: str, otherwise: str) -> Path:
     if path := local_file(weights):
         return path
     name = config_name(name)
-    about = get_pretrained_cfg(name, weights)
-    if not about:
+    tag = get_pretrained_cfg(name, weights)
+    if not tag:
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         raise UserError(f"weights {weights!r} of {name} are neither a file nor a tag of open_clip (its tags: {tags})")
-    if bool(get_model_config(name).get("quick_gelu")) != bool(about.get("quick_gelu")):
+    if bool(get_model_config(name).get("quick_gelu")) != bool(tag.get("quick_gelu")):
         other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-        raise UserError(f"weights {weights!r} were trained with the other GELU than {name} has; take --teacher {other}")
-    if about.get("hf_hub"):
-        repository, file = os.path.split(about["hf_hub"])
-        names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-        if file.endswith((".bin", ".pt", ".pth")):
-            names.insert(0, os.path.splitext(file)[0] + ".safetensors")
-        return hub_file(repository, names, models, otherwise)
-    return torchvision_file(about["url"], models, otherwise)
+        raise UserError(f"weights {weights!r} were trained with a different GELU than {name}; take --teacher {other}")
+    repository, file = os.path.split(tag["hf_hub"])
+    names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    if file.endswith((".bin", ".pt", ".pth")):
+        names.insert(0, os.path.splitext(file)[0] + ".safetensors")
+    return hub_file(repository, names, model, otherwise)
 
 
 def create_clip(name: str, file: Path | None, image_size: int | None = None) -> nn.Module:
     """An open_clip model on the CPU in float32, with the weights of `file` (None: random ones)."""
     import open_clip
+    from open_clip.convert import convert_state_dict
+    from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 
-    name = config_name(name)
-    if file is None:
-        logging.disable(logging.WARNING)  # open_clip warns that random weights are random
-        try:
-            return open_clip.create_model(name, force_image_size=image_size)
-        finally:
-            logging.disable(logging.NOTSET)
-    open_regular(file).close()  # says so where it is none
+    is_timm = "timm_model_name" in open_clip.get_model_config(config_name(name))["vision_cfg"]
+    logging.disable(logging.WARNING)  # open_clip warns that random weights are random
     try:
-        with quiet():
-            model = open_clip.create_model(name, pretrained=str(file), force_image_size=image_size)
-        check_kinds(read_weights(file), model.state_dict())
-        return model
-    except UserError:
-        raise
-    except Exception as error:  # torch, safetensors and open_clip each raise their own
-        read_weights(file)  # says so if the file itself is bad
-        raise UserError(f"{file} does not fit the model {name} ({describe_error(error)})") from None
+        model = open_clip.create_model(config_name(name), force_image_size=None if is_timm and file else image_size)
+    except (KeyError, TypeError, RuntimeError, AssertionError) as error:
+        raise UserError(f"open_clip cannot build {name} ({describe_error(error)})") from None
+    finally:
+        logging.disable(logging.NOTSET)
+    if file is not None:
+        state = renamed(read_weights(file), model.state_dict(), file)
+        state = convert_state_dict(model, state)
+        if not hasattr(model, "positional_embedding"):
+            state = convert_to_custom_text_state_dict(state)
+        resize_pos_embed(state, model)
+        load_state(model, state, file)
+        if is_timm and image_size:
+            model.visual.set_input_size(image_size)
+    return model
 
 
 def embedding_size(name: str) -> int:
@@ -144,14 +118,14 @@ def own_size(name: str) -> int:
 
 
 def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and std of the pixels that a tag was trained on; for a file those of the model's tags, where all have the
-    same (as SigLIP's have), else OpenAI's."""
+    """Mean and std of the pixels that a tag was trained on; for a file those of the model's tags if all have
+    the same (as SigLIP's have), else OpenAI's."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
     def of_tag(tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        about = get_pretrained_cfg(name, tag)
-        return tuple(about.get("mean", OPENAI_DATASET_MEAN)), tuple(about.get("std", OPENAI_DATASET_STD))
+        config = get_pretrained_cfg(name, tag)
+        return tuple(config.get("mean", OPENAI_DATASET_MEAN)), tuple(config.get("std", OPENAI_DATASET_STD))
 
     name = config_name(name)
     of_tags = {of_tag(tag) for tag in list_pretrained_tags_by_model(name)}

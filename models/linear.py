@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from datasets.dataset import MultiLabelDataset
 from datasets.images import Images, on_device
+from models import saved
 from models.backbone import Backbone, Float32Linear
-from models.clip import tower_digest
+from models.clip import tower_identity
 from models.weights import read_weights
 from util import distributed
 from util.devices import autocast
@@ -94,11 +95,11 @@ def head_of(model: Backbone) -> Float32Linear:
     return found[0]
 
 
-def load_head(model: Backbone, path: Path) -> None:
-    """Give the backbone, on all processes, the head of a saved model of the same backbone."""
+def load_head(model: Backbone, folder: Path) -> None:
+    """Give the backbone, on all processes, the head of the model that a run with the same backbone saved."""
     if distributed.is_main():
-        saved, head = read_weights(path), head_of(model)
-        head.load_state_dict({name: saved[f"{model.heads[0]}.{name}"] for name in head.state_dict()})
+        weights, head = read_weights(saved.read(folder)[1]), head_of(model)
+        head.load_state_dict({name: weights[f"{model.heads[0]}.{name}"] for name in head.state_dict()})
     distributed.broadcast(head_of(model).state_dict().values())
 
 
@@ -130,7 +131,7 @@ def features(
     key = {
         "images": split.image_key(),
         "image_size": images.size,
-        "backbone": tower_digest(name) or name,
+        "backbone": tower_identity(name) or name,
         "weights": digest(weights),
         "normalisation": [frozen.mean.flatten().tolist(), frozen.std.flatten().tolist()],
         "precision": precision,

@@ -11,7 +11,8 @@ def resnet50(num_labels: int, *, image_size: int, pretrained: bool, weights: str
 
     network = network_of()
     if pretrained and not weights:
-        load_weights(network, torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE), head=())
+        file = torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE)
+        load_weights(network, file)
     network.fc = Float32Linear(network.fc.in_features, num_labels)
     if weights:
         load_weights(network, weights, head=("fc.",))

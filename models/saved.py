@@ -1,57 +1,64 @@
 """A trained model as two files, which are all that is needed to use it: the weights, and how to build and read it.
 
 model.safetensors  the weights of the chosen epoch, by the names that the backbone's library gives them
-model.json         backbone (of clip:FILE.json what that file says), image size, mean and std, classes, thresholds,
+model.json         backbone (of clip:FILE.json the content of that file), image size, mean and std, classes, thresholds,
                    data, method, metrics
 """
 
-import csv
+import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from PIL import Image
 from safetensors.torch import save
 
 import models
 from datasets.images import ahead, decode, rgb, squash
 from models.backbone import Backbone
-from models.weights import read_weights
+from models.weights import load_state, read_weights
 from util.devices import autocast, default_workers, pick_precision
-from util.errors import UserError, describe_error
-from util.files import atomic, digest, file_digest, read_json, write_json
+from util.errors import UserError
+from util.files import atomic, digest, read_json, write_json
 
-FORMAT = 1  # of model.json; a reader refuses a later one
 AHEAD = 3  # batches decoded before they are asked for
 
 Photo = str | Path | Image.Image | np.ndarray
+Means = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=3, max_length=3)]
+Deviations = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=3, max_length=3)]
 
 
-class Version(msgspec.Struct):
-    format: int
-
-
-class Recorded(msgspec.Struct):
-    """config.json."""
-
-    config: dict
-
-
-class Description(msgspec.Struct):
-    """The part of model.json that building the network and reading its output need."""
+class Metadata(msgspec.Struct):
+    """model.json. It may come from the web, so every value is checked."""
 
     model: str
-    image_size: int
-    mean: list[float]
-    std: list[float]
-    classes: list[str]
-    prompt_names: list[str]
-    thresholds: list[float] | None = None
-    tower: dict | None = None
+    image_size: Annotated[int, Meta(ge=1, le=4096)]
+    mean: Means
+    std: Deviations
+    classes: Annotated[list[str], Meta(min_length=1)]
+    thresholds: list[Annotated[float, Meta(ge=0, le=1)]]
+    weights: str  # digest of model.safetensors
+    heads: list[str] = []
+    head: Literal["linear", "boostlu"] = "linear"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
+    tower: dict | None = None  # of clip:FILE.json, the content of FILE.json
+    prompt_names: list[str] = []
+    dataset: str = "unknown data"
+    method: str = "unknown"
+    paper: str = ""
+    result: dict = {}
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError("two classes have the same name")
+        if len(self.thresholds) != len(self.classes):
+            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.classes)} classes")
 
 
 @dataclass(frozen=True)
@@ -59,19 +66,21 @@ class Predictor:
     """A trained model, ready to label photographs.
 
     network     in evaluation mode; (B, 3, S, S) float, normalised -> (B, L) logits
-    classes     the names of its L labels
-    thresholds  (L,) float: the probability from which on a label counts as present; 0.5 where none were chosen
-    about       what model.json says, or for a run without one as much of it as its config.json does
+    metadata    the content of model.json
+    thresholds  (L,) float: the probability from which on a label counts as present
     """
 
     network: Backbone
-    classes: list[str]
+    metadata: Metadata
     thresholds: np.ndarray
-    about: dict
+
+    @property
+    def classes(self) -> list[str]:
+        return self.metadata.classes
 
     @property
     def image_size(self) -> int:
-        return self.about["image_size"]
+        return self.metadata.image_size
 
     @property
     def device(self) -> torch.device:
@@ -140,95 +149,65 @@ class Predictor:
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         """(B, S, S, 3) uint8 -> (B, L) float32 probabilities."""
         images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        precision = self.about.get("precision", "float32") if self.device.type == "cuda" else "float32"
+        precision = self.metadata.precision if self.device.type == "cuda" else "float32"
         with autocast(self.device, precision):
             logits = self.network(self.network.to_input(images))
         return torch.sigmoid(logits.float()).cpu().numpy()
 
 
-def write(folder: Path, model: Backbone, about: dict) -> None:
+def write(folder: Path, model: Backbone, metadata: dict) -> None:
     """The two files of a model; model.json, which names the digest of the weights, last.
 
-    about  JSON: model (its name), image_size, classes, prompt_names, thresholds, and whatever else should be known
+    metadata  of Metadata: model (its name), image_size, classes, thresholds, and whatever else should be known
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     path = folder / "model.safetensors"
     with atomic(path) as temporary:
         temporary.write_bytes(save(tensors))
     mean, std = (buffer.flatten().tolist() for buffer in (model.mean, model.std))
-    shape = {"heads": list(model.heads), "mean": mean, "std": std, "weights": file_digest(path)}
-    write_json(folder / "model.json", {"format": FORMAT} | about | shape)
+    shape = {"heads": list(model.heads), "mean": mean, "std": std, "weights": _checksum(path)}
+    write_json(folder / "model.json", metadata | shape)
+
+
+def read(folder: Path) -> tuple[Metadata, Path]:
+    """model.json and the path of the weights, whose checksum agrees with it."""
+    hint = "name the folder of a finished run that trained a network (an unfinished one is finished by --resume)"
+    metadata, path = read_json(folder / "model.json", Metadata, hint), folder / "model.safetensors"
+    if not path.is_file():
+        raise UserError(f"{path} not found; a model consists of model.safetensors and model.json: copy both")
+    if _checksum(path) != metadata.weights:
+        raise UserError(f"{path} is damaged, or belongs to a different model.json; copy both files again")
+    return metadata, path
+
+
+def _checksum(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def load(run: str | Path, device: str | torch.device | None = None) -> Predictor:
-    """The model of a run's folder, on any machine: neither the data set nor the network is needed.
+    """The model of a run's folder, on any machine: neither the data set nor the internet is needed.
 
     device  None: a GPU if there is one
-    Raises UserError for a folder that lacks a file, is damaged, or was made by a newer version.
     """
-    folder = Path(run)
-    if not folder.is_dir():
-        raise UserError(f"{folder} is no folder; name the folder of a finished run, such as results/RUN")
-    about, weights = read(folder) if (folder / "model.json").exists() else _earlier(folder)
-    path, classes = folder / weights, about["classes"]
-    if not path.exists():
-        raise UserError(f"{path} not found; a model is {weights} and model.json: copy both")
-    if about.get("weights", file_digest(path)) != file_digest(path):
-        raise UserError(f"{path} is damaged, or not the one that model.json was written for; copy both again")
-    network = _build(about, len(classes))
-    try:
-        network.network.load_state_dict({name.removeprefix("network."): t for name, t in read_weights(path).items()})
-    except RuntimeError as error:
-        raise UserError(
-            f"{path} does not fit {about['model']} with {len(classes)} classes ({describe_error(error)})"
-        ) from None
+    metadata, path = read(Path(run))
+    network = _build(metadata)
+    load_state(network.network, read_weights(path), path)
     for name in ("mean", "std"):
-        if name in about:
-            getattr(network, name).copy_(torch.tensor(about[name]).view(3, 1, 1))
+        getattr(network, name).copy_(torch.tensor(getattr(metadata, name)).view(3, 1, 1))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
-        pick_precision(about.get("precision", "float32"), device)  # TF32 where the run had it, and nowhere else
-    thresholds = np.array(about.get("thresholds") or [0.5] * len(classes))
+        pick_precision(metadata.precision, device)  # TF32 if the run had it
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
-    return Predictor(network, classes, thresholds, about)
+    return Predictor(network, metadata, np.array(metadata.thresholds))
 
 
-def _build(about: dict, num_labels: int) -> Backbone:
+def _build(metadata: Metadata) -> Backbone:
     """The network that model.json describes, with random weights."""
-    options = dict(image_size=about["image_size"], head=about.get("head", "linear"), pretrained=False)
-    if about.get("tower") is None:
-        return models.build(about["model"], num_labels, **options)
+    options = dict(image_size=metadata.image_size, head=metadata.head, pretrained=False)
+    if metadata.tower is None:
+        return models.build(metadata.model, len(metadata.classes), **options)
     with tempfile.TemporaryDirectory() as folder:  # open_clip reads the configuration of a tower from a file
-        path = Path(folder) / f"{digest(about['tower'])}.json"
-        write_json(path, about["tower"])
-        return models.build(f"clip:{path}", num_labels, **options)
-
-
-def read(folder: Path) -> tuple[dict, str]:
-    """model.json, checked, and the name of the file of weights. Raises UserError where it is not what `write` wrote."""
-    path, again = folder / "model.json", "copy the folder of the run again"
-    if (made := read_json(path, Version, again).format) > FORMAT:
-        raise UserError(f"{path} was made by a newer version (format {made}; this one reads up to {FORMAT}): update it")
-    found = read_json(path, Description, again)
-    if found.thresholds is not None and len(found.thresholds) != len(found.classes):
-        raise UserError(
-            f"{path} has {len(found.thresholds)} thresholds for {len(found.classes)} classes, of another class list; "
-            f"{again}"
-        )
-    return read_json(path), "model.safetensors"
-
-
-def _earlier(folder: Path) -> tuple[dict, str]:
-    """The same of a run that was finished before models were saved so: from its config.json and per_class.csv."""
-    if (folder / "test.json").exists() and not (folder / "best.pt").exists():
-        raise UserError(f"{folder} holds no model: nothing was trained in it, or its weights were removed")
-    missing = [name for name in ("config.json", "best.pt", "per_class.csv") if not (folder / name).exists()]
-    if missing:
-        finish = "finish it with --resume" if (folder / "config.json").exists() else "name the folder of a finished run"
-        raise UserError(f"{folder} holds no finished model: it has neither model.json nor {missing[0]}; {finish}")
-    config = read_json(folder / "config.json", Recorded).config
-    with open(folder / "per_class.csv", newline="") as file:
-        classes = [row["class"] for row in csv.DictReader(file)]
-    about = {name: config[name] for name in ("model", "head", "image_size", "precision") if name in config}
-    data = {"dataset": config.get("dataset"), "method": config.get("loss")}
-    return about | data | {"classes": classes, "prompt_names": classes}, "best.pt"
+        path = Path(folder) / f"{digest(metadata.tower)}.json"
+        write_json(path, metadata.tower)
+        return models.build(f"clip:{path}", len(metadata.classes), **options)

@@ -16,18 +16,15 @@ def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, w
     """
     import timm
 
-    about = timm.get_pretrained_cfg(name)
-    sized = {"img_size": image_size} if about is not None and about.fixed_input_size else {}
-    overlay = {}
+    published = timm.get_pretrained_cfg(name)
+    options = {"img_size": image_size} if published is not None and published.fixed_input_size else {}
     if pretrained and not weights:
-        if about is None or not about.hf_hub_id:
-            raise UserError(f"timm publishes no weights of {name}; {OFFLINE}")
-        file = hub_file(about.hf_hub_id, HUB_FILES, f"timm:{name}", OFFLINE)
-        read_weights(file)  # says so if the file is damaged
-        overlay = {"file": str(file)}
-    network = timm.create_model(
-        name, pretrained=bool(overlay), pretrained_cfg_overlay=overlay, num_classes=num_labels, **sized
-    )
+        if published is None or not published.hf_hub_id:
+            raise UserError(f"timm publishes no weights of {name} on the Hugging Face hub; {OFFLINE}")
+        file = hub_file(published.hf_hub_id, HUB_FILES, f"timm:{name}", OFFLINE)
+        read_weights(file)  # raises if it is damaged
+        options |= dict(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
+    network = timm.create_model(name, num_classes=num_labels, **options)
     heads = network.pretrained_cfg.get("classifier") or ()
     heads = (heads,) if isinstance(heads, str) else tuple(heads)
     for head in heads:

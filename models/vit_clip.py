@@ -35,7 +35,7 @@ def clip_tower(name: str, num_labels: int, *, image_size: int, pretrained: bool,
     clip = create_clip(name, file, image_size)
     network = TowerWithHead(clip.visual, embedding_size(name), num_labels)
     if weights:
-        load_weights(network, weights, head=("head.",), rename=("visual.", "tower."))
+        load_weights(network, weights, head=("head.",))
     return Backbone(network, *normalisation(name, weights or tag), heads=("head",))
 
 

@@ -1,71 +1,96 @@
-"""Weights: from a library's cache, the network, or a local file. Nothing is ever unpickled."""
+"""Weights: published ones from the caches of their libraries, and one reader of files. Nothing is ever unpickled."""
 
-import urllib.error
-import urllib.request
+import argparse
+import json
+import pathlib
+import re
+import shlex
+import zipfile
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.errors import UserError, describe_error, quiet
-from util.files import FILE_LIMIT, REPOSITORY, file_digest, local_file, open_regular
+from util.files import REPOSITORY, local_file
 
-TIMEOUT = 10  # seconds until the network counts as absent
+# where training programs keep a state dict inside a checkpoint, the preferred one first
+CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
+PREFIXES = {  # what they put before the names of a network: what the network has there
+    **dict.fromkeys(("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "maps."), ""),
+    "visual.": "tower.",  # the image tower of a whole CLIP
+    "feature_extractor.": "",  # Cole et al. 2021: a ResNet's layers as an nn.Sequential, and its head
+    **{"0.": "conv1.", "1.": "bn1.", "4.": "layer1.", "5.": "layer2.", "6.": "layer3.", "7.": "layer4."},
+    "linear_classifier.": "fc.",
+}
+HARMLESS = [  # plain values that training programs keep beside the tensors; PyTorch's reader may build them
+    *(argparse.Namespace, pathlib.PosixPath, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType),
+    *(np._core.multiarray.scalar, (np._core.multiarray.scalar, "numpy.core.multiarray.scalar")),
+]
 
 
-def _unreachable(file: str, folder: str | Path, error: Exception, models: str, otherwise: str) -> UserError:
-    return UserError(
-        f"weights {file} are not in {folder}, and fetching them failed ({describe_error(error)}); where there is "
-        f"internet run `python models/download.py {models}` and copy that folder here, or {otherwise}"
-    )
+# Published weights
 
 
-def torchvision_file(url: str, models: str, otherwise: str) -> Path:
+@contextmanager
+def _fetching(file: str, folder: str | Path, model: str, otherwise: str) -> Iterator[None]:
+    """Turn whatever a library raises while it fetches a file into one UserError."""
+    try:
+        yield
+    except Exception as error:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if status in (401, 403):
+            raise UserError(
+                f"the Hugging Face hub refuses {file} ({status}); log in with `hf auth login` or set HF_TOKEN, and "
+                f"accept the licence on the model's page; or {otherwise}"
+            ) from None
+        raise UserError(
+            f"weights {file} are not in {folder}, and fetching them failed ({describe_error(error)}); with internet "
+            f"run `python models/download.py {shlex.quote(model)}` and copy that folder here, or {otherwise}"
+        ) from None
+
+
+def torchvision_file(url: str, model: str, otherwise: str) -> Path:
     """The local file of a torchvision weights URL, downloaded on first use.
 
-    models     what `models/download.py` calls them
+    model      its name for `models/download.py`
     otherwise  what else a user without internet can do
-    Raises UserError naming the file, where it is looked for, and how to get it there.
     """
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    path = folder / url.rsplit("/", 1)[-1]
+    path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            checksum = path.stem.rsplit("-", 1)[-1]
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=checksum)
-        except (OSError, RuntimeError) as error:
-            raise _unreachable(path.name, folder, error, models, otherwise) from None
+        with _fetching(path.name, path.parent, model, otherwise):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
     return path
 
 
-def hub_file(repository: str, names: list[str], models: str, otherwise: str) -> Path:
-    """The local file of a Hugging Face repository, the first of `names` that it has, downloaded on first use.
-
-    Parameters and errors as for torchvision_file.
-    """
-    from huggingface_hub import constants, hf_hub_download, hf_hub_url, try_to_load_from_cache
+def hub_file(repository: str, names: list[str], model: str, otherwise: str) -> Path:
+    """The local file of a Hugging Face repository, the first of `names` that it has, downloaded on first use."""
+    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
 
     for name in names:
         if isinstance(found := try_to_load_from_cache(repository, name), str):
             return Path(found)
-    for name in names:
-        try:  # one quick request first: the hub's own client retries an absent network for most of a minute
-            with urllib.request.urlopen(
-                urllib.request.Request(hf_hub_url(repository, name), method="HEAD"), timeout=TIMEOUT
-            ):
-                pass
-            return Path(hf_hub_download(repository, name))
-        except urllib.error.HTTPError as error:
-            last = error
-            if error.code != 404:
-                break
-        except Exception as error:  # the hub's client raises errors of several libraries
-            last = error
-            break
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    raise _unreachable(f"{repository}/{names[0]}", folder, last, models, otherwise)
+    with _fetching(f"{repository}/{names[0]}", folder, model, otherwise):
+        for name in names:
+            try:
+                get_hf_file_metadata(
+                    hf_hub_url(repository, name)
+                )  # fails at once; a download retries for half a minute
+                return Path(hf_hub_download(repository, name))
+            except EntryNotFoundError:
+                if name == names[-1]:
+                    raise
+
+
+# Files
 
 
 def file_identity(value: object) -> object:
@@ -74,33 +99,124 @@ def file_identity(value: object) -> object:
     path = local_file(value) if isinstance(value, str) else None
     if path is None or path.resolve().is_relative_to(REPOSITORY / "models"):
         return value
-    return file_digest(path)
+    return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
-    """The tensors of a checkpoint: safetensors, or a PyTorch file of tensors, bare or under "state_dict" or "model".
+    """The tensors of a checkpoint by their names: safetensors, PyTorch's own format, or a TorchScript archive."""
+    try:
+        with quiet():
+            checkpoint = _read(Path(path))
+    except Exception as error:  # zip, pickle, safetensors and PyTorch each raise their own
+        if isinstance(error, UnpicklingError) and (name := re.search(r"GLOBAL (\S+)", str(error))):
+            raise UserError(f"{path} holds other objects than tensors ({name[1]}); {_save_alone(path)}") from None
+        raise UserError(f"{path} is no readable file of weights ({_reason(error)}); {_replacing(path)}") from None
+    state = _state_dict(checkpoint)
+    if state is None:
+        held = ", ".join(map(str, checkpoint))[:200] if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise UserError(f"{path} holds no state dict of tensors, but {held}; {_save_alone(path)}")
+    return {str(name): tensor for name, tensor in state.items()}
 
-    Raises UserError for a file that is anything else, or holds numbers that are not finite.
+
+def _read(path: Path) -> object:
+    with open(path, "rb") as file:
+        start = file.read(64)
+    if start.startswith(b"version https://git-lfs"):
+        raise ValueError("it is a pointer of Git LFS: `git lfs pull` fetches the file itself")
+    if start[8:9] == b"{":
+        return load_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as OpenAI publishes CLIP
+                return torch.jit.load(path, map_location="cpu").state_dict()
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, OSError) and error.filename:  # absent, or not to be opened
+        return describe_error(error)
+    sign = "it is damaged, cut short, or of another kind"
+    return describe_error(error) if isinstance(error, ValueError) else sign
+
+
+def _replacing(path: str | Path) -> str:
+    from huggingface_hub import constants
+
+    real = Path(path).resolve()  # of a link in the hub's cache
+    if any(real.is_relative_to(Path(folder).resolve()) for folder in (constants.HF_HUB_CACHE, torch.hub.get_dir())):
+        return f"remove {real}, and it is fetched again"
+    return "fetch it again"
+
+
+def _save_alone(path: str | Path) -> str:
+    name = json.dumps(str(path))
+    code = f'import torch; c = torch.load({name}, weights_only=False); torch.save(c["state_dict"], "weights.pth")'
+    return (
+        f"if you trust it, save its tensors alone, by their key in place of state_dict: python -c {shlex.quote(code)}"
+    )
+
+
+def _state_dict(checkpoint: object) -> dict[str, Tensor] | None:
+    """The state dict in a checkpoint: itself, or under a name of CONTAINERS, or in a tuple."""
+    if not isinstance(checkpoint, dict):
+        parts = checkpoint if isinstance(checkpoint, list | tuple) else []
+        return next((state for part in parts if (state := _state_dict(part))), None)
+    if checkpoint and all(isinstance(value, Tensor) for value in checkpoint.values()):
+        return checkpoint
+    found = {name: state for name in CONTAINERS if (state := _state_dict(checkpoint.get(name)))}
+    if len(found) > 1:
+        print(f"note: of the weights under {', '.join(found)} those under {next(iter(found))} are taken")
+    return next(iter(found.values()), None)
+
+
+def renamed(state: dict[str, Tensor], own: Container[str], path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a checkpoint by the names of a network, `own`, without the prefixes that are not in them."""
+    result = {}
+    for name, tensor in state.items():
+        while name not in own and (prefix := next((part for part in PREFIXES if name.startswith(part)), None)):
+            name = PREFIXES[prefix] + name.removeprefix(prefix)
+        if name in result and name in own:
+            raise UserError(f"{path} holds {name} twice, under different prefixes; keep the tensors of one network")
+        result[name] = tensor
+    return result
+
+
+def load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path, head: tuple[str, ...] = ()) -> None:
+    """Give a network the tensors that were read from a file. Absent counters of batch norm keep their value.
+
+    head  prefixes of parameters that keep their values if those of the file have another shape
     """
-    with open_regular(path, limit=FILE_LIMIT) as file, quiet():
-        try:
-            if str(path).endswith(".safetensors"):
-                state = load_file(path)
-            else:
-                state = torch.load(file, map_location="cpu", weights_only=True)
-            for key in ("state_dict", "model"):
-                if isinstance(state, dict) and isinstance(state.get(key), dict):
-                    state = state[key]
-            if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-                raise TypeError("it holds no state dict of tensors")
-            check_finite(state)
-            return {str(name).removeprefix("module."): value for name, value in state.items()}
-        except Exception as error:  # zip, pickle, safetensors and tensors of every kind raise their own
-            raise UserError(f"{path} is not a readable checkpoint of tensors ({describe_error(error)})") from None
+    own = network.state_dict()
+    found = renamed(state, own, path)
+
+    def fits(name: str) -> bool:
+        if name not in found:
+            return name.endswith("num_batches_tracked")
+        is_float = found[name].is_floating_point() or not own[name].is_floating_point()
+        return found[name].shape == own[name].shape and is_float
+
+    if wrong := [name for name in own if not fits(name) and not name.startswith(head)]:
+        name, first = wrong[0], next(iter(state))
+        there = f"{found[name].dtype} {tuple(found[name].shape)}" if name in found else f"absent (the first is {first})"
+        raise UserError(
+            f"{path} does not fit this network: {name} should be {own[name].dtype} {tuple(own[name].shape)}, in the "
+            f"file it is {there}; {len(wrong)} of {len(own)} tensors do not fit"
+        )
+    if infinite := [name for name in own if name in found and not torch.isfinite(found[name]).all()]:
+        raise UserError(f"{path}: {infinite[0]} holds numbers that are not finite; take a different checkpoint")
+    network.load_state_dict({name: found[name] for name in own if name in found and fits(name)}, strict=False)
+
+
+def load_weights(network: nn.Module, path: str | Path, head: tuple[str, ...] = ()) -> None:
+    """Load a local checkpoint of a network, of a run (best.pt), or of a whole CLIP, whose image tower is taken."""
+    state = read_weights(path)
+    tower = {name: tensor for name, tensor in state.items() if "visual." in name}
+    load_state(network, tower or state, path, head)
 
 
 def check_finite(value: object) -> None:
-    """Raises ValueError where a tensor, in dicts and lists of any depth, has a number that is complex or not finite."""
+    """Raises ValueError if a tensor, in dicts and lists of any depth, has a number that is complex or not finite."""
     if isinstance(value, Tensor) and (value.is_complex() or not torch.isfinite(value).all()):
         raise ValueError("it holds numbers that are complex or not finite")
     for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
@@ -108,38 +224,10 @@ def check_finite(value: object) -> None:
 
 
 def check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises ValueError where a tensor holds whole numbers in the place of floating-point ones, or fractions in the
+    """Raises ValueError if a tensor holds whole numbers in the place of floating-point ones, or fractions in the
     place of whole numbers, which PyTorch would round. Counters kept in half precision are neither."""
     for name, tensor in state.items():
         if name not in own or tensor.is_floating_point() == own[name].is_floating_point():
             continue
         if not (tensor.is_floating_point() and torch.equal(tensor, tensor.round())):
             raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")
-
-
-def load_weights(
-    network: nn.Module, path: str | Path, head: tuple[str, ...], rename: tuple[str, str] = ("network.", "")
-) -> None:
-    """Load a local checkpoint of a backbone, or of a whole run (best.pt), of one with BoostLU without its head.
-
-    head    prefixes of the head's parameters: a head of another number of labels is left as initialised
-    rename  a prefix of the file's names, and what stands in its place here
-    Raises UserError where any other tensor is absent or does not fit.
-    """
-    state = {name.removeprefix("network.").removeprefix("maps."): value for name, value in read_weights(path).items()}
-    old, new = rename
-    state = {new + name.removeprefix(old) if name.startswith(old) else name: value for name, value in state.items()}
-    own = network.state_dict()
-    fitting = {name: state[name] for name in own if name in state and state[name].shape == own[name].shape}
-    wrong = [name for name in own if name not in fitting and not name.startswith(head)]
-    if wrong:
-        found = f"is {tuple(state[wrong[0]].shape)}" if wrong[0] in state else "is absent"
-        raise UserError(
-            f"{path} does not fit this backbone: {wrong[0]} should be {tuple(own[wrong[0]].shape)}, in the file it "
-            f"{found} ({len(wrong)} of {len(own)} tensors do not fit)"
-        )
-    try:
-        check_kinds(fitting, own)
-    except ValueError as error:
-        raise UserError(f"{path} does not fit this backbone: {error}") from None
-    network.load_state_dict(fitting, strict=False)

@@ -1,7 +1,7 @@
 """A run's model leaves for other programs: ONNX with the same probabilities, a folder that timm opens."""
 
 import json
-import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import export
 import main
 import models
 from datasets.images import decode
+from util.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +42,33 @@ def test_onnx_gives_the_probabilities_of_pytorch_for_any_batch(run, tmp_path, ca
         pixels = np.stack([decode(path, 32) for path in paths[:count]])
         (probs,) = session.run(None, {"pixels": pixels})
         assert np.abs(probs - model.predict(paths[:count])).max() <= 1e-4
-    about = {name: json.loads(text) for name, text in session.get_modelmeta().custom_metadata_map.items()}
+    about = dict(session.get_modelmeta().custom_metadata_map)
+    assert "bilinear with antialiasing" in about.pop("resize")
+    about = {name: json.loads(text) for name, text in about.items()}
     assert about["classes"] == ["red", "green", "blue"] and about["image_size"] == 32
     assert about["thresholds"] == model.thresholds.tolist()
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
-def test_a_library_that_is_missing_is_named(run, tmp_path, monkeypatch, fails):
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
+def test_a_library_that_cannot_be_imported_is_named(run, tmp_path, monkeypatch, fails):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
     line = fails(export.main, [str(run), "--onnx", str(tmp_path / "model.onnx")])
-    assert "--onnx needs onnxscript: pip install -r requirements-export.txt" in line
+    assert "one fails: import of onnxscript halted" in line and "pip install -r requirements-export.txt" in line
+
+
+def test_large_weights_lie_beside_the_onnx_model(run, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("onnxruntime")
+    import torch.onnx._internal.exporter._onnx_program as program
+
+    monkeypatch.setattr(program, "_LARGE_MODEL_THRESHOLD", 1000)
+    path = tmp_path / "new" / "m.onnx"
+    export.main([str(run), "--onnx", str(path)])
+    assert f"{path} and {path}.data: probabilities within" in capsys.readouterr().out
+    assert sorted(file.name for file in path.parent.iterdir()) == ["m.onnx", "m.onnx.data"]
+    monkeypatch.setattr(export, "TOLERANCE", -1.0)
+    with pytest.raises(UserError, match="differs from PyTorch"):
+        export.main([str(run), "--onnx", str(tmp_path / "failed" / "m.onnx")])
+    assert not list((tmp_path / "failed").iterdir())
 
 
 def test_an_onnx_model_that_differs_is_not_left_behind(run, tmp_path, monkeypatch, fails):
@@ -62,7 +80,7 @@ def test_an_onnx_model_that_differs_is_not_left_behind(run, tmp_path, monkeypatc
 
 def test_timm_and_this_code_open_a_folder_for_the_hub(run, tmp_path, offline, capsys):
     folder = tmp_path / "hub folder"
-    export.main([str(run), "--hub", str(folder)])
+    export.main([str(run), "--hub", str(folder), "--license", "mit"])
     assert f"timm opens it as local-dir:{folder}" in capsys.readouterr().out
     paths, model = test_images(run), models.load(run, "cpu")
     expected = model.predict(paths)
@@ -71,7 +89,7 @@ def test_timm_and_this_code_open_a_folder_for_the_hub(run, tmp_path, offline, ca
     with torch.inference_mode():
         probs = torch.sigmoid(network(model.network.to_input(pixels))).numpy()
     assert np.allclose(probs, expected, atol=1e-5)
-    assert tuple(network.pretrained_cfg["mean"]) == tuple(model.about["mean"])
+    assert tuple(network.pretrained_cfg["mean"]) == tuple(model.metadata.mean)
     assert network.pretrained_cfg["input_size"] == (3, 32, 32) or network.pretrained_cfg["input_size"] == [3, 32, 32]
     assert np.allclose(models.load(folder, "cpu").predict(paths), expected)
     text = (folder / "README.md").read_text()
@@ -83,8 +101,8 @@ def test_a_torchvision_backbone_is_opened_by_timm_too(run, tmp_path):
     torch.manual_seed(0)
     model = models.build("resnet50", 3, image_size=32, pretrained=False)
     about = json.loads((run / "model.json").read_text()) | {"model": "resnet50"}
-    models.saved.write(tmp_path, model, {name: about[name] for name in about if name not in ("format", "weights")})
-    export.main([str(tmp_path), "--hub", str(tmp_path / "hub")])
+    models.saved.write(tmp_path, model, {name: about[name] for name in about if name != "weights"})
+    export.main([str(tmp_path), "--hub", str(tmp_path / "hub"), "--license", "mit"])
     network = timm.create_model(f"local-dir:{tmp_path}/hub", pretrained=True).eval()
     pixels = torch.rand(2, 3, 32, 32)
     with torch.inference_mode():
@@ -95,8 +113,10 @@ def test_a_boostlu_model_is_exported_without_autocast_and_is_not_called_timms(ru
     onnx = pytest.importorskip("onnx")
     model = models.build("timm:test_resnet", 3, image_size=64, pretrained=False, head="boostlu")
     about = json.loads((run / "model.json").read_text()) | {"head": "boostlu", "image_size": 64}
-    models.saved.write(tmp_path, model, {name: about[name] for name in about if name not in ("format", "weights")})
-    export.main([str(tmp_path), "--onnx", str(tmp_path / "model.onnx"), "--hub", str(tmp_path / "hub")])
+    models.saved.write(tmp_path, model, {name: about[name] for name in about if name != "weights"})
+    export.main(
+        [str(tmp_path), "--onnx", str(tmp_path / "model.onnx"), "--hub", str(tmp_path / "hub"), "--license", "mit"]
+    )
     out = capsys.readouterr().out
     assert "within" in out and "models.load opens it; it is not timm's" in out
     assert not (tmp_path / "hub/config.json").exists() and "timm.create" not in (tmp_path / "hub/README.md").read_text()
@@ -105,8 +125,20 @@ def test_a_boostlu_model_is_exported_without_autocast_and_is_not_called_timms(ru
 
 
 def test_misuse_is_one_line(run, tmp_path, fails):
+    hub, license = str(tmp_path / "hub"), ["--license", "mit"]
     assert "give --onnx FILE, --hub DIR, or both" in fails(export.main, [str(run)])
-    assert "is no folder" in fails(export.main, [str(tmp_path / "none"), "--hub", str(tmp_path / "hub")])
-    for name in ("config.json", "best.pt", "per_class.csv"):
-        shutil.copy(run / name, tmp_path)
-    assert "is of an earlier version" in fails(export.main, [str(tmp_path), "--hub", str(tmp_path / "hub")])
+    assert "--license NAME" in fails(export.main, [str(run), "--hub", hub])
+    assert "model.json not found" in fails(export.main, [str(tmp_path / "none"), "--hub", hub, *license])
+    assert "is the folder of a run" in fails(export.main, [str(run), "--hub", str(run), *license])
+    (tmp_path / "README.md").write_text("mine")
+    assert "README.md exists already" in fails(export.main, [str(run), "--hub", str(tmp_path), *license])
+    assert "exists already" in fails(export.main, [str(run), "--onnx", str(run / "model.json")])
+    assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def test_names_stay_on_one_line_of_the_card(run):
+    model = models.load(run, "cpu")
+    model.metadata.dataset, model.metadata.classes[0] = "a\n---\nb", "<b>|\x1b`"
+    text = export.card(model, None, "my: own\n# licence")
+    assert "# timm:test\\_resnet on a?---?b, 3 labels" in text and r"\<b\>\|?\`" in text
+    assert text.splitlines()[1] == r'license: "my: own\n# licence"'

@@ -1,6 +1,7 @@
 """Which pixels a file becomes, for each of Pillow's modes."""
 
 import io
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -233,7 +234,7 @@ def test_the_published_photographs_become_what_pillow_reads(real):
 
 
 def test_a_model_reads_a_pillow_image_as_it_reads_the_file(tmp_path):
-    model = Predictor(None, [], np.zeros(0), {"image_size": 16})
+    model = Predictor(None, SimpleNamespace(image_size=16), np.zeros(0))
     with_alpha = Image.fromarray(np.concatenate([COLOURS, ALPHA[..., None]], axis=2))
     with_alpha.save(tmp_path / "a.png")
     assert (model._pixels(with_alpha) == model._pixels(tmp_path / "a.png")).all()

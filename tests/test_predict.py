@@ -54,7 +54,7 @@ def test_two_files_are_all_that_a_model_needs(run, tmp_path, offline):
     with np.load(run / "predictions.npz") as file:
         assert np.allclose(model.predict(test.paths()), file["probs"], atol=1e-6)
     assert model.classes == ["red", "green", "blue"] and model.image_size == 32
-    assert model.about["dataset"] == "toy" and model.about["method"] == "an"
+    assert model.metadata.dataset == "toy" and model.metadata.method == "an"
     assert not model.network.training
 
 
@@ -119,16 +119,6 @@ def test_observed_labels_alone_choose_thresholds_by_the_known_positives(toy):
     assert np.allclose(model.thresholds, expected, atol=1e-6) and result["thresholds_chosen_by"] == words
 
 
-def test_a_run_of_an_earlier_version_is_read(run, tmp_path):
-    old = tmp_path / "old"
-    old.mkdir()
-    for name in ("config.json", "best.pt", "per_class.csv"):
-        shutil.copy(run / name, old)
-    model, path = models.load(old, "cpu"), datasets.load(data_of(run)).test.paths()
-    assert (model.predict(path) == models.load(run, "cpu").predict(path)).all()
-    assert model.classes == ["red", "green", "blue"] and model.thresholds.tolist() == [0.5] * 3
-
-
 def forget(name: str):
     return lambda folder: (folder / name).unlink()
 
@@ -141,16 +131,19 @@ def cut(folder: Path) -> None:
 @pytest.mark.parametrize(
     "damage, says",
     [
-        (forget("model.safetensors"), "model.safetensors not found; a model is model.safetensors and model.json"),
-        (forget("model.json"), "holds no finished model"),
+        (forget("model.safetensors"), "model.safetensors not found; a model consists of model.safetensors and"),
+        (forget("model.json"), "model.json not found; name the folder of a finished run"),
         (cut, "model.safetensors is damaged"),
-        (lambda folder: change(folder, format=99), "made by a newer version (format 99; this one reads up to 1)"),
-        (lambda folder: change(folder, thresholds=[0.5]), "1 thresholds for 3 classes, of another class list"),
-        (lambda folder: change(folder, classes=["a", "b"], thresholds=[0.5, 0.5]), "does not fit timm:test_resnet"),
+        (lambda folder: change(folder, thresholds=[0.5]), "1 thresholds for 3 classes"),
+        (lambda folder: change(folder, thresholds=[0.5, 0.5, 7]), "thresholds"),
+        (lambda folder: change(folder, classes=["a", "a", "b"]), "two classes have the same name"),
+        (lambda folder: change(folder, classes=["a", "b"], thresholds=[0.5, 0.5]), "does not fit this network: fc"),
         (lambda folder: change(folder, image_size="large"), "image_size"),
-        (lambda folder: (folder / "model.json").write_text("{"), "not valid JSON"),
-        (lambda folder: (folder / "model.json").write_text("[]"), "model.json"),
-        (shutil.rmtree, "is no folder"),
+        (lambda folder: change(folder, image_size=10**9), "image_size"),
+        (lambda folder: change(folder, mean=[0.5]), "mean"),
+        (lambda folder: change(folder, std=[0, 0, 0]), "std"),
+        (lambda folder: (folder / "model.json").write_text("{"), "model.json"),
+        (shutil.rmtree, "model.json not found"),
     ],
 )
 def test_a_model_that_is_not_whole_is_one_line(run, tmp_path, fails, damage, says):
@@ -165,7 +158,6 @@ def test_a_folder_becomes_a_table(run, tmp_path, capsys):
     for name, path in zip(names, test.paths()[:3], strict=True):
         (photos / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(path, photos / name)
-    (photos / "notes.txt").write_text("not a picture, and not taken for one")
     table, lines = tmp_path / "out.csv", tmp_path / "out.json"
     probs = predict.main([str(run), str(photos), "-g", "cpu", "--csv", str(table), "--json", str(lines), "--top", "2"])
     with open(table, newline="") as file:
@@ -238,7 +230,7 @@ def test_a_labelled_data_set_needs_its_test_images_alone_and_takes_the_threshold
         ([], "name photographs or folders of them"),
         (["a.jpg", "--evaluate", "toy"], "name photographs or folders of them"),
         (["none.jpg"], "none.jpg not found; name photographs"),
-        (["{empty}"], "holds no pictures"),
+        (["{empty}"], "holds no images"),
         (["{empty}", "--threshold", "half"], "a number in [0, 1] or per-class, not 'half'"),
         (["{empty}", "--threshold", "2"], "a number in [0, 1] or per-class"),
         (["{empty}", "--top", "0"], "must be at least 1"),
@@ -260,8 +252,60 @@ def test_metrics_are_told_of_the_models_own_classes_and_full_labels_alone(run, t
     assert "other classes than the model" in fails(predict.main, [str(run), "--evaluate", str(other), "-g", "cpu"])
 
 
-def test_weights_of_another_model_are_told(run, tmp_path, fails):
+def test_weights_of_a_different_model_are_refused(run, tmp_path, fails):
     folder = copy(run, tmp_path / "model")
-    state = {"network.fc.weight": torch.zeros(1)}
-    (folder / "model.safetensors").write_bytes(saved.save(state))
-    assert "not the one that model.json was written for" in fails(predict.main, [str(folder), str(folder), "-g", "cpu"])
+    (folder / "model.safetensors").write_bytes(saved.save({"network.fc.weight": torch.zeros(1)}))
+    assert "belongs to a different model.json" in fails(predict.main, [str(folder), str(folder), "-g", "cpu"])
+
+
+def test_options_may_stand_between_the_run_and_the_photographs(run, tmp_path):
+    photo = datasets.load(data_of(run)).test.paths()[0]
+    assert predict.main([str(run), "--csv", str(tmp_path / "o.csv"), str(photo), "-g", "cpu"]).shape == (1, 3)
+
+
+def test_no_file_is_replaced_unless_asked(run, tmp_path, fails):
+    photo = shutil.copy(datasets.load(data_of(run)).test.paths()[0], tmp_path)
+    folder, arguments = copy(run, tmp_path / "model"), [str(photo), "-g", "cpu"]
+    for option, name, says in (
+        ("--csv", photo, "exists already"),
+        ("--csv", str(folder / "model.json"), "exists already"),
+        ("--json", "", "--json '' is not the name of a file"),
+        ("--json", "/dev/null/x", "is not the name of a file that can be written"),
+        ("--csv", str(tmp_path), "is not the name of a file"),
+    ):
+        assert says in fails(predict.main, [str(folder), *arguments, option, name])
+    both = ["--csv", str(tmp_path / "x"), "--json", str(tmp_path / "model/../x")]
+    assert "--csv and --json name the same file" in fails(predict.main, [str(folder), *arguments, *both])
+    table = tmp_path / "o.csv"
+    table.write_text("mine")
+    predict.main([str(folder), *arguments, "--csv", str(table), "--overwrite"])
+    assert table.read_text().startswith("image,labels")
+
+
+def test_files_that_are_no_photographs_are_listed_with_status_1(run, tmp_path, capsys):
+    photo = datasets.load(data_of(run)).test.paths()[0]
+    for name in ("a.png", ".trash/b.png", "@eaDir/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(photo, tmp_path / name)
+    assert predict.main([str(run), str(tmp_path), "-g", "cpu"]).shape == (1, 3)
+    (tmp_path / "IMG_1.HEIC").write_text("no image")
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(run), str(tmp_path), "-g", "cpu"])
+    assert stop.value.code == 1 and "1 .HEIC (IMG_1.HEIC; convert them" in capsys.readouterr().err
+
+
+def test_probabilities_that_are_not_finite_are_listed(run, monkeypatch, capsys):
+    photos = datasets.load(data_of(run)).test.paths()[:2]
+    monkeypatch.setattr(saved.Predictor, "_forward", lambda self, pixels: np.array([[0.1] * 3, [0.1, np.nan, 0.1]]))
+    with pytest.raises(SystemExit) as stop:
+        predict.main([str(run), *map(str, photos), "-g", "cpu"])
+    assert stop.value.code == 1
+    assert f"skipped: {photos[1]} has probabilities that are not finite" in capsys.readouterr().err
+
+
+def test_a_name_cannot_move_the_cursor(run, tmp_path, capsys):
+    photo = shutil.copy(datasets.load(data_of(run)).test.paths()[0], tmp_path / "a\n\x1b[2Jb.png")
+    predict.main([str(run), str(photo), "-g", "cpu"])
+    out = capsys.readouterr().out
+    assert "\x1b" not in out and len(out.splitlines()) == 1

@@ -147,7 +147,12 @@ def _program() -> str:
 
 def _flat(text: str) -> str:
     """A text of any number of lines as one, without characters that move a terminal's cursor."""
-    return "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """A text without line breaks and characters that move a terminal's cursor."""
+    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 def _interrupted_early(kind: type[BaseException], error: BaseException, trace: object) -> None:
