@@ -213,21 +213,3 @@ def load_weights(network: nn.Module, path: str | Path, head: tuple[str, ...] = (
     state = read_weights(path)
     tower = {name: tensor for name, tensor in state.items() if "visual." in name}
     load_state(network, tower or state, path, head)
-
-
-def check_finite(value: object) -> None:
-    """Raises ValueError if a tensor, in dicts and lists of any depth, has a number that is complex or not finite."""
-    if isinstance(value, Tensor) and (value.is_complex() or not torch.isfinite(value).all()):
-        raise ValueError("it holds numbers that are complex or not finite")
-    for part in value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple) else ():
-        check_finite(part)
-
-
-def check_kinds(state: dict[str, Tensor], own: dict[str, Tensor]) -> None:
-    """Raises ValueError if a tensor holds whole numbers in the place of floating-point ones, or fractions in the
-    place of whole numbers, which PyTorch would round. Counters kept in half precision are neither."""
-    for name, tensor in state.items():
-        if name not in own or tensor.is_floating_point() == own[name].is_floating_point():
-            continue
-        if not (tensor.is_floating_point() and torch.equal(tensor, tensor.round())):
-            raise ValueError(f"{name} is {tensor.dtype}, expected {own[name].dtype}")

@@ -177,9 +177,9 @@ class Evil:
 @pytest.mark.parametrize(
     "kind, says",
     [
-        ("text", "not a readable checkpoint"),
-        ("pickle", "not a readable checkpoint"),
-        ("other", "does not fit this backbone"),
+        ("text", "no readable file of weights"),
+        ("pickle", "holds other objects than tensors"),
+        ("other", "does not fit this network"),
         ("list", "no state dict"),
     ],
 )
