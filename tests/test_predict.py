@@ -270,12 +270,12 @@ def test_no_file_is_replaced_unless_asked(run, tmp_path, fails):
         ("--csv", photo, "exists already"),
         ("--csv", str(folder / "model.json"), "exists already"),
         ("--json", "", "--json '' is not the name of a file"),
-        ("--json", "/dev/null/x", "is not the name of a file that can be written"),
+        ("--json", "/dev/null/x", "is not the name of a file"),
         ("--csv", str(tmp_path), "is not the name of a file"),
     ):
         assert says in fails(predict.main, [str(folder), *arguments, option, name])
     both = ["--csv", str(tmp_path / "x"), "--json", str(tmp_path / "model/../x")]
-    assert "--csv and --json name the same file" in fails(predict.main, [str(folder), *arguments, *both])
+    assert "--csv and --json both name" in fails(predict.main, [str(folder), *arguments, *both])
     table = tmp_path / "o.csv"
     table.write_text("mine")
     predict.main([str(folder), *arguments, "--csv", str(table), "--overwrite"])

@@ -304,26 +304,6 @@ def _file_digest(path: str, *signature: int) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def check_outputs(outputs: dict[str, str | None], overwrite: bool) -> None:
-    """Raises UserError, before anything is computed, for an output file that cannot be written, or would replace a
-    file without --overwrite.
-
-    outputs  {option: the file that it names, or None}
-    """
-    seen: dict[Path, str] = {}
-    for option, name in outputs.items():
-        if name is None:
-            continue
-        path = Path(name)
-        if not name or path.is_dir() or (not path.parent.is_dir() and path.parent.exists()):
-            raise UserError(f"{option} {name!r} is not the name of a file that can be written")
-        if first := seen.get(path.resolve()):
-            raise UserError(f"{first} and {option} name the same file, {path}")
-        if path.is_file() and not overwrite:
-            raise UserError(f"{option} {path} exists already; name a new file, or replace it with --overwrite")
-        seen[path.resolve()] = option
-
-
 def replace_block(text: str, name: str, content: str) -> str:
     """The text of a page with the lines between `<!-- NAME -->` and the next `<!-- end -->` replaced."""
     begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
