@@ -1,21 +1,23 @@
-"""Finished runs as tables: methods down, data sets across, mean and deviation over seeds.
+"""Finished runs as tables: methods down, data sets across, mean and deviation over seeds and draws.
 
     python report.py [RESULTS ...] [--where dataset=pascal threshold=0.3] [--columns method val test] [--latex]
 
-RESULTS are folders of runs, or single runs. Runs are averaged only if they differ in nothing but the seed. Where one
-cell of the table would hold runs that differ in more, each setting has a row of its own that names what differs.
+RESULTS are folders of runs, or single runs. Runs are averaged only if they differ in nothing but the seed and the draw
+of the known labels. If one cell of the table would hold runs that differ in more, each setting has a row of its own
+that names the difference. Bold marks the row that validation mAP chooses.
 """
 
 import argparse
 import shlex
 import sys
 import time
+from importlib import import_module
 from pathlib import Path
 
-from reporting import page, tables
+from reporting import compare, tables
 from reporting.runs import Run, Runs, read_history, read_runs, seconds_since_written
 from util.errors import OneLineParser, UserError, describe_error, run_script
-from util.files import write_text
+from util.files import check_outputs, write_text
 
 WATCH_SECONDS = 10.0
 
@@ -28,72 +30,104 @@ def main(argv: list[str] | None = None) -> None:
     runs = read_runs(options.results)
     chosen, unfinished = meeting(runs, options.where)
     rows = tables.group(chosen)
+    for run in unfinished:
+        runs.unread.append((run.folder.name, f"unfinished, {progress(run)}: --resume continues it"))
     if rows:
-        baseline = tables.baselines(rows, options.baseline)
+        baseline = compare.baselines(rows, options.baseline)
         print_tables(rows, baseline, options)
         write_table(rows, options)
-    for run in unfinished:
-        runs.unread.append((run.folder.name, f"unfinished, {progress(run)}: --resume goes on"))
     if runs.unread:
         print("not in the table: " + ", ".join(f"{name} ({reason})" for name, reason in runs.unread))
-    if options.html and rows:
-        write_text(options.html, page.make(runs, chosen, rows, baseline, shlex.join(["report.py", *arguments])))
-        print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
     if not rows:
         what = " that meets --where" if runs.finished else ""
         raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
+    if options.figures:
+        figures = import_module("reporting.figures")  # imports matplotlib, which tables do not need
+        print(f"figures: {', '.join(map(str, figures.write(rows, options.figures)))}", file=sys.stderr)
+    if options.html:
+        text = import_module("reporting.page").make(runs, chosen, rows, baseline, shlex.join(["report.py", *arguments]))
+        write_text(options.html, text)
+        print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
+    """Raises UserError if an output would replace a file that this command did not write."""
     parser = OneLineParser(__doc__)
     parser.add_argument("results", nargs="*", type=Path, help="folders of runs, or runs (default: results)")
-    about = "only runs with these settings; several values of one name are alternatives"
-    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=about)
-    about = f"one row per setting with these columns: {', '.join(tables.COLUMNS)}, a setting, a figure of test.json"
-    parser.add_argument("--columns", nargs="+", metavar="NAME", help=about)
+    help = "only runs with these settings; several values of one name are alternatives"
+    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=help)
+    help = f"one row per setting with these columns: {', '.join(tables.COLUMNS)}, a setting, a figure of test.json"
+    parser.add_argument("--columns", nargs="+", metavar="NAME", help=help)
+    kinds = parser.add_mutually_exclusive_group()
+    kinds.add_argument("--per-class", action="store_true", help="test AP of every class, rows across")
+    kinds.add_argument("--best", action="store_true", help="only the setting of each method that validation chooses")
+    help = "intervals of the test mAP over N resamplings of the test images"
+    parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help=help)
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) instead of Markdown")
     parser.add_argument("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
     parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables, charts and a gallery")
-    about = "line that others are compared with, seed by seed (default: the first that trains and is no oracle)"
-    parser.add_argument("--baseline", metavar="LINE", help=about)
+    parser.add_argument("--figures", type=nonempty, metavar="DIR", help="write figures for a paper, as PDF and PNG")
+    help = "line or method that others are compared with (default: the first that trains and is no oracle)"
+    parser.add_argument("--baseline", type=nonempty, metavar="LINE", help=help)
     parser.add_argument("--watch", action="store_true", help="show the unfinished runs and how far they are")
-    options = parser.parse_args(argv)
+    parser.add_argument("--overwrite", action="store_true", help="replace files of other origin at --csv and --html")
+    options = parser.parse_intermixed_args(argv)
     options.results = options.results or [Path("results")]
+    outputs = {"--csv": options.csv, "--html": options.html}
+    check_outputs(outputs, options.overwrite, ours=(b"mean,deviation,n,", b"class,", b"<!doctype html>"))
     return options
+
+
+def nonempty(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("expected a text that is not empty")
+    return text
 
 
 def meeting(runs: Runs, conditions: list[str]) -> tuple[list[Run], list[Run]]:
     """The finished and the unfinished runs that meet the conditions, which may name a setting of either."""
     every = tables.where(runs.finished + runs.unfinished, conditions)
-    return [run for run in every if run.result is not None], [run for run in every if run.result is None]
+    return [run for run in every if run.result], [run for run in every if not run.result]
 
 
 def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], options: argparse.Namespace) -> None:
-    chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows if row.trained))
-    about = "mean ± standard deviation over seeds" + (f"; epoch chosen by {chosen_by}" if chosen_by else "")
-    found = tables.differences(rows, baseline)
-    if options.latex:
-        table = tables.flat(rows, options.columns) if options.columns else tables.pivot(rows, _brief)
-        print(tables.latex(table, frozenset() if options.columns else tables.best_cells(rows, table)))
-        print(f"% {about}; n: {', '.join(sorted({str(len(row.seeds)) for row in rows}))}")
-        if found:
-            print(tables.latex(tables.differences_table(found)))
+    comment, winners = "% " if options.latex else "", compare.winners(rows)
+    bold = [(row.line, row.dataset) for row in winners]
+    if options.per_class:
+        frame, bold = tables.per_class(rows), []
+    elif options.best:
+        rows, frame = compare.best(rows)
+        bold = []
+    elif options.columns:
+        frame = tables.flat(rows, options.columns)
+        bold = []
     else:
-        table = tables.flat(rows, options.columns) if options.columns else tables.pivot(rows)
-        print(f"{tables.markdown(table)}\n\n{about}")
-        if found:
-            print(f"\n{tables.markdown(tables.differences_table(found))}\n")
-    for warning in tables.selections(rows):
-        print(f"% {warning}" if options.latex else warning)
-
-
-def _brief(row: tables.Row) -> str:
-    return tables.spread(row.test)
+        frame = tables.pivot(rows, (lambda row: tables.spread(row.test)) if options.latex else tables.cell)
+    print(tables.render(frame, options.latex, bold))
+    chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows if row.trained))
+    counts = ", ".join(sorted({row.count for row in rows}))
+    print(f"{'' if options.latex else chr(10)}{comment}mean ± standard deviation over seeds and draws, n {counts}"
+          + (f"; epoch chosen by {chosen_by}" if chosen_by else ""))  # fmt: skip
+    if options.per_class or options.best:
+        return
+    found, left_out = compare.differences(rows, baseline)
+    if found:
+        print(f"\n{tables.render(compare.differences_table(found), options.latex)}")
+    if left_out:
+        print(f"{comment}without two seeds or draws in common with the baseline: {', '.join(left_out)}")
+    if options.bootstrap:
+        for row in (row for row in rows if row.test):
+            low, high = compare.bootstrap(row, options.bootstrap)
+            interval = f"{tables.spread(row.test)}, over test images [{low:.2f}, {high:.2f}]"
+            print(f"{comment}{row.dataset}, {row.line}: {interval}")
+    for warning in compare.selections(rows):
+        print(f"{comment}{warning}")
 
 
 def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
     if options.csv:
-        write_text(options.csv, tables.to_csv(rows))
+        frame = tables.per_class(rows).to_csv(index=False) if options.per_class else tables.to_csv(rows)
+        write_text(options.csv, frame)
     elif len(options.results) == 1 and not (options.results[0] / "config.json").exists():
         try:
             write_text(options.results[0] / "summary.csv", tables.to_csv(rows))
@@ -120,14 +154,9 @@ def watch(options: argparse.Namespace) -> None:
 
 def progress(run: Run) -> str:
     """How far an unfinished run is."""
-    total = run.config.get("epochs", "?")
-    try:
-        history = read_history(run.folder)
-    except UserError:
-        return "metrics.jsonl is damaged"
-    validated = [row.val_mAP for row in history if row.val_mAP is not None]
-    best = f", best val mAP {max(validated):.2f}" if validated else ""
-    return f"{len(history)} of {total} epochs{best}"
+    history = read_history(run.folder)
+    best = f", best val mAP {history['val_mAP'].max():.2f}" if history["val_mAP"].notna().any() else ""
+    return f"{len(history)} of {run.config.get('epochs', '?')} epochs{best}"
 
 
 def ago(seconds: float) -> str:

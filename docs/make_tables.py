@@ -4,16 +4,18 @@
     python report.py results/... --csv docs/linear_runs.csv    # those of sweeps/linear_table.sh
     python docs/make_tables.py [--check]
 
-`--check` writes nothing, and fails where the README does not show what these files say.
+`--check` writes nothing, and fails if the README does not show what these files hold.
 """
 
 import sys
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder
+sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of this folder
+
+import pandas as pd
 
 from losses import LOSSES
-from reporting import tables
+from reporting import compare, tables
 from util.errors import OneLineParser, UserError, run_script
 from util.files import read_text, replace_block
 
@@ -23,31 +25,21 @@ RUNS = {"end to end": DOCS / "digits_runs.csv", "linear head": DOCS / "linear_ru
 
 
 def table(columns: dict[str, list[tables.Row]]) -> str:
-    """Methods down; test mAP with its deviation across, the best that is no oracle in bold; and what a method does.
+    """Methods down; test mAP across, the choice of validation in bold; and what a method does.
 
     columns  the rows of a file of runs, one per method, by the column's title
     """
-    found = {title: {row.loss: row for row in rows} for title, rows in columns.items()}
-    best = {}
+    most = max(len(row.test) for rows in columns.values() for row in rows)  # seeds and draws
+    records: dict[str, dict[str, str]] = {}
     for title, rows in columns.items():
-        single = [row for row in rows if not row.oracle]
-        best[title] = max(single, key=lambda row: tables.mean(row.test.values()), default=None)
-    most = max(len(row.test) for rows in columns.values() for row in rows)  # seeds
-
-    def cell(title: str, loss: str) -> str:
-        row = found[title].get(loss)
-        if row is None:
-            return ""
-        text = tables.spread(row.test) + ("" if len(row.test) == most else f" (n {len(row.test)})")
-        return f"**{text}**" if row is best[title] else text
-
-    sections: dict[str, list[list[str]]] = {"oracles": [], "single positives": []}
-    for loss, method in LOSSES.items():
-        if any(loss in rows for rows in found.values()):
-            cells = [loss, *(cell(title, loss) for title in columns), method.summary]
-            sections["oracles" if method.oracle else "single positives"].append(cells)
-    header = [f"`-l` (n {most})", *columns, ""]
-    return tables.markdown(tables.Table(header, {title: rows for title, rows in sections.items() if rows}))
+        for row in rows:
+            first = {tables.SECTION: row.known, f"`-l` (n {most})": row.loss, **dict.fromkeys(columns, ""), " ": ""}
+            record = records.setdefault(row.loss, first)
+            record[title] = tables.spread(row.test) + ("" if len(row.test) == most else f" (n {len(row.test)})")
+            record[" "] = LOSSES[row.loss].summary
+    frame = pd.DataFrame([records[loss] for loss in LOSSES if loss in records])
+    bold = [(row.loss, title) for title, rows in columns.items() for row in compare.winners(rows)]
+    return tables.render(frame, bold=bold)
 
 
 def read(path: Path) -> list[tables.Row]:
@@ -56,12 +48,12 @@ def read(path: Path) -> list[tables.Row]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
-    parser.add_argument("--check", action="store_true", help="fail where the README is not current; write nothing")
+    parser.add_argument("--check", action="store_true", help="fail if the README is not current; write nothing")
     options = parser.parse_args(argv)
     before = README.read_text()
     after = replace_block(before, "table: digits", table({title: read(path) for title, path in RUNS.items()}))
     if options.check and after != before:
-        raise UserError(f"{README} is not what docs/*_runs.csv say; write it anew with `python docs/make_tables.py`")
+        raise UserError(f"{README} does not show what docs/*_runs.csv hold; run `python docs/make_tables.py`")
     if not options.check:
         README.write_text(after)
 

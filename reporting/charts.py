@@ -6,15 +6,16 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 import label_quality
-from reporting.runs import Epoch
 
 INK = "#010203"  # stands for the page's text colour
-COLOURS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#8b5cf6", "#ec4899", "#06b6d4", "#a16207", "#84cc16", "#64748b")
+COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8b5cf6", "#a16207")  # Okabe and Ito's
+LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # of rows that share a colour: SVG, CSS
 STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "page",
@@ -31,21 +32,27 @@ STYLE = {
     "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
-LINES = ("-", "--", ":", "-.")  # of rows that share a colour
 MOST_BARS = 40  # classes in a bar chart; of more, those at both ends
 
 
-def colour(row: int) -> str:
-    return COLOURS[row % len(COLOURS)]
+def look(row: int) -> dict[str, str]:
+    """Colour and dashes of a row of the table; the first 32 rows differ."""
+    return {"color": COLOURS[row % len(COLOURS)], "linestyle": list(LINES)[row // len(COLOURS) % len(LINES)]}
+
+
+def swatch(row: int) -> Markup:
+    """The same as a short line beside the row's name."""
+    of_row = look(row)
+    return Markup(f'<span class="swatch" style="border-top:3px {LINES[of_row["linestyle"]]} {of_row["color"]}"></span>')
 
 
 def _svg(figure: Figure, description: str) -> Markup:
     buffer = io.StringIO()
-    about = dict.fromkeys(("Date", "Creator", "Type", "Format"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=about)
+    metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
+    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
     text = buffer.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
-    head, rest = text.split(">", 1)  # the page says how wide it is
+    head, rest = text.split(">", 1)  # the page sets its width
     head = re.sub(r' (width|height)="[^"]*"', "", head)
     return Markup(head) + Markup(' role="img" aria-label="{}">').format(description) + Markup(rest)
 
@@ -57,74 +64,79 @@ def _chart(description: str, draw, width: float = 4.4, height: float = 2.9) -> M
         return _svg(figure, description)
 
 
-def curves(runs: Sequence[tuple[int, int, list[Epoch]]], name: str, title: str) -> Markup:
-    """A line for each run.
+def draw_band(axes: Axes, histories: list[pd.DataFrame], name: str, **options: object) -> None:
+    """Mean of a column of the histories over the epochs, with a band of one standard deviation."""
+    table = pd.concat([history.set_index("epoch")[name] for history in histories], axis=1).dropna(how="all")
+    if table.empty:
+        return
+    middle, spread = table.mean(axis=1), table.std(axis=1, ddof=1).fillna(0)
+    gid = options.pop("gid", None)
+    axes.plot(
+        middle.index, middle, linewidth=1.3, marker="o" if len(middle) < 3 else None, markersize=3, gid=gid, **options
+    )
+    band = axes.fill_between(middle.index, middle - spread, middle + spread, color=options["color"], alpha=0.15, lw=0)
+    band.set_gid(gid and f"{gid}-band")
 
-    runs  (number of its row in the table, seed, history); the line's id is NAME-ROW-SEED
+
+def curves(rows: Sequence[tuple[int, list[pd.DataFrame]]], name: str, title: str) -> Markup | None:
+    """Mean and deviation of each row over its runs; None if no run has such numbers.
+
+    rows  (number of the row in the table, histories of its runs); the line's id is NAME-ROW
     name  train_loss or val_mAP
     """
+    if not any(history[name].notna().any() for _, histories in rows for history in histories):
+        return None
 
     def draw(axes: Axes) -> None:
-        for row, seed, history in runs:
-            points = [(e.epoch, getattr(e, name)) for e in history if getattr(e, name) is not None]
-            if points:
-                look = dict(
-                    color=colour(row),
-                    linestyle=LINES[row // len(COLOURS) % len(LINES)],
-                    linewidth=1.3,
-                    markersize=3,
-                    marker="o" if len(points) < 3 else None,
-                )
-                axes.plot(*zip(*points, strict=True), gid=f"{name}-{row}-{seed}", **look)
+        for row, histories in rows:
+            draw_band(axes, histories, name, gid=f"{name}-{row}", **look(row))
         axes.set(xlabel="epoch", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
 
-    return _chart(f"{title} of {len(runs)} runs", draw)
+    return _chart(f"{title} of {len(rows)} settings", draw)
 
 
-def class_differences(names: Sequence[str], differences: Sequence[float], title: str) -> Markup:
-    """Horizontal bars, the largest gain on top."""
-    order = np.argsort(differences, kind="stable")[::-1]
-    if len(order) > MOST_BARS:
-        order = np.r_[order[: MOST_BARS // 2], order[-MOST_BARS // 2 :]]
+def class_differences(differences: pd.Series, title: str) -> Markup:
+    """Horizontal bars by class, the largest gain on top."""
+    ordered = differences.sort_values(ascending=False, kind="stable")
+    if len(ordered) > MOST_BARS:
+        ordered = pd.concat([ordered[: MOST_BARS // 2], ordered[-MOST_BARS // 2 :]])
 
     def draw(axes: Axes) -> None:
-        values = [differences[place] for place in order]
-        axes.barh(range(len(order)), values, color=[COLOURS[2] if value >= 0 else COLOURS[3] for value in values])
-        axes.set_yticks(range(len(order)), [shorten(names[place]) for place in order], fontsize=8)
+        axes.barh(range(len(ordered)), ordered, color=np.where(ordered >= 0, COLOURS[2], COLOURS[3]))
+        axes.set_yticks(range(len(ordered)), map(shorten, ordered.index), fontsize=8)
         axes.invert_yaxis()
         axes.axvline(0, color=INK, linewidth=0.8)
         axes.set(xlabel="difference of test AP, percentage points", title=title)
         axes.grid(axis="y", visible=False)
         axes.margins(y=0.01)
 
-    return _chart(f"Difference of test AP per class: {title}", draw, height=max(2.2, 0.9 + 0.19 * len(order)))
+    return _chart(f"Difference of test AP per class: {title}", draw, height=max(2.2, 0.9 + 0.19 * len(ordered)))
 
 
-def against_frequency(
-    names: Sequence[str], positives: Sequence[int], differences: Sequence[float], title: str
-) -> Markup:
+def against_frequency(positives: pd.Series, differences: pd.Series, title: str) -> Markup:
     """A point for each class: difference of AP against the number of its test positives."""
 
     def draw(axes: Axes) -> None:
         axes.scatter(positives, differences, s=18, color=COLOURS[0], alpha=0.8, linewidths=0)
         axes.axhline(0, color=INK, linewidth=0.8)
-        if max(positives) > 10 * max(1, min(positives)):
+        if positives.max() > 10 * max(1, positives.min()):
             axes.set_xscale("log")
-            axes.xaxis.set_major_formatter("{x:g}")  # not 10 to the power of, which needs mathematics
+            axes.xaxis.set_major_formatter("{x:g}")  # without powers of ten, which need mathematics
             axes.xaxis.set_minor_formatter("")
-        for place in dict.fromkeys([*np.argsort(differences)[:3], *np.argsort(differences)[-3:]]):
-            point = (positives[place], differences[place])
-            axes.annotate(shorten(names[place]), point, textcoords="offset points", xytext=(4, 3), fontsize=7)
+        ends = differences.sort_values()
+        for name in dict.fromkeys([*ends.index[:3], *ends.index[-3:]]):
+            point = (positives[name], differences[name])
+            axes.annotate(shorten(name), point, textcoords="offset points", xytext=(4, 3), fontsize=7)
         axes.set(xlabel="test positives of the class", ylabel="difference, points", title=title)
         axes.margins(0.12)
 
     return _chart(f"Difference of test AP against class frequency: {title}", draw)
 
 
-def pseudo_labels(about: dict, entries: str) -> Markup:
+def pseudo_labels(quality: dict, entries: str) -> Markup:
     def draw(axes: Axes) -> None:
-        label_quality.draw_curves(axes, about, entries)
+        label_quality.draw_curves(axes, quality, entries)
 
     return _chart(f"Quality of the pseudo-labels against the threshold, {entries} entries", draw)
 

@@ -4,25 +4,23 @@ import base64
 import json
 import math
 import time
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
+import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from reporting import charts, gallery, tables
+from reporting import charts, compare, gallery, tables
 from reporting.gallery import Gallery
-from reporting.runs import Epoch, Run, Runs, read_history, read_per_class
+from reporting.runs import Run, Runs, read_history, read_per_class
 from reporting.tables import Row, mean
 from util.errors import UserError
-from util.files import read_json
 
-MOST_CURVES = 60  # settings of a data set, those with the best validation mAP
+MOST_CURVES = 32  # settings of a data set, those with the best validation mAP
 MOST_CHARTS = 8  # settings of a data set that are compared class by class, and whose pseudo-labels are drawn
-MOST_APART = 8  # settings with a column of their own
+MOST_SETTINGS = 20  # settings with a column of their own
 FIGURES = ("precision", "recall", "f1", "positives_per_image")  # of the pseudo-labels
 
 
@@ -51,13 +49,15 @@ class Choice:
 
 @dataclass
 class Section:
-    """What the page says of one data set."""
+    """The page's part on one data set."""
 
     dataset: str
     best: Row | None = None
-    best_difference: tables.Paired | None = None
+    best_difference: compare.Paired | None = None
     curves: list[Markup] = field(default_factory=list)
+    legend: list[tuple[int, str]] = field(default_factory=list)
     classes: list[Choice] = field(default_factory=list)
+    nothing_to_compare: str = ""
     baseline: str = ""
     pseudo: list[Choice] = field(default_factory=list)
     gallery: Gallery | None = None
@@ -71,36 +71,39 @@ def make(runs: Runs, chosen: list[Run], rows: list[Row], baseline: dict[str, Row
     chosen    the finished runs that `rows` are made of
     baseline  {data set: the row that others are compared with}
     """
+    histories = {run.folder: read_history(run.folder) for run in chosen}
+    header, lines = _table(rows, histories, baseline)
     numbers = {id(row): number for number, row in enumerate(rows)}
-    members = defaultdict(list)
-    for run in chosen:
-        members[run.key()].append(run)
-    of_row = {number: members[tables.key(row)] for number, row in enumerate(rows)}
-    histories, notes = _histories(chosen)
-    header, lines = _table(rows, of_row, histories, baseline)
-    sections = []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        here = [row for row in rows if row.dataset == dataset]
-        sections.append(_section(dataset, here, numbers, of_row, histories, baseline.get(dataset)))
-    template = Environment(
+    sections = [
+        _section(dataset, [row for row in rows if row.dataset == dataset], numbers, histories, baseline.get(dataset))
+        for dataset in dict.fromkeys(row.dataset for row in rows)
+    ]
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    ).get_template("page.html")
-    return template.render(
+    )
+    files = {name: Markup((Path(__file__).parent / f"page.{name}").read_text()) for name in ("css", "js")}
+    return environment.get_template("page.html").render(
+        **files,
         header=header,
-        lines={"Single positives": [line for line in lines if not line.row.oracle],
-               "Oracles": [line for line in lines if line.row.oracle]},
+        groups={known: [line for line in lines if line.row.known == known] for known in _groups(rows)},
         sections=sections,
-        warnings=tables.selections(rows),
-        notes=notes,
+        warnings=compare.selections(rows),
         unread=runs.unread,
         num_runs=len(chosen),
         made=time.strftime("%Y-%m-%d %H:%M"),
         command=command,
-        colour=charts.colour,
+        swatch=charts.swatch,
         spread=tables.spread,
         mean=mean,
         data_uri=_data_uri,
-    )  # fmt: skip
+    )
+
+
+def _groups(rows: list[Row]) -> list[str]:
+    """What was known, single positives first and oracles last."""
+    return sorted(
+        {row.known for row in rows}, key=lambda known: (known == tables.ORACLES, known != tables.SINGLE, known)
+    )
 
 
 def _data_uri(text: str, kind: str) -> Markup:
@@ -108,46 +111,38 @@ def _data_uri(text: str, kind: str) -> Markup:
     return Markup(f"data:{kind};base64,{content}")
 
 
-def _histories(runs: list[Run]) -> tuple[dict[Path, list[Epoch]], list[str]]:
-    found, notes = {}, []
-    for run in runs:
-        try:
-            found[run.folder] = read_history(run.folder)
-        except UserError as error:
-            notes.append(str(error))
-    return found, notes
-
-
 def _table(
-    rows: list[Row], of_row: dict[int, list[Run]], histories: dict[Path, list[Epoch]], baseline: dict[str, Row]
+    rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[str, Row]
 ) -> tuple[list[str], list[Line]]:
     """Column titles, and a line for each row."""
-    apart = list(dict.fromkeys(name for row in rows for name in row.apart))[:MOST_APART]
-    header = ["method", "data", *apart, "n", "seeds", "val mAP", "test mAP", "sd", "published", "difference"]
+    settings = list(dict.fromkeys(name for row in rows for name in row.distinguishing))[:MOST_SETTINGS]
+    header = ["method", "val mAP", "test mAP", "dataset", *settings, "n", "seeds", "sd", "published", "difference"]
     header += ["paired difference", "F1", "minutes"]
     lines = []
     for number, row in enumerate(rows):
         test = mean(row.test.values())
-        paired = tables.paired(row, baseline[row.dataset]) if row.dataset in baseline else None
-        is_baseline = baseline.get(row.dataset) is row
-        seconds = [sum(epoch.seconds for epoch in histories.get(run.folder, ())) for run in of_row[number]]
-        settings = [row.apart.get(name, "") for name in apart]
+        paired = compare.paired(row, baseline[row.dataset]) if row.dataset in baseline else None
+        minutes = mean(histories[run.folder]["seconds"].sum() for run in row.runs) / 60
+        values = [row.distinguishing.get(name, "") for name in settings]
+        seeds = tables.COLUMNS["seeds"](row)
         cells = [
             (row.loss, row.loss),
-            (row.dataset, row.dataset),
-            *((value, tables.natural(value)[0] if tables.is_number(value) else value) for value in settings),
-            (str(len(row.seeds)), len(row.seeds)),
-            (" ".join(map(str, row.seeds)), " ".join(map(str, row.seeds))),
             _figure(mean(row.val.values())),
             _figure(test),
+            (row.dataset, row.dataset),
+            *((value, value if tables.natural(value)[0] == math.inf else tables.natural(value)[0]) for value in values),
+            (row.count, len(row.repeats)),
+            (seeds, seeds),
             _figure(tables.deviation(row.test.values())),
             _figure(row.published),
             _figure(None if row.published is None else test - row.published, "+.2f"),
-            ("baseline", "") if is_baseline else _interval(paired),
+            ("baseline", "") if baseline.get(row.dataset) is row else _interval(paired),
             _figure(row.figures.get("micro_F1@chosen"), ".3f"),
-            _figure(sum(seconds) / len(seconds) / 60 if any(seconds) else None, ".1f"),
+            _figure(minutes or None, ".1f"),
         ]
-        shown = {name: row.shown[name] for name in ("dataset", "loss", "model") if name in row.shown} | row.apart
+        shown = {
+            name: row.shown[name] for name in ("dataset", "loss", "model") if name in row.shown
+        } | row.distinguishing
         lines.append(Line(number, row, cells, json.dumps([f"{name}={value}".lower() for name, value in shown.items()])))
     used = [place for place in range(len(header)) if any(line.cells[place][0] for line in lines)]
     for line in lines:
@@ -159,7 +154,7 @@ def _figure(value: float | None, form: str = ".2f") -> tuple[str, float | str]:
     return ("", "") if value is None or math.isnan(value) else (format(value, form), value)
 
 
-def _interval(paired: tables.Paired | None) -> tuple[str, float | str]:
+def _interval(paired: compare.Paired | None) -> tuple[str, float | str]:
     if paired is None:
         return "", ""
     return f"{paired.mean:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}]", paired.mean
@@ -169,103 +164,84 @@ def _section(
     dataset: str,
     rows: list[Row],
     numbers: dict[int, int],
-    of_row: dict[int, list[Run]],
-    histories: dict[Path, list[Epoch]],
+    histories: dict[Path, pd.DataFrame],
     baseline: Row | None,
 ) -> Section:
     section = Section(dataset)
     ranked = sorted(rows, key=lambda row: -mean(row.val.values()) if row.val else math.inf)
-    ranked.sort(key=lambda row: "observed" in row.chosen_by)  # their validation mAP is another figure
+    ranked.sort(key=lambda row: "observed" in row.chosen_by)  # their validation mAP is a different figure
     fair = [row for row in ranked if not row.oracle]
     section.best = fair[0] if fair else None
     if section.best and baseline and section.best is not baseline:
-        section.best_difference = tables.paired(section.best, baseline)
+        section.best_difference = compare.paired(section.best, baseline)
 
-    drawn = [
-        (numbers[id(row)], run.seed, histories[run.folder])
-        for row in ranked[:MOST_CURVES]
-        for run in of_row[numbers[id(row)]]
-        if histories.get(run.folder)
-    ]
-    if drawn:
-        section.curves = [
-            charts.curves(drawn, "train_loss", "training loss"),
-            charts.curves(drawn, "val_mAP", "validation mAP, %"),
-        ]
+    drawn = [(numbers[id(row)], [histories[run.folder] for run in row.runs]) for row in ranked[:MOST_CURVES]]
+    drawn = [(number, found) for number, found in drawn if any(len(history) for history in found)]
+    made = (
+        charts.curves(drawn, *names) for names in (("train_loss", "training loss"), ("val_mAP", "validation mAP, %"))
+    )
+    section.curves = [chart for chart in made if chart]
+    section.legend = [(numbers[id(row)], row.line) for row in ranked[:MOST_CURVES] if section.curves]
     if len(ranked) > MOST_CURVES:
         section.notes.append(f"curves of the {MOST_CURVES} settings with the best validation mAP")
 
-    runs_of = {id(row): of_row[numbers[id(row)]] for row in rows}
-    if baseline:
+    scored = [row for row in [*fair, *(row for row in ranked if row.oracle)] if row.test]
+    if baseline is None or not baseline.test:
+        section.nothing_to_compare = "The baseline has no test score, because the test labels are not known."
+    elif scored == [baseline]:
+        section.nothing_to_compare = f"{baseline.line} is the only setting with a test score."
+    else:
         section.baseline = baseline.line
-        compared = [row for row in [*fair, *(row for row in ranked if row.oracle)] if row is not baseline]
-        section.classes = _classes(compared[:MOST_CHARTS], baseline, runs_of, section.notes)
-    section.pseudo = _pseudo(fair[:MOST_CHARTS], runs_of, section.notes)
-    if section.best:
+        section.classes = _classes([row for row in scored if row is not baseline][:MOST_CHARTS], baseline)
+        if not section.classes:
+            section.nothing_to_compare = f"No other setting has a class in common with {baseline.line}."
+    section.pseudo = _pseudo(fair[:MOST_CHARTS])
+    if section.best and section.best.test:
         try:
-            section.gallery = gallery.make(runs_of[id(section.best)][0])
-            section.suspects = gallery.to_csv(section.gallery.suspects)
+            section.gallery = gallery.make(section.best.runs[0])
+            section.suspects = section.gallery.suspects.to_csv(index=False, float_format="%.4f")
         except UserError as error:
             section.notes.append(f"no gallery: {error}")
     return section
 
 
-def _mean_per_class(runs: list[Run]) -> dict[str, tuple[int, float]]:
-    """{class: (test positives, mean AP over the runs)}."""
-    tables_of = [read_per_class(run.folder) for run in runs]
-    names = [name for name in tables_of[0] if all(name in one for one in tables_of)]
-    return {name: (tables_of[0][name][0], mean(one[name][1] for one in tables_of)) for name in names}
+def _mean_per_class(row: Row) -> pd.DataFrame:
+    """test_positives and test_AP by class, mean over the row's runs."""
+    found = pd.concat([read_per_class(run.folder) for run in row.runs])
+    return found.groupby(level=0, sort=False)[["test_positives", "test_AP"]].mean()
 
 
-def _classes(rows: list[Row], baseline: Row, runs_of: dict[int, list[Run]], notes: list[str]) -> list[Choice]:
+def _classes(rows: list[Row], baseline: Row) -> list[Choice]:
     """Per-class AP of each row beside that of the baseline."""
-    choices = []
-    try:
-        base = _mean_per_class(runs_of[id(baseline)])
-    except UserError as error:
-        notes.append(f"no comparison of classes: {error}")
-        return []
+    choices, base = [], _mean_per_class(baseline)
     for row in rows:
-        try:
-            own = _mean_per_class(runs_of[id(row)])
-        except UserError as error:
-            notes.append(f"{row.line} is not compared class by class: {error}")
+        both = base.join(_mean_per_class(row)["test_AP"].rename("own"), how="inner")
+        if both.empty:
             continue
-        names = [name for name in own if name in base]
-        if not names:
-            notes.append(f"{row.line} has no class in common with {baseline.line}")
-            continue
-        differences = [own[name][1] - base[name][1] for name in names]
-        positives = [base[name][0] for name in names]
-        title = f"{row.line} minus {baseline.line}"
-        order = np.argsort(differences, kind="stable")[::-1]
-        cells = [(names[i], positives[i], base[names[i]][1], own[names[i]][1], differences[i]) for i in order]
+        both["difference"] = both["own"] - both["test_AP"]
+        ordered = both.sort_values("difference", ascending=False, kind="stable")
         parts = [
-            charts.class_differences(names, differences, "by class"),
-            charts.against_frequency(names, positives, differences, "by frequency"),
+            charts.class_differences(both["difference"], "by class"),
+            charts.against_frequency(both["test_positives"], both["difference"], "by frequency"),
         ]
-        choices.append(Choice(title, parts, cells))
+        choices.append(Choice(f"{row.line} minus {baseline.line}", parts, list(ordered.itertuples(name=None))))
     return choices
 
 
-def _pseudo(rows: Iterable[Row], runs_of: dict[int, list[Run]], notes: list[str]) -> list[Choice]:
+def _pseudo(rows: Iterable[Row]) -> list[Choice]:
     """The pseudo-labels of each row, those of its first run."""
     choices = []
     for row in rows:
-        path = runs_of[id(row)][0].folder / "pseudo_labels.json"
+        path = row.runs[0].folder / "pseudo_labels.json"
         if not path.exists():
             continue
-        try:
-            about = read_json(path, dict)
-            entries = ("all", "unobserved") if "precision" in about["unobserved"] else ("all",)
-            parts = [charts.pseudo_labels(about, name) for name in entries]
-            cells = []
-            if about["threshold"] is not None:
-                at = about["thresholds"].index(about["threshold"])
-                cells = [(name, *(_at(about[name], figure, at) for figure in FIGURES)) for name in entries]
-            choices.append(Choice(row.line, parts, cells))
-        except (UserError, KeyError, TypeError, ValueError, IndexError) as error:
-            notes.append(f"pseudo-labels of {row.line} are not shown: {error}")
+        quality = json.loads(path.read_text())
+        entries = ("all", "unobserved") if "precision" in quality["unobserved"] else ("all",)
+        cells = []
+        if quality["threshold"] is not None and "precision" in quality["all"]:
+            at = quality["thresholds"].index(quality["threshold"])
+            cells = [(name, *(_at(quality[name], figure, at) for figure in FIGURES)) for name in entries]
+        choices.append(Choice(row.line, [charts.pseudo_labels(quality, name) for name in entries], cells))
     return choices
 
 

@@ -1,47 +1,49 @@
-"""Finished runs as tables: a row for each setting, averaged over its seeds; Markdown, LaTeX and CSV."""
+"""Finished runs as tables: a row for each setting, averaged over seeds and draws; Markdown, LaTeX and CSV by pandas."""
 
-import csv
 import io
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
-from scipy import stats
+import pandas as pd
 
 from datasets import DATASETS
 from losses import LOSSES
-from reporting.runs import Run
+from reporting.runs import Run, read_per_class
 from util.errors import UserError
 from util.files import digest
 
-CONFIDENCE = 0.95  # of the interval of a paired difference
-PROTOCOL = {"model": "resnet50", "image_size": 448, "pretrained": True}  # of the published numbers
-# a run of an earlier version does not say what it could not do otherwise
-PROTOCOL |= {"weights": None, "val_labels": "clean", "skip_missing": False, "calibrate": "none"}
-PROTOCOL |= {"mode": "end_to_end", "head": "linear", "select": "best", "ema": 0.0, "crop": 1.0, "randaugment": 0}
+ORACLES, SINGLE = "oracles", "single positives"
+Repeat = tuple[int, int]  # (draw of the known labels, seed)
 
 
 @dataclass
 class Row:
     """The runs of one setting.
 
-    shown      the setting as text, without the seed
-    test, val  {seed: mAP in percent}; empty where a run does not state it
-    chosen_by  what chose the epoch
-    figures    means over the seeds of the other numbers of test.json
-    apart      {setting: value} by which it differs from others of its method and data set
+    setting        the identity without seed and draw;  shown  the same as text
+    test, val      {repeat: mAP in percent}; empty if one of the runs has none
+    chosen_by      what chose the epoch
+    known          which labels were known: ORACLES, SINGLE, or the number of known labels per image
+    figures        means of the other numbers of test.json
+    published      the published test mAP, if the runs repeat it
+    distinguishing {setting: value} by which it differs from other rows of its method and data set
+    runs           the runs themselves; none if the row was read from a CSV file
     """
 
     setting: dict[str, object]
     shown: dict[str, str]
-    test: dict[int, float]
-    val: dict[int, float]
-    seeds: list[int]
+    test: dict[Repeat, float]
+    val: dict[Repeat, float]
+    repeats: list[Repeat]
     chosen_by: str
-    figures: dict[str, float]
-    apart: dict[str, str]
+    known: str
+    figures: dict[str, float] = field(default_factory=dict)
+    published: float | None = None
+    distinguishing: dict[str, str] = field(default_factory=dict)
+    runs: list[Run] = field(default_factory=list)
 
     @property
     def dataset(self) -> str:
@@ -54,23 +56,23 @@ class Row:
     @property
     def line(self) -> str:
         """The name of its line in a table."""
-        apart = ", ".join(f"{name} {value}" for name, value in self.apart.items())
-        return self.loss + (f" ({apart})" if apart else "")
+        details = ", ".join(f"{name} {value}" for name, value in self.distinguishing.items())
+        return self.loss + (f" ({details})" if details else "")
 
     @property
     def oracle(self) -> bool:
-        return self.loss in LOSSES and LOSSES[self.loss].oracle
+        return self.known == ORACLES
 
     @property
     def trained(self) -> bool:
-        """Whether its runs train something. A teacher alone has no seed: its one result goes with every seed."""
+        """Whether its runs train something. A teacher alone has no seed: its one result is compared with every seed."""
         return self.loss not in LOSSES or LOSSES[self.loss].loss is not None
 
     @property
-    def published(self) -> float | None:
-        """The published test mAP, where the setting is that of the published numbers."""
-        same = all(self.setting.get(name, value) == value for name, value in PROTOCOL.items())
-        return LOSSES[self.loss].published.get(self.dataset) if same and self.loss in LOSSES else None
+    def count(self) -> str:
+        """n, with the number of draws if there are several."""
+        draws = len({draw for draw, _ in self.repeats})
+        return f"{len(self.repeats)}" + (f" ({draws} draws)" if draws > 1 else "")
 
 
 def mean(values: Iterable[float]) -> float:
@@ -84,39 +86,48 @@ def deviation(values: Iterable[float]) -> float:
     return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
 
 
-def key(row: Row) -> str:
-    """The same as Run.key of the row's runs."""
-    return digest(row.setting)
-
-
 def group(runs: list[Run]) -> list[Row]:
     """The rows, in the order of the tables: data sets, then methods, each in the order of its list."""
     by_setting = defaultdict(list)
     for run in runs:
-        by_setting[run.key()].append(run)
+        by_setting[digest(run.setting)].append(run)
     rows = []
     for members in by_setting.values():
-        first, results = members[0], {run.seed: run.result for run in members}
-        names = set.intersection(*(set(run.figures) for run in members))
-        test = {seed: result.test_mAP for seed, result in results.items() if result.test_mAP is not None}
-        val = {seed: result.val_mAP for seed, result in results.items() if result.val_mAP is not None}
-        row = Row(
-            setting=first.setting,
-            shown={name: value for name, value in first.shown.items() if name != "seed"},
-            test=test if len(test) == len(results) else {},
-            val=val if len(val) == len(results) else {},
-            seeds=sorted(results),
-            chosen_by=first.result.chosen_by,
-            figures={name: mean(run.figures[name] for run in members) for name in sorted(names)},
-            apart={},
+        members.sort(key=lambda run: run.repeat)
+        first = members[0]
+        test, val = ({run.repeat: run.result[name] for run in members if run.result.get(name) is not None}
+                     for name in ("test_mAP", "val_mAP"))  # fmt: skip
+        published = {run.result.get("published") for run in members}
+        rows.append(
+            Row(
+                setting=first.setting,
+                shown={name: value for name, value in first.shown.items() if name in first.setting},
+                test=test if len(test) == len(members) else {},
+                val=val if len(val) == len(members) else {},
+                repeats=[run.repeat for run in members],
+                chosen_by=first.result["chosen_by"],
+                known=known_in_words(first),
+                figures=pd.DataFrame([run.figures for run in members]).dropna(axis=1).mean().to_dict(),
+                published=published.pop() if len(published) == 1 else None,
+                runs=members,
+            )
         )
-        rows.append(row)
     add_distinguishing(rows)
     return sorted(rows, key=_order)
 
 
+def known_in_words(run: Run) -> str:
+    """Which labels a run has trained on."""
+    method, known = LOSSES.get(run.identity["loss"]), run.result.get("known_labels")
+    if method and method.oracle:
+        return ORACLES
+    if known is None or (known["positive"] <= 1 and known["negative"] == 0):
+        return SINGLE
+    return f"{known['positive']:.2f} positive, {known['negative']:.2f} negative known labels per image"
+
+
 def _order(row: Row) -> tuple:
-    return place(DATASETS, row.dataset), place(LOSSES, row.loss), [natural(value) for value in row.apart.values()]
+    return place(DATASETS, row.dataset), place(LOSSES, row.loss), [natural(v) for v in row.distinguishing.values()]
 
 
 def place(known: Iterable[str], name: str) -> tuple[int, str]:
@@ -125,11 +136,8 @@ def place(known: Iterable[str], name: str) -> tuple[int, str]:
     return (names.index(name) if name in names else len(names), name)
 
 
-def is_number(text: str) -> bool:
-    return natural(text)[0] != math.inf
-
-
 def natural(text: str) -> tuple[float, str]:
+    """For sorting: numbers by value, then other texts."""
     try:
         return float(text), text
     except ValueError:
@@ -137,42 +145,42 @@ def natural(text: str) -> tuple[float, str]:
 
 
 def add_distinguishing(rows: list[Row]) -> None:
-    """Say of each row what sets it apart from the others of its method and data set."""
-    cells = defaultdict(list)
+    """Set for each row the settings by which it differs from the others of its method and data set. Settings that all
+    rows have are preferred, because those that only some have follow from them."""
+    for members in by(rows, lambda row: (row.dataset, row.loss)).values():
+        texts = pd.DataFrame([{name: str(value) for name, value in row.setting.items()} for row in members])
+        differing = texts.loc[:, texts.nunique(dropna=False) > 1]
+        shared = differing.dropna(axis=1)
+        chosen = sorted(differing if shared.duplicated().any() or shared.empty else shared)
+        shown = pd.DataFrame([row.shown for row in members]).reindex(columns=chosen).fillna("-")
+        for name in chosen:  # two files of one name, or two numbers that round to one
+            if shown[name].nunique() < texts[name].nunique(dropna=False):
+                shown[name] = texts[name].fillna("-")
+        for row, values in zip(members, shown.to_dict("records"), strict=True):
+            row.distinguishing = values
+
+
+def by(rows: Iterable[Row], key: Callable[[Row], object]) -> dict[object, list[Row]]:
+    groups = defaultdict(list)
     for row in rows:
-        cells[row.dataset, row.loss].append(row)
-    for members in cells.values():
-        names = sorted({name for row in members for name in row.setting})
-        differing = [name for name in names if len({str(row.setting.get(name)) for row in members}) > 1]
-        shared = [name for name in differing if all(name in row.setting for row in members)]
-        if len({tuple(str(row.setting[name]) for name in shared) for row in members}) == len(members):
-            differing = shared  # they suffice: what only some read, as --lr beside --linear-lr, follows from them
-        for row in members:
-            row.apart = {name: row.shown.get(name, "-") for name in differing}
-        for name in differing:  # two files of one name, or two numbers that round to one
-            by_text = defaultdict(set)
-            for row in members:
-                by_text[row.apart[name]].add(str(row.setting.get(name)))
-            for row in members:
-                if len(by_text[row.apart[name]]) > 1:
-                    row.apart[name] = " ".join(dict.fromkeys((row.apart[name], str(row.setting.get(name)))))
+        groups[key(row)].append(row)
+    return groups
 
 
 def where(runs: list[Run], conditions: list[str]) -> list[Run]:
     """The runs that meet every condition NAME=VALUE; several of one NAME are alternatives.
 
-    Raises UserError for what is no condition, and for a name that no run has.
+    Raises UserError for a text that is no condition, and for a name that no run has.
     """
     wanted = defaultdict(list)
     for condition in conditions:
         name, equals, value = condition.partition("=")
         if not equals:
-            raise UserError(f"--where takes NAME=VALUE, as dataset=pascal, not {condition!r}")
+            raise UserError(f"--where takes NAME=VALUE, such as dataset=pascal, not {condition!r}")
         wanted[name].append(value)
     known = sorted({name for run in runs for name in run.shown})
-    for name in wanted:
-        if name not in known and runs:
-            raise UserError(f"--where {name}: no run has such a setting; there are {', '.join(known)}")
+    if runs and (unknown := [name for name in wanted if name not in known]):
+        raise UserError(f"--where {unknown[0]}: no run has such a setting; there are {', '.join(known)}")
     return [run for run in runs if all(_matches(run.shown.get(name, "-"), values) for name, values in wanted.items())]
 
 
@@ -183,8 +191,8 @@ def _matches(shown: str, values: list[str]) -> bool:
 # Cells
 
 
-def spread(values: dict[int, float]) -> str:
-    """Mean ± standard deviation; a dash where there are none."""
+def spread(values: dict[object, float]) -> str:
+    """Mean ± standard deviation; a dash if there are no values."""
     if not values:
         return "-"
     return f"{mean(values.values()):.2f}" + (f" ± {deviation(values.values()):.2f}" if len(values) > 1 else "")
@@ -192,7 +200,7 @@ def spread(values: dict[int, float]) -> str:
 
 def cell(row: Row) -> str:
     """Test mAP with n, validation mAP, the published number and the difference from it."""
-    parts = [f"n {len(row.seeds)}"] + ([f"val {mean(row.val.values()):.2f}"] if row.val else [])
+    parts = [f"n {row.count}"] + ([f"val {mean(row.val.values()):.2f}"] if row.val else [])
     if row.published is not None:
         parts.append(f"published {row.published:.2f}, {mean(row.test.values()) - row.published:+.2f}")
     return f"{spread(row.test)} ({'; '.join(parts)})"
@@ -206,230 +214,134 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "method": lambda row: row.line,
     "test": lambda row: spread(row.test),
     "val": lambda row: spread(row.val),
-    "n": lambda row: str(len(row.seeds)),
-    "seeds": lambda row: " ".join(map(str, row.seeds)),
+    "n": lambda row: row.count,
+    "seeds": lambda row: " ".join(str(seed) for seed in sorted({seed for _, seed in row.repeats})),
+    "draws": lambda row: " ".join(str(draw) for draw in sorted({draw for draw, _ in row.repeats})),
     "published": lambda row: _or_dash(row.published),
     "difference": lambda row: _or_dash(row.published and mean(row.test.values()) - row.published, "+.2f"),
     "chosen_by": lambda row: row.chosen_by,
+    "known": lambda row: row.known,
 }
 
 
-# Tables
+# Tables: a frame of texts, whose column SECTION divides its rows
+
+SECTION = "section"
 
 
-@dataclass
-class Table:
-    """header, and sections: {title: rows of cells}."""
-
-    header: list[str]
-    sections: dict[str, list[list[str]]]
-
-
-def _sections(lines: list[tuple[bool, list[str]]]) -> dict[str, list[list[str]]]:
-    """Oracles apart from the rest, titled where there are any."""
-    parts = {
-        title: [cells for oracle, cells in lines if oracle is apart]
-        for title, apart in (("oracles", True), ("single positives", False))
-    }
-    return {title: cells for title, cells in parts.items() if cells}
-
-
-def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> Table:
+def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> pd.DataFrame:
     """Methods down, data sets across."""
-    datasets = list(dict.fromkeys(row.dataset for row in rows))
     lines: dict[tuple, dict[str, str]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: _order(row)[1:]):
-        lines[row.oracle, row.line][row.dataset] = cell(row)
-    return Table(
-        ["test mAP, %", *datasets],
-        _sections([(oracle, [line, *(c.get(name, "") for name in datasets)]) for (oracle, line), c in lines.items()]),
+        lines[row.known, row.line][row.dataset] = cell(row)
+    records = [{SECTION: known, "test mAP, %": line} | cells for (known, line), cells in lines.items()]
+    return pd.DataFrame(records, columns=[SECTION, "test mAP, %", *dict.fromkeys(row.dataset for row in rows)]).fillna(
+        ""
     )
 
 
-def flat(rows: list[Row], columns: list[str]) -> Table:
+def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
     """A row for each setting; columns are names of COLUMNS, of figures of test.json, or of settings."""
     figures = {name for row in rows for name in row.figures}
     settings = {name for row in rows for name in row.shown}
-    for name in columns:
-        if name not in {*COLUMNS, *figures, *settings}:
-            known = ", ".join([*COLUMNS, *sorted(figures), *sorted(settings)])
-            raise UserError(f"--columns {name}: there is no such column; there are {known}")
+    if unknown := [name for name in columns if name not in {*COLUMNS, *figures, *settings}]:
+        known = ", ".join([*COLUMNS, *sorted(figures), *sorted(settings)])
+        raise UserError(f"--columns {unknown[0]}: there is no such column; there are {known}")
+    if len({row.dataset for row in rows}) > 1 and "dataset" not in columns:
+        columns = ["dataset", *columns]
 
     def value(row: Row, name: str) -> str:
-        if name == "method":  # with what sets it apart, except by settings that have columns
-            return replace(row, apart={name: value for name, value in row.apart.items() if name not in columns}).line
+        if name == "method":  # settings that have columns of their own are not repeated
+            rest = {name: value for name, value in row.distinguishing.items() if name not in columns}
+            return replace(row, distinguishing=rest).line
         if name in COLUMNS:
             return COLUMNS[name](row)
         return row.shown[name] if name in row.shown else _or_dash(row.figures.get(name), ".4g")
 
-    return Table(columns, _sections([(row.oracle, [value(row, name) for name in columns]) for row in rows]))
+    return pd.DataFrame([{SECTION: row.known} | {name: value(row, name) for name in columns} for row in rows])
 
 
-def markdown(table: Table) -> str:
-    lines = [_markdown_line(table.header), "|" + "---|" * len(table.header)]
-    for title, rows in table.sections.items():
-        lines.append(_markdown_line([f"*{title}*", *[""] * (len(table.header) - 1)]))
-        lines += [_markdown_line(cells) for cells in rows]
-    return "\n".join(lines)
+def per_class(rows: list[Row]) -> pd.DataFrame:
+    """Test AP in percent: classes down, the rows with a test score across, mean ± deviation."""
+    columns, several = {}, len({row.dataset for row in rows}) > 1
+    for row in (row for row in rows if row.test):
+        found = pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1)
+        name = f"{row.dataset}, {row.line}" if several else row.line
+        columns[name] = found.apply(lambda values: spread(dict(enumerate(values))), axis=1)
+    return pd.DataFrame(columns).fillna("").rename_axis("class").reset_index()
 
 
-def _markdown_line(cells: list[str]) -> str:
-    special = str.maketrans({"|": r"\|", "\\": r"\\", "<": "&lt;", "\n": " ", "\r": " "})
-    return f"| {' | '.join(cell.translate(special) for cell in cells)} |"
+def render(frame: pd.DataFrame, latex: bool = False, bold: Iterable[tuple[str, str]] = ()) -> str:
+    """The frame as Markdown or as a LaTeX tabular with booktabs' rules.
+
+    bold  (text of a row's first cell, column) of the cells to set in bold
+    """
+    escape, strong, title = (_latex, r"\textbf{{{}}}", r"\emph{{{}}}") if latex else (_markdown, "**{}**", "*{}*")
+    columns = [name for name in frame if name != SECTION]
+    texts, bold = frame[columns].map(escape), set(bold)
+    for first, column in bold:
+        texts.loc[frame[columns[0]] == first, column] = texts[column].map(strong.format)
+    if SECTION in frame:
+        parts = []
+        for name in sorted(frame[SECTION].unique(), key=lambda name: place((ORACLES, SINGLE), name)):
+            head = pd.DataFrame([[title.format(escape(name))] + [""] * (len(columns) - 1)], columns=columns)
+            parts += [head, texts[frame[SECTION] == name]]
+        texts = pd.concat(parts)
+    texts.columns = [escape(name) for name in columns]
+    if latex:
+        return texts.to_latex(index=False, escape=False, column_format="l" + "r" * (len(columns) - 1)).rstrip()
+    return texts.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=["left"] * len(columns))
+
+
+def _markdown(text: str) -> str:
+    return " ".join(str(text).split()).translate(str.maketrans({"|": r"\|", "\\": r"\\", "<": "&lt;"}))
 
 
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
-    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "\n": " ", "\r": " "}
+    | {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
 )
 
 
-def latex(table: Table, bold: frozenset[tuple[str, int]] = frozenset()) -> str:
-    """A tabular with booktabs' rules; bold: (text of a line's first cell, column) of the cells set in bold."""
-    width = len(table.header)
-    lines = [rf"\begin{{tabular}}{{l{'r' * (width - 1)}}}", r"\toprule", _latex_line(table.header)]
-    for title, rows in table.sections.items():
-        lines += [r"\midrule", rf"\multicolumn{{{width}}}{{l}}{{\emph{{{title}}}}} \\"]
-        lines += [_latex_line(cells, {column for name, column in bold if name == cells[0]}) for cells in rows]
-    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"])
-
-
-def _latex_line(cells: list[str], bold: Iterable[int] = ()) -> str:
-    texts = [cell.translate(LATEX) for cell in cells]
-    return " & ".join(rf"\textbf{{{t}}}" if i in bold else t for i, t in enumerate(texts)) + r" \\"
-
-
-def best_cells(rows: list[Row], table: Table) -> frozenset[tuple[str, int]]:
-    """Of a pivot's data sets, the line with the highest mean test mAP that is no oracle."""
-    best = {}
-    for row in (row for row in rows if row.test and not row.oracle):
-        if row.dataset not in best or mean(row.test.values()) > mean(best[row.dataset].test.values()):
-            best[row.dataset] = row
-    return frozenset((row.line, table.header.index(dataset)) for dataset, row in best.items())
+def _latex(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split()).translate(LATEX)
 
 
 def to_csv(rows: list[Row]) -> str:
-    """A line for each setting: figures, seeds with their mAPs in the same order, and every setting, not rounded."""
-    names = list(dict.fromkeys(name for row in rows for name in row.setting))
-    file = io.StringIO(newline="")
-    fixed = ["mean", "deviation", "n", "seeds", "test_mAPs", "val_mAPs", "chosen_by"]
-    writer = csv.DictWriter(file, [*fixed, *names], lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        values = row.test.values()
-        writer.writerow(
-            {"mean": mean(values), "deviation": deviation(values), "n": len(row.seeds), "chosen_by": row.chosen_by}
-            | {"seeds": " ".join(map(str, row.seeds))}
-            | {"test_mAPs": " ".join(str(row.test[seed]) for seed in row.seeds if row.test)}
-            | {"val_mAPs": " ".join(str(row.val[seed]) for seed in row.seeds if row.val)}
-            | row.setting
-        )
-    return file.getvalue()
+    """A line for each setting: figures, repeats (draw:seed) with their mAPs in the same order, and every setting."""
+    records = [
+        {
+            "mean": mean(row.test.values()),
+            "deviation": deviation(row.test.values()),
+            "n": len(row.repeats),
+            "repeats": " ".join(f"{draw}:{seed}" for draw, seed in row.repeats),
+            "test_mAPs": " ".join(str(row.test[repeat]) for repeat in row.repeats if row.test),
+            "val_mAPs": " ".join(str(row.val[repeat]) for repeat in row.repeats if row.val),
+            "known": row.known,
+            "published": row.published,
+            "chosen_by": row.chosen_by,
+            **row.setting,
+        }
+        for row in rows
+    ]
+    return pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
 
 
 def from_csv(text: str) -> list[Row]:
-    """The rows that to_csv wrote; settings are texts. Raises UserError where it did not."""
+    """The rows that to_csv wrote; settings are texts. Raises UserError if it did not."""
     rows = []
     try:
-        for line in csv.DictReader(io.StringIO(text)):
-            seeds = [int(seed) for seed in line["seeds"].split()]
+        for line in pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False).to_dict("records"):
+            repeats = [tuple(map(int, repeat.split(":"))) for repeat in line["repeats"].split()]
             test, val = ([float(value) for value in line[name].split()] for name in ("test_mAPs", "val_mAPs"))
             names = list(line)[list(line).index("chosen_by") + 1 :]
             setting = {name: line[name] for name in names if line[name] != ""}
-            scores = [dict(zip(seeds, values, strict=True)) if values else {} for values in (test, val)]
-            rows.append(Row(setting, setting, *scores, seeds, line["chosen_by"], {}, {}))
-            if not {"dataset", "loss"} <= setting.keys():
-                raise ValueError
-    except (KeyError, ValueError, AttributeError):
-        raise UserError("it is no table that report.py wrote with --csv") from None
+            scores = [dict(zip(repeats, values, strict=True)) if values else {} for values in (test, val)]
+            published = float(line["published"]) if line["published"] else None
+            rows.append(Row(setting, setting, *scores, repeats, line["chosen_by"], line["known"], published=published))
+            setting["dataset"], setting["loss"]
+    except (KeyError, ValueError) as error:
+        raise UserError(f"it is no table that report.py wrote with --csv ({error})") from None
     add_distinguishing(rows)
     return sorted(rows, key=_order)
-
-
-# Comparisons
-
-
-@dataclass
-class Paired:
-    """The mean of the differences of two rows' test mAP, seed by seed, with its confidence interval."""
-
-    row: Row
-    baseline: Row
-    n: int
-    mean: float
-    low: float
-    high: float
-
-
-def paired(row: Row, baseline: Row) -> Paired | None:
-    """None where fewer than two seeds are common to both that train, or one has no test score. The interval is
-    Student's t."""
-    trained = [set(one.test) for one in (row, baseline) if one.trained or not one.test]
-    seeds = sorted(set.intersection(*trained)) if trained else []
-    if len(seeds) < 2:
-        return None
-
-    def at(one: Row, seed: int) -> float:
-        return one.test[seed] if one.trained else mean(one.test.values())
-
-    differences = np.array([at(row, seed) - at(baseline, seed) for seed in seeds])
-    error = differences.std(ddof=1) / math.sqrt(len(seeds))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(seeds) - 1) * error)
-    middle = float(differences.mean())
-    return Paired(row, baseline, len(seeds), middle, middle - half, middle + half)
-
-
-def baselines(rows: list[Row], line: str | None = None) -> dict[str, Row]:
-    """{data set: the row that others are compared with}: that of the line, or the first that trains and is no oracle.
-
-    Raises UserError where no row has that line.
-    """
-    chosen = {}
-    for row in rows:
-        if row.line == line if line else row.trained and not row.oracle:
-            chosen.setdefault(row.dataset, row)
-    if line and not chosen:
-        raise UserError(f"--baseline {line}: there is no such line; there are {', '.join({r.line: 0 for r in rows})}")
-    return chosen
-
-
-def differences(rows: list[Row], baseline: dict[str, Row]) -> list[Paired]:
-    found = [
-        paired(row, baseline[row.dataset])
-        for row in rows
-        if row.dataset in baseline and row is not baseline[row.dataset]
-    ]
-    return [difference for difference in found if difference]
-
-
-def differences_table(found: list[Paired]) -> Table:
-    lines = [
-        [d.row.dataset, d.row.line, d.baseline.line, f"{d.mean:+.2f}", f"[{d.low:+.2f}, {d.high:+.2f}]", str(d.n)]
-        for d in found
-    ]
-    header = ["data set", "method", "minus", "test mAP", f"{100 * CONFIDENCE:.0f} % interval", "seeds"]
-    return Table(header, {"paired over seeds": lines})
-
-
-def selections(rows: list[Row]) -> list[str]:
-    """A warning for each method and data set of which several settings stand side by side: which one validation mAP
-    chooses, and that choosing by test mAP would report a number that the test set itself has chosen."""
-    cells = defaultdict(list)
-    for row in rows:
-        cells[row.loss, row.dataset].append(row)
-    warnings = []
-    for (loss, dataset), members in cells.items():
-        if len(members) < 2:
-            continue
-        text = f"warning: {len(members)} settings of {loss} on {dataset} are compared by test mAP; report the one that "
-        if len({row.chosen_by for row in members}) > 1:
-            text += "validation mAP chooses, among those that were validated on the same labels"
-        elif all(row.val for row in members):
-            best = max(members, key=lambda row: mean(row.val.values()))
-            apart = ", ".join(f"{name} {value}" for name, value in best.apart.items())
-            text += f"validation mAP chooses: {apart} (val {mean(best.val.values()):.2f}, test {spread(best.test)})"
-        else:
-            text += "validation mAP chooses; these runs do not all state it"
-        warnings.append(text)
-    return warnings
