@@ -30,14 +30,6 @@ SHOWN = 12  # classes in the printed table
 FIGURES = ["precision", "recall", "f1"]
 ESTIMATES = ["observed_found", "estimated_precision"]
 COLUMNS = ["calibrate", "temperature", "class", "entries", "threshold", *FIGURES, "positives_per_image", *ESTIMATES]
-TITLES = {
-    "f1": "F1",
-    "f1*": "F1*",
-    "observed_found": "observed found",
-    "estimated_precision": "precision (estimate)",
-    "positives_per_image": "positives per image",
-    "observed": "observed positives",
-}
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -132,10 +124,17 @@ def every_figure(counts: label_quality.Counts, expected: float, classes: Sequenc
     return pd.concat(parts)
 
 
+def as_text(rows: pd.DataFrame, formats: str | Sequence[str] = ".3f") -> str:
+    """A table whose first column is text, for the terminal."""
+    rows.columns = [name.replace("_", " ").replace("f1", "F1").replace(", unobserved entries", "*") for name in rows]
+    note = "\n\n* over the unobserved entries only" if any("*" in name for name in rows) else ""
+    return rows.to_markdown(index=False, floatfmt=formats, missingval="-", disable_numparse=[0]) + note
+
+
 def of_the_rule(qualities: dict[tuple, dict]) -> str:
     """For every way of scoring: the quality of the labels that the rule makes."""
-    rows = pd.DataFrame({in_words(*way): quality for way, quality in qualities.items()}, dtype=float)
-    return rows.dropna(how="all").T.rename_axis("scores").to_markdown(floatfmt=".3f", missingval="-")
+    rows = [{"scores": in_words(*way)} | quality for way, quality in qualities.items()]
+    return as_text(pd.DataFrame(rows).dropna(axis=1, how="all"))
 
 
 def over_thresholds(figures: dict[tuple, pd.DataFrame], threshold: float | None) -> str:
@@ -153,18 +152,15 @@ def over_thresholds(figures: dict[tuple, pd.DataFrame], threshold: float | None)
         places = {} if threshold is None else {"set": threshold}
         for title, at in (places | {name: values.fillna(0).idxmax() for name, values in best.items()}).items():
             rows.append({"scores": in_words(*way), "": title, "threshold": at} | columns.loc[at].to_dict())
-    rows = pd.DataFrame(rows).rename(columns=TITLES)
-    formats = ("", "", "g", *[".3f"] * (rows.shape[1] - 3))
-    note = "\n\n\\* over the unobserved entries only" if "F1*" in rows else ""
-    return rows.to_markdown(index=False, floatfmt=formats, missingval="-") + note
+    return as_text(pd.DataFrame(rows), ["", "", "g", *[".3f"] * (len(rows[0]) - 3)])
 
 
 def of_classes(quality: dict) -> str:
     """The classes with the lowest F1 at the threshold that is set."""
-    rows = pd.DataFrame(quality["classes"]).astype({name: float for name in FIGURES}).fillna({"f1": 0.0})
+    rows = pd.DataFrame(quality["classes"]).astype(dict.fromkeys(FIGURES, float)).fillna({"f1": 0.0})
     shown = rows.sort_values("f1", kind="stable").head(SHOWN)[["class", "observed", "positives_per_image", *FIGURES]]
-    table = shown.rename(columns=TITLES).to_markdown(index=False, floatfmt=".3f", missingval="-", disable_numparse=[0])
-    return f"{len(shown)} of {len(rows)} classes, lowest F1 first, at threshold {quality['threshold']:g}:\n\n{table}"
+    title = f"{len(shown)} of {len(rows)} classes, lowest F1 first, at threshold {quality['threshold']:g}:"
+    return f"{title}\n\n{as_text(shown)}"
 
 
 if __name__ == "__main__":

@@ -167,8 +167,8 @@ def draw_curves(axes, quality: dict, entries: str) -> None:
     lines = lines or dict(zip(("precision", "recall"), reversed(quality["estimate"].values()), strict=True))
     for name, values in lines.items():
         label = {"f1": "F1"}.get(name, name) + (" (estimate)" if name not in quality[entries] else "")
-        marks = [] if chosen is None else [thresholds.index(chosen)]
-        axes.plot(thresholds, np.array(values, float), "-o", markevery=marks, color=STYLES[name], ms=5, label=label)
+        mark = {} if chosen is None else dict(marker="o", markersize=5, markevery=[thresholds.index(chosen)])
+        axes.plot(thresholds, np.array(values, float), color=STYLES[name], label=label, **mark)
     if chosen is not None:
         axes.axvline(chosen, color="0.6", linestyle=":", label=f"chosen: {chosen:g}")
     axes.set(xlabel="threshold", xlim=(0, 1), ylim=(0, 1.02), title=f"{entries} entries")
