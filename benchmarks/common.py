@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from datasets.files import write_formatted, write_observed
+from datasets.files import write_own
 from datasets.protocol import observe
 from models.clip import create_clip, normalisation
 from models.teachers.clip import Scorer
@@ -181,10 +181,9 @@ def make_dataset(root: Path, name: str, photos: list[Path], official: int, test:
             os.symlink(photos[row % len(photos)].resolve(), folder / "images" / file)
         true = (random.random_sample((count, labels)) < 1.5 / labels).astype(np.int8)
         true[np.arange(count), random.randint(0, labels, count)] = 1
-        splits[split] = (names, true)
-        write_observed(folder, split, observe(true))
+        splits[split] = (names, true, observe(true))
     classes = [f"class {number}" for number in range(labels)]
-    write_formatted(folder, splits, classes, classes, folder / "images")
+    write_own(folder, splits, classes, classes, folder / "images")
 
 
 def random_similarity(num_images: int, num_labels: int) -> np.ndarray:

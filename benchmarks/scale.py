@@ -34,7 +34,7 @@ import losses
 import metrics
 import pseudo_labels
 from benchmarks.common import environment, number, table
-from datasets.files import write_formatted, write_observed
+from datasets.files import write_own
 from datasets.images import Images
 from datasets.protocol import observe
 from util.errors import OneLineParser, UserError, run_script
@@ -82,10 +82,9 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
     splits = {}
     for split, rows in (("train", slice(None)), ("val", slice(num_images // 5))):
         names = [f"{split}{row // 1000}/{row % 1000:09d}.jpg" for row in range(len(labels[rows]))]
-        splits[split] = (names, labels[rows])
-        write_observed(folder / "scale", split, observed[rows])
+        splits[split] = (names, labels[rows], observed[rows])
     classes = [str(label) for label in range(num_labels)]
-    write_formatted(folder / "scale", splits, classes, classes, folder / "scale/images")
+    write_own(folder / "scale", splits, classes, classes, folder / "scale/images")
     del labels, observed, splits
 
     config = configuration.parse(["-d", "scale", "--data-root", str(folder), "-l", "EM_APL", "-g", "cpu"])

@@ -1,6 +1,5 @@
 """One data set class for all: data sets differ in data, not in code."""
 
-import itertools
 import os
 from dataclasses import dataclass
 from functools import cached_property
@@ -106,27 +105,15 @@ def load(
     skip_missing  drop images that are not on the disk, after the split is drawn
     need_images   False: only names and labels are read, and no image need be on the disk
     draw          0: the formatted known labels; K > 0: drawn from the full labels with seed 1200 + K
-    Raises UserError for files that are absent or contradict each other, and for missing images.
+    Raises UserError for missing files and images.
     """
+    classes, root = files.read_classes(folder), files.image_root(folder, image_root)
     arrays = files.read_all(folder)
     if draw:
         if any(true is None for _, true, _ in arrays.values()):
             raise UserError(f"--draw {draw} draws the known labels from the full ones, which {folder} does not have")
         arrays = {name: (images, true, observe(true, seed=SEED + draw)) for name, (images, true, _) in arrays.items()}
-    num_labels = arrays["train"][2].shape[1]
-    for name, (_, _, observed) in arrays.items():
-        if observed.shape[1] != num_labels:
-            part = "labels" if files.array_path(folder, name, "labels").exists() else "labels_obs"
-            raise UserError(
-                f"{files.array_path(folder, name, part)} has {observed.shape[1]} labels per image, but the training "
-                f"set has {num_labels}; {files.format_command(folder)}"
-            )
-    classes = files.read_classes(folder, num_labels)
-    root = files.image_root(folder, image_root)
-    found = {}
-    for name, (images, true, observed) in arrays.items():
-        found[name] = MultiLabelDataset(root, images, true, observed)
-    _check_apart(found)
+    found = {name: MultiLabelDataset(root, *split) for name, split in arrays.items()}
     train, val, test = (found.get(name) for name in ("train", files.VALIDATION, "val"))
     if val is None:
         train, val = (train.rows(rows) for rows in split_indices(len(train)))
@@ -138,15 +125,6 @@ def load(
 
     train = _present(train, "train", skip_missing) if need_images else train
     return Splits(train, present(val, "validation"), present(test, "test"), classes)
-
-
-def _check_apart(found: dict[str, MultiLabelDataset]) -> None:
-    """Raises UserError if two splits name the same file."""
-    for one, other in itertools.combinations(found, 2):
-        if len(both := np.intersect1d(found[one].names, found[other].names)):
-            raise UserError(
-                f"{both[0]} is in both the {one} and the {other} images ({len(both):,} are), and may be in one only"
-            )
 
 
 def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.files import array_path, write_drawn, write_formatted
+from datasets.files import description_path, write_own
 from datasets.protocol import observe, split_indices
 from util.files import locked
 
@@ -85,14 +85,13 @@ def make(folder: Path) -> None:
             pixels, labels[row] = next(source[user])
             images.append(f"{split}/{row:04d}.png")
             Image.fromarray(pixels).save(folder / "images" / images[-1])
-        splits[split] = (images, labels)
-    write_formatted(folder, splits, NAMES, WORDS, folder / "images")
-    write_drawn(folder, {split: observe(labels) for split, (_, labels) in splits.items()})
+        splits[split] = (images, labels, observe(labels))
+    write_own(folder, splits, NAMES, WORDS, folder / "images", drawn=list(splits))
 
 
 def make_once(folder: Path) -> None:
-    """Make the data set where it is absent; of two processes one makes it and the other waits."""
-    last = array_path(folder, "val", "labels_obs")
+    """Make the data set if it is absent; of two processes one makes it and the other waits."""
+    last = description_path(folder)
     if last.exists():
         return
     with locked(folder):

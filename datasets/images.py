@@ -58,15 +58,13 @@ def image_problem(path: str) -> str | None:
 
 def _read(path: str) -> np.ndarray | str:
     """The pixels as in `rgb`, or what is wrong with the file."""
-    if os.path.exists(path) and not os.path.isfile(path):  # a pipe would block
-        return "no regular file"
+    if not os.path.isfile(path):  # a pipe would block
+        return "no regular file" if os.path.exists(path) else "not found"
     try:
         with open(path, "rb") as file, Image.open(file) as image:
             return rgb(image)
     except MemoryError:
         raise
-    except FileNotFoundError:
-        return "missing"
     except UnidentifiedImageError:
         return "of no known kind"
     except Exception as error:  # each of Pillow's formats raises its own

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import msgspec
 import yaml
 
-from datasets import files
+from datasets.consistency import duplicate
 from datasets.walk import describe_left_out, find_images, is_hidden
 from preproc.sources import SPLIT_NAMES, Source, clean_name, positives
 from util.errors import UserError, describe_error
@@ -85,7 +85,7 @@ def read_coco(path: Path, separator: str | None) -> Source:
         print(f"{path}: left out {shown}: no annotation has this category, and others name it as their supercategory")
     kept = [category for category in content.categories if category not in roots]
     for what, listed in (("name", [clean_name(c.name) for c in kept]), ("id", [_key(c.id) for c in kept])):
-        if (twice := files.duplicate(listed)) is not None:
+        if (twice := duplicate(listed)) is not None:
             raise UserError(f"{path} has two categories of the {what} {twice!r}; rename or remove one")
     classes = {_key(category.id): clean_name(category.name) for category in kept}
     images, labels = list(names.values()), [""] * len(names)  # an image without annotations has no known label

@@ -10,7 +10,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets import files
+from datasets import consistency, files
 from preproc.common import check_images, report_bad
 from util.errors import OneLineParser, run_script
 
@@ -25,7 +25,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     folder = Path(options.data_root) / options.dataset
     root, bad = files.image_root(folder, options.image_root), {}
-    for split, (images, _, _) in files.read_all(folder).items():
+    splits, classes = files.read_all(folder), files.read_classes(folder)
+    consistency.check(splits, classes.names, classes.prompt_names)
+    for split, (images, _, _) in splits.items():
         found = check_images(SHOWN_AS[split], [str(root / name) for name in images.tolist()])
         print(f"{SHOWN_AS[split]}: {len(found):,} of {len(images):,} images are bad")
         bad |= {f"{root / str(images[row])}": problem for row, problem in found.items()}

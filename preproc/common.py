@@ -10,7 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from datasets import DATASETS
-from datasets.files import observe_command
+from datasets.commands import observe_command
 from datasets.images import ahead, image_problem
 from util.errors import OneLineParser, UserError
 from util.files import write_text
@@ -46,8 +46,7 @@ def report(name: str, save_path: str | Path, splits: dict[str, tuple[Sequence[st
         print(f"{split}: {counts}, {labels.sum(axis=1).mean():.2f} positives per image")
         if found != expected:
             print(f"WARNING: {split} differs from the published counts of {name}: is the download complete?")
-    command = observe_command(Path(save_path)).removeprefix("make it with ")
-    print(f"written to {save_path}; next: {command}")
+    print(f"written to {save_path}; next: {observe_command(save_path)}")
 
 
 def check_images(split: str, paths: list[str]) -> dict[int, str]:

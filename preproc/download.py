@@ -20,7 +20,7 @@ from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from datasets.files import format_command
+from datasets.commands import format_command
 from util.errors import OneLineParser, UserError, describe_error, run_script
 from util.files import write_text
 
@@ -118,8 +118,7 @@ def main(argv: list[str] | None = None) -> None:
             extract(path, folder)
             path.unlink()
         write_text(done, remote.url + "\n")
-    command = format_command(folder).removeprefix("make it with ")
-    print(f"{BY_HAND.get(options.dataset, '').format(folder=folder)}next: {command}")
+    print(f"{BY_HAND.get(options.dataset, '').format(folder=folder)}next: {format_command(folder)}")
 
 
 if __name__ == "__main__":

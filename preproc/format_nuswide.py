@@ -30,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     for split in SPLITS:
         for part in ("images", "labels"):
             find_folder(options.load_path, (".",), array_path(Path(), split, part).name, "nuswide")
-    splits = {split: read_split(folder, split, compare=False) for split in SPLITS}  # downloaded under these names
+    splits = {split: read_split(folder, split) for split in SPLITS}  # downloaded under these names
     for split, (images, labels) in splits.items():
         if labels.shape[1] != len(CLASSES):
             raise UserError(

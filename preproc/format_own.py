@@ -21,6 +21,7 @@ import csv
 import numpy as np
 
 from datasets import DATASETS, files
+from datasets.consistency import duplicate, is_file_name
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
 from preproc.common import check_images, report_bad
@@ -51,7 +52,7 @@ def read_classes(path: Path) -> dict[str, str]:
     rows = [row for row in rows if any(row)]
     if wrong := next((row for row in rows if len(row) > 2 or not all(row)), None):
         raise UserError(f"{path}: a line must be `name` or `name,prompt name`, not {','.join(wrong)!r}")
-    if not rows or (twice := files.duplicate(row[0] for row in rows)):
+    if not rows or (twice := duplicate(row[0] for row in rows)):
         raise UserError(f"{path} " + (f"names the class {twice!r} twice" if rows else "names no classes"))
     return {row[0]: row[-1] for row in rows}
 
@@ -96,7 +97,7 @@ def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, 
 def check_names(source: Source, outside: bool) -> None:
     """Raises UserError for a path that leaves the folder of images, or that no file can have."""
     for name in source.images:
-        if not files.is_file_name(name):
+        if not is_file_name(name):
             raise UserError(f"{name!r} is no name of an image")
         if not outside and (os.path.isabs(name) or (".." in name and ".." in Path(name).parts)):
             raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
@@ -188,7 +189,7 @@ def parse(argv: list[str] | None):
                 parser.error(f"--{name} takes one character, not {mark!r}")
     if options.images and not Path(options.images).is_dir():
         parser.error(f"--images {options.images} is no folder")
-    if files.array_path(folder, "train", "images").exists() and not options.overwrite:
+    if files.description_path(folder).exists() and not options.overwrite:
         parser.error(f"{folder} holds a data set; --overwrite replaces it, or choose another --name")
     return options
 
@@ -219,7 +220,7 @@ def main(argv: list[str] | None = None) -> None:
         source = merge(source) if options.no_images else locate(source, places, root)
         read[split] = align(source, list(classes))
         check_names(read[split], options.outside)
-    if twice := files.duplicate(name for source in read.values() for name in source.images):
+    if twice := duplicate(name for source in read.values() for name in source.images):
         raise UserError(f"{twice!r} is in two of the splits; an image belongs to one")
     duplicates = {split: source.duplicates for split, source in read.items()}
     fractions = {split: getattr(options, f"{split}_fraction") for split in ("val", "test")}

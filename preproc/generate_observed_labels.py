@@ -36,8 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError("--num-pos and --num-neg must be at least 0, --seed in [0, 4294967296)")
     folder = Path(options.data_root) / options.dataset
     counts = dict(num_pos=options.num_pos, num_neg=options.num_neg, seed=options.seed)
-    splits = [name for name in ("train", files.VALIDATION, "val") if name == "train" or files.has_split(folder, name)]
-    true = {split: files.read_split(folder, split)[1] for split in splits}
+    true = {split: files.read_split(folder, split)[1] for split in files.splits_of(folder)}
     if all(labels is None for labels in true.values()):
         raise UserError(f"{folder} has no full labels to draw from; its observed labels are all that is known")
     drawn = {split: observe(labels, **counts) for split, labels in true.items() if labels is not None}

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datasets import files
+from datasets.consistency import duplicate
 from datasets.walk import image_endings
 from preproc.sources import SPLIT_NAMES, Source, clean_name, positives
 from util.errors import UserError, describe_error
@@ -128,7 +128,7 @@ def _check_header(path: Path, names: list[str]) -> None:
         raise UserError(
             f"{path} has no header; its first line must be `image,label`, or `image` and the names of the classes"
         )
-    if (twice := files.duplicate(name for name in names if name)) is not None:
+    if (twice := duplicate(name for name in names if name)) is not None:
         raise UserError(f"{path}: its header names {twice!r} twice; rename or remove one of the columns")
     if len(names) < 2:
         raise UserError(f"{path}: its header has the one column {names[0]!r}, and none for labels; give --delimiter")

@@ -3,10 +3,8 @@
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
-import zipfile
 
 import numpy as np
 import pytest
@@ -15,20 +13,13 @@ from conftest import REPOSITORY, TINY_CLIP, toy_arguments
 from safetensors.torch import load_file
 
 import main
-from datasets import load
 from models.clip import create_clip
 from models.teachers import load_similarity
 from models.teachers.clip import read_text_features
-from models.weights import load_weights, read_weights
-from preproc import generate_observed_labels
+from models.weights import load_weights
 from util import devices, distributed, errors
 from util.errors import UserError, run_script
-from util.files import file_digest, read_array, read_arrays, read_json, read_text, write_array, write_json, write_text
-
-
-def header(text: str, content: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
-    """An .npy file of a header and a content that need not fit each other."""
-    return b"\x93NUMPY" + version + len(text).to_bytes(2, "little") + text.encode() + content
+from util.files import read_array, read_arrays, read_json, read_text, write_array, write_json, write_text
 
 
 def npy(array: np.ndarray) -> bytes:
@@ -37,30 +28,15 @@ def npy(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-HUGE = "{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000000,)}"
-
-
 @pytest.mark.parametrize(
     "content, says",
     [
-        (b"", "empty or cut short|magic string"),
-        (b"hello", "magic string"),
-        (npy(np.arange(9))[:-1], "71 bytes follow"),
-        (npy(np.arange(9)) + b"x", "73 bytes follow"),
-        (header(HUGE), "0 bytes follow"),
-        (header(HUGE.replace("1000000000000", "-1"), bytes(8)), "8 bytes follow"),
-        (header("{'descr': '<f8', 'shape': (1,)}"), "Header"),
-        (header("__import__('os')"), "not a plain NumPy array"),
-        (header("(" * 5000), "not a plain NumPy array"),
-        (header(HUGE, version=b"\x09\x00"), "its format is"),
-        (header("{'descr': '|O', 'fortran_order': False, 'shape': (2,)}"), "pickled objects, which are never read"),
-        (npy(np.zeros(3, dtype=np.longdouble)), "it holds float128"),
+        (b"", "empty|No data left"),
+        (b"hello", "magic string|pickle|something else"),
+        (npy(np.arange(9))[:-1], "Failed to read|reshape"),
+        (npy(np.array([None], dtype=object)), "pickled objects, which are never read"),
         (npy(np.zeros(3, dtype=complex)), "it holds complex128"),
-        (npy(np.zeros(3, dtype="M8[s]")), "it holds datetime64"),
-        (npy(np.zeros(3, dtype=[("a", "i4")])), "it holds"),
-        (npy(np.zeros(3, dtype=bool))[:-1] + b"\x07", "neither 0 nor 1"),
-        (npy(np.array(["a"]))[:-4] + b"\xff" * 4, "maximum character|not in range"),
-        (b"PK\x03\x04", "magic string"),
+        (b"PK\x03\x04", "is not a plain NumPy array"),
     ],
 )
 def test_an_array_that_is_anything_else_is_one_line(tmp_path, content, says):
@@ -80,26 +56,6 @@ def test_arrays_are_read_in_this_machines_byte_order(tmp_path, dtype, shape):
         assert read.dtype.isnative and read.shape == array.shape and (read == array).all()
 
 
-def unreadable_zip(tmp_path, **changes: int) -> None:
-    """a.npz with a field of its member's headers changed: flags or method."""
-    with zipfile.ZipFile(tmp_path / "a.npz", "w") as file:
-        file.writestr("x.npy", npy(np.arange(3)))
-        file.writestr("y.npy", npy(np.arange(3)))
-    content = bytearray((tmp_path / "a.npz").read_bytes())
-    for start, offset in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        where = content.find(start)
-        for field, value in changes.items():
-            content[where + offset + 2 * (field == "method")] = value
-    (tmp_path / "a.npz").write_bytes(content)
-
-
-@pytest.mark.parametrize("changes, says", [(dict(flags=1), "encrypted"), (dict(method=99), "compression")])
-def test_encrypted_and_exotic_zip_files_are_one_line(tmp_path, changes, says):
-    unreadable_zip(tmp_path, **changes)
-    with pytest.raises(UserError, match=f"not an npz file with x and y.*{says}"):
-        read_arrays(tmp_path / "a.npz", ("x", "y"))
-
-
 def test_an_npz_file_whose_checksum_is_wrong_is_one_line(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.arange(1000), y=np.arange(3))
     content = bytearray((tmp_path / "a.npz").read_bytes())
@@ -116,29 +72,9 @@ def test_an_npz_file_whose_checksum_is_wrong_is_one_line(tmp_path):
 )
 def test_what_is_not_json_is_one_line(tmp_path, content):
     (tmp_path / "a.json").write_bytes(content)
-    with pytest.raises(UserError, match="mend it") as error:
-        read_json(tmp_path / "a.json")
+    with pytest.raises(UserError, match="; write it again") as error:
+        read_json(tmp_path / "a.json", hint="write it again")
     assert len(str(error.value)) < 600
-
-
-@pytest.mark.parametrize("what", ["pipe", "device", "folder", "name", "large"])
-@pytest.mark.parametrize("read", [read_array, read_json, read_text, lambda path: read_arrays(path, ("x", "y"))])
-def test_a_file_that_is_no_regular_file_is_told_at_once(tmp_path, what, read):
-    path = tmp_path / "file"
-    match what:
-        case "pipe":
-            os.mkfifo(path)
-        case "device":
-            path = "/dev/zero"
-        case "folder":
-            path.mkdir()
-        case "name":
-            path = f"{path}\0"
-        case "large":  # nothing but a hole
-            with open(path, "wb") as file:
-                file.truncate(2**42)
-    with pytest.raises(UserError, match=r"no regular file|cannot be opened|more than|directory"):
-        read(path)
 
 
 def test_a_write_that_the_disk_refuses_leaves_the_old_array(tmp_path):
@@ -157,48 +93,12 @@ write_array({str(tmp_path / "a.npy")!r}, np.arange(440))  # 3,648 bytes: fewer t
     assert (read_array(tmp_path / "a.npy") == np.arange(10)).all()
 
 
-def test_a_device_is_not_replaced_by_a_file():
-    with pytest.raises(UserError, match="/dev/null is no regular file"):
-        write_json("/dev/null", {})
-
-
 def test_a_write_that_the_system_refuses_names_the_file_and_the_way_out(tmp_path):
     (tmp_path / "file").touch()
     (tmp_path / "full").symlink_to("/dev/full")
     for write, path in ((write_json, tmp_path / "file/a.json"), (write_text, tmp_path / "full")):
         with pytest.raises(UserError, match=rf"{path} cannot be written \(.*\); make room there, or write to another"):
             write(path, "text")
-
-
-def test_a_link_that_leads_nowhere_is_told_and_not_taken_for_an_absent_file(toy):
-    for name in ("formatted_train_labels.npy", "formatted_val_images.npy", "formatted.json"):
-        path = toy / name
-        kept = path.read_bytes() if path.exists() else None
-        path.unlink(missing_ok=True)
-        path.symlink_to("nowhere")
-        with pytest.raises(UserError, match=f"{name} not found"):
-            load(toy)
-        path.unlink()
-        if kept:
-            path.write_bytes(kept)
-
-
-def test_the_record_of_drawn_labels_is_read_by_its_schema(toy, fails):
-    for content in ("null", '"text"', '{"train": 3}'):
-        (toy / "observed.json").write_text(content)
-        before = (toy / "formatted_train_labels_obs.npy").read_bytes()
-        arguments = ["--dataset", "toy", "--data-root", str(toy.parent), "--num-neg", "1", "--overwrite"]
-        assert "observed.json does not hold what it should" in fails(generate_observed_labels.main, arguments)
-        assert (toy / "formatted_train_labels_obs.npy").read_bytes() == before
-
-
-def test_a_picture_that_is_there_twice_is_told(toy, capsys):
-    shutil.copy(toy / "images/train/004.png", toy / "images/train/017.png")
-    load(toy)
-    out = capsys.readouterr().out
-    assert out == (
-        "warning: 1 pictures are in the train images more than once, the first train/004.png = train/017.png\n"
-    )
 
 
 WEIGHTS = {
@@ -227,16 +127,6 @@ def test_weights_of_another_kind_are_told(tmp_path, tiny_clip, what, recwarn):
     assert str(path) in str(error.value) and "precision" not in str(error.value)
 
 
-@pytest.mark.parametrize("read", [read_weights, file_digest, lambda path: create_clip("ViT-B-32", path)])
-def test_weights_that_are_no_regular_file_are_told_at_once(tmp_path, read):
-    os.mkfifo(tmp_path / "pipe")
-    with open(tmp_path / "hole", "wb") as file:
-        file.truncate(2**42)
-    for name in ("pipe", "hole"):
-        with pytest.raises(UserError, match=r"is no regular file|has 4,398,046,511,104 bytes"):
-            read(tmp_path / name)
-
-
 @pytest.mark.parametrize(
     "part, field, value",
     [
@@ -253,7 +143,7 @@ def test_a_teacher_of_nonsense_sizes_is_told(tmp_path, part, field, value):
     content = json.loads(json.dumps(TINY_CLIP))
     (content if part is None else content[part])[field] = value
     write_json(tmp_path / "teacher.json", content)
-    with pytest.raises(UserError, match=rf"teacher.json does not hold what it should .*\$\.{part or field}"):
+    with pytest.raises(UserError, match=rf"teacher.json is not JSON with the expected fields .*\$\.{part or field}"):
         create_clip(str(tmp_path / "teacher.json"), None)
 
 
@@ -262,43 +152,6 @@ def test_text_features_that_are_0_or_no_float32_are_told(tmp_path):
         write_array(tmp_path / "text.npy", features)
         with pytest.raises(UserError, match="expected finite floats"):
             read_text_features(str(tmp_path / "text.npy"), 3)
-
-
-@pytest.mark.parametrize("split", ["train", "val"])
-@pytest.mark.parametrize(
-    "name, says",
-    [
-        ("{0}/001.png", "names '{0}/001.png' twice"),
-        ("", "'' at row 0 is no name of a file"),
-        ("a\0b", "no name of a file"),
-        ("\ud800", "no name of a file"),
-    ],
-)
-def test_image_names_that_no_image_can_have_are_told(toy, split, name, says):
-    path = toy / f"formatted_{split}_images.npy"
-    names = np.load(path)
-    names[0] = name.format(split)
-    write_array(path, names)
-    with pytest.raises(UserError) as error:
-        load(toy)
-    assert says.format(split) in str(error.value) and path.name in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "content, says",
-    [
-        ({"names": ["a", "", "c"]}, "none of them empty"),
-        ({"names": ["a", "b\0", "c"]}, "strings"),
-        ({"names": ["a", 2, "c"]}, "Expected `str`, got `int`"),
-        ({"names": ["a", "b", "c"], "prompt_names": ["a"]}, "prompt_names must be 3"),
-        ({"name": []}, "missing required field `names`"),
-        (7, "Expected"),
-    ],
-)
-def test_class_names_of_another_kind_are_told(toy, content, says):
-    write_json(toy / "classes.json", content)
-    with pytest.raises(UserError, match=says):
-        load(toy)
 
 
 def test_similarities_that_contradict_each_other_are_told(tmp_path):

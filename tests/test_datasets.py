@@ -1,6 +1,7 @@
 """Formatted files, splits, decoding and caches: what is read, and what is told when it cannot be."""
 
-import json
+import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from PIL import Image
 import datasets
 from datasets import files, images, load
 from datasets.images import choose_cache, decode, open_images, to_input
-from datasets.protocol import observe
+from datasets.protocol import observe, split_indices
 from util.errors import UserError
 
 CPU = torch.device("cpu")
@@ -34,98 +35,84 @@ def test_the_splits_are_the_published_ones_of_the_formatted_arrays(toy):
     assert splits.classes.names == ["red", "green", "blue"]
 
 
-def break_array(folder: Path, name: str, change) -> None:
-    path = folder / f"formatted_{name}.npy"
-    array = np.load(path)
-    np.save(path, change(array))
-
-
-def shifted(toy: Path) -> tuple:
-    """The arguments of a formatting of the toy with its images and labels in another order."""
-    splits, names = {}, np.roll(files.read_classes(toy, 3).names, 1).tolist()
-    for split in files.SPLITS:
-        found, labels = files.read_split(toy, split)
-        splits[split] = (found[::-1].tolist(), np.roll(labels[::-1], 1, axis=1))
-    return toy, splits, names, names, toy / "images"
-
-
-@pytest.mark.parametrize("by_hand", [True, False])  # whether the old files were written without a manifest
-def test_a_formatting_that_is_killed_between_two_files_is_no_data_set(toy, monkeypatch, by_hand):
-    old, write_array, write_json = shifted(toy), files.write_array, files.write_json
-    files.write_formatted(*old)
-    new = shifted(toy)
-
-    def killed(write):
-        def write_or_die(path, content):
-            if path.name != files.MANIFEST:
-                left.pop()
-            write(path, content)
-
-        return write_or_die
-
-    for written in range(6):
-        files.write_formatted(*old)
-        if by_hand:
-            (toy / files.MANIFEST).unlink()
+def test_a_formatting_that_is_killed_between_two_files_leaves_no_data_set(toy, monkeypatch):
+    splits = {split: (found[::-1], true[::-1]) for split, (found, true, _) in files.read_all(toy).items()}
+    write = files.write_array
+    for written in range(4):
+        shutil.copytree(toy, toy.parent / "copy", dirs_exist_ok=True)
         left = [None] * written
         with monkeypatch.context() as patch, pytest.raises(IndexError):
-            patch.setattr(files, "write_array", killed(write_array))
-            patch.setattr(files, "write_json", killed(write_json))
-            files.write_formatted(*new)
-        with pytest.raises(UserError, match=r"was formatted together with the others.*make it with `python preproc"):
-            load(toy)
-    files.write_formatted(*new)
-    draw(toy)
-    assert load(toy).classes.names == new[2]
+            patch.setattr(files, "write_array", lambda *given, left=left: (left.pop(), write(*given)))
+            files.write_formatted(toy.parent / "copy", splits, ["a", "b", "c"], ["a", "b", "c"], toy / "images")
+        with pytest.raises(UserError, match=r"dataset\.json not found; make it with `python preproc/format_own.py`"):
+            load(toy.parent / "copy")
 
 
-def draw(toy: Path) -> None:
-    for split in files.SPLITS:
-        files.write_observed(toy, split, observe(files.read_split(toy, split)[1]))
-
-
-def test_a_file_of_a_formatting_that_is_gone_is_missed_and_without_the_manifest_it_is_not(toy):
-    files.write_formatted(*shifted(toy))
-    draw(toy)
-    files.array_path(toy, "train", "labels").unlink()
-    with pytest.raises(UserError, match=r"formatted_train_labels\.npy is not the file.*or remove .*formatted\.json"):
+def test_formatting_anew_keeps_observed_labels_only_if_nothing_else_changed(toy):
+    names, data = files.read_classes(toy).names, files.digest(toy)
+    splits = {split: (found, true) for split, (found, true, _) in files.read_all(toy).items()}
+    files.write_formatted(toy, splits, names, names, toy / "images")
+    assert files.digest(toy) == data and len(load(toy).train) == 24
+    splits["train"] = (splits["train"][0][::-1], splits["train"][1])
+    files.write_formatted(toy, splits, names, names, toy / "images")
+    assert files.digest(toy) != data
+    with pytest.raises(UserError, match=r"formatted_train_labels_obs.npy not found.*generate_observed_labels"):
         load(toy)
-    for part in ("images", "labels", "labels_obs"):
-        files.array_path(toy, "val", part).unlink()
-    (toy / files.MANIFEST).unlink()
-    assert load(toy).train.true is None
 
 
-def set_entry(value):
-    def change(array):
-        array[2, 1] = value
-        return array
+def test_the_digest_of_a_data_set_follows_its_arrays_whoever_writes_them(toy):
+    data = files.digest(toy)
+    array = np.load(files.array_path(toy, "train", "labels_obs"))
+    np.save(files.array_path(toy, "train", "labels_obs"), array)
+    assert files.digest(toy) == data
+    np.save(files.array_path(toy, "train", "labels_obs"), -array)
+    assert files.digest(toy) != data
+    files.write_drawn(toy, {"train": array})
+    assert files.digest(toy) == data
 
-    return change
+
+def test_known_labels_may_be_drawn_anew_without_writing(toy):
+    fixed, drawn = load(toy), load(toy, draw=3)
+    true = np.load(files.array_path(toy, "train", "labels"))
+    assert (drawn.train.observed == observe(true, seed=1203)[np.isin(np.arange(30), split_indices(30)[0])]).all()
+    assert (drawn.train.names == fixed.train.names).all() and (load(toy).train.observed == fixed.train.observed).all()
+    files.array_path(toy, "train", "labels").unlink()
+    with pytest.raises(UserError, match="--draw 3 draws the known labels from the full ones"):
+        load(toy, draw=3)
+
+
+ARRAYS = dict(images=["a", "b"], true=np.eye(2, dtype=np.int8), observed=np.eye(2, dtype=np.int8))
 
 
 @pytest.mark.parametrize(
-    "name, change, says",
+    "change, says",
     [
-        ("train_labels", lambda a: a[:-1], "29"),
-        ("train_images", lambda a: a[:-1], "has 29 rows"),
-        ("train_labels", set_entry(2), "holds 2 at row 2, label 1"),
-        ("val_labels", lambda a: a[:, :2], "labels_obs.npy is (10, 3), but the labels are (10, 2)"),
-        ("val_labels_obs", lambda a: a[:, :2], "labels_obs.npy is (10, 2)"),
-        ("val_images", lambda a: a[:0], "has 0 rows"),
-        ("train_labels_obs", set_entry(3), "one of (-1, 0, 1)"),
-        ("train_labels_obs", lambda a: -a, "contradicts the labels"),
-        ("train_images", lambda a: np.array([None] * 30, dtype=object), "not a plain NumPy array"),
-        ("train_images", lambda a: np.arange(30), "expected strings"),
-        ("train_labels", lambda a: a.astype(float) + 0.5, "labels must be one of (0, 1)"),
-        ("train_labels", lambda a: a * float("nan"), "labels must be one of (0, 1)"),
+        ({"images": ["a", "a"]}, "'a' is listed twice"),
+        ({"images": ["a", ""]}, "no name of a file"),
+        ({"true": np.zeros((2, 3))}, "have the shape (2, 3), but there are 2 images and 2 classes"),
+        ({"true": np.full((2, 2), 0.5)}, "must be whole numbers from 0 to 1"),
+        ({"observed": np.full((2, 2), 2)}, "must be whole numbers from -1 to 1"),
+        ({"observed": -np.eye(2)}, "contradict its full labels"),
+        ({"observed": np.ones((2, 2))}, "contradict its full labels"),
     ],
 )
-def test_arrays_that_do_not_fit_are_told(toy, name, change, says):
-    break_array(toy, name, change)
-    with pytest.raises(UserError) as error:
-        load(toy)
-    assert says in str(error.value)
+def test_arrays_that_do_not_fit_together_are_refused_when_they_are_written(tmp_path, change, says):
+    with pytest.raises(UserError, match=re.escape(says)):
+        files.write_own(tmp_path, {"train": tuple((ARRAYS | change).values())}, "xy", "xy", tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_image_in_two_splits_and_class_names_that_do_not_fit_are_refused(tmp_path):
+    split = tuple(ARRAYS.values())
+    for splits, names, says in (
+        ({"train": split, "val": split}, ["x", "y"], "'a' is listed twice, in one split or in two"),
+        ({"train": split}, ["x", "x"], "the class 'x' is named twice"),
+        ({"train": split}, ["x", " "], "empty name"),
+        ({"train": split}, ["x", "y", "z"], "2 images and 3 classes"),
+        ({"val": split}, ["x", "y"], "no training images"),
+    ):
+        with pytest.raises(UserError, match=says):
+            files.write_own(tmp_path, splits, names, names, tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +120,7 @@ def test_arrays_that_do_not_fit_are_told(toy, name, change, says):
     [
         ("formatted_train_images.npy", "python preproc/format_coco.py --load-path"),
         ("formatted_val_labels_obs.npy", "python preproc/generate_observed_labels.py --dataset coco --data-root"),
-        ("classes.json", "python preproc/format_coco.py"),
-        ("source.json", "--image-root"),
+        ("dataset.json", "python preproc/format_coco.py"),
     ],
 )
 def test_a_missing_file_comes_with_the_command_that_makes_it(tmp_path, name, command):
@@ -143,15 +129,6 @@ def test_a_missing_file_comes_with_the_command_that_makes_it(tmp_path, name, com
     with pytest.raises(UserError, match="not found") as error:
         load(folder)
     assert name in str(error.value) and command in str(error.value)
-
-
-@pytest.mark.parametrize(
-    "content, says", [("{", "not valid JSON"), ('{"names": ["a"]}', "3 strings"), ('["a", "a", "b"]', "differ")]
-)
-def test_class_names_that_do_not_fit_are_told(toy, content, says):
-    (toy / "classes.json").write_text(content)
-    with pytest.raises(UserError, match=says):
-        load(toy)
 
 
 def test_a_missing_image_is_an_error_unless_missing_ones_are_skipped(toy, capsys):
@@ -175,7 +152,7 @@ def test_images_may_lie_elsewhere(toy, tmp_path):
 
 
 def test_an_image_root_inside_the_folder_moves_with_it(toy, tmp_path):
-    assert json.loads((toy / "source.json").read_text()) == {"image_root": "images"}
+    assert files.read_description(toy).image_root == "images"
     toy.rename(tmp_path / "data/other")
     assert len(load(tmp_path / "data/other").train) == 24
 
@@ -230,12 +207,6 @@ def test_a_cache_is_decoded_once_and_never_used_for_other_images(toy, tmp_path, 
     Image.fromarray(np.zeros((50, 30, 3), dtype=np.uint8)).save(path)
     kept = open_images(load(toy).train, 16, "disk", tmp_path / "cache", CPU, 2).kept
     assert len(calls) == 48 and (kept[:1] == 0).all()
-
-
-def test_an_image_in_two_splits_is_refused(toy):
-    break_array(toy, "val_images", lambda names: np.array(["train/001.png", *names[1:]]))
-    with pytest.raises(UserError, match=r"train/001\.png is in both the train and the val images"):
-        load(toy)
 
 
 def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_path, monkeypatch):

@@ -127,7 +127,7 @@ def test_the_first_run_makes_what_it_needs(digits, tmp_path, capsys, monkeypatch
     result = main.main(["-d", "digits", "-g", "cpu", "--epochs", "1", *where])
     assert "making the digits" in capsys.readouterr().out
     assert (result["train_images"], result["validation_images"], result["test_images"]) == (2400, 600, 1000)
-    assert json.loads((tmp_path / "data/digits/classes.json").read_text())["prompt_names"][7] == "seven"
+    assert json.loads((tmp_path / "data/digits/dataset.json").read_text())["prompt_names"][7] == "seven"
 
 
 def test_each_image_of_a_scene_has_one_observed_label(digits):

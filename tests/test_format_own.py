@@ -53,7 +53,7 @@ COLUMNS = 'image,dog,cat\n"b, c.jpg",1,\na b.jpg,1,1\nüber/ü.jpg, -1,1.0\nd.pn
 def test_a_list_of_labels_says_what_is_present_and_nothing_else(photos, capsys):
     folder = form(photos, "--labels", write(photos, "\ufeff" + LIST))
     assert read(folder) == (NAMES, None, [[0, 1], [1, 1], [1, 0], [0, 0]])
-    assert files.read_classes(folder, 2) == datasets.Classes(["cat", "dog"], ["cat", "dog"])
+    assert files.read_classes(folder) == datasets.Classes(["cat", "dog"], ["cat", "dog"])
     out = capsys.readouterr().out
     assert (
         "train: 4 images, 2 classes, 4 positives (1.00 per image), 0 negatives; of all labels 50.0% are unknown" in out
@@ -68,7 +68,7 @@ def test_a_list_of_labels_says_what_is_present_and_nothing_else(photos, capsys):
 def test_a_column_per_class_says_what_is_absent_too(photos):
     folder = form(photos, "--labels", write(photos, COLUMNS))
     assert read(folder) == (NAMES, None, [[1, 0], [1, 1], [0, 1], [-1, 0]])
-    assert files.read_classes(folder, 2).names == ["dog", "cat"]
+    assert files.read_classes(folder).names == ["dog", "cat"]
 
 
 def test_columns_without_a_gap_are_full_labels(photos):
@@ -94,7 +94,7 @@ def test_a_split_that_names_all_its_labels_has_full_ones(photos):
 def test_a_list_of_classes_gives_their_order_and_prompts(photos):
     classes = write(photos, "dog,a small dog\ncat\n", "classes.txt")
     folder = form(photos, "--labels", write(photos, LIST), "--classes", classes)
-    assert files.read_classes(folder, 2) == datasets.Classes(["dog", "cat"], ["a small dog", "cat"])
+    assert files.read_classes(folder) == datasets.Classes(["dog", "cat"], ["a small dog", "cat"])
     assert read(folder)[2] == [[1, 0], [1, 1], [0, 1], [0, 0]]
     folder = form(
         photos, "--labels", write(photos, COLUMNS), "--classes", write(photos, "cat\ndog\n", "c"), "--overwrite"
@@ -152,7 +152,7 @@ def coco(**changes: object) -> str:
 def test_a_coco_style_file_is_read(photos):
     folder = form(photos, "--labels", write(photos, coco(), "coco.json"))
     assert read(folder) == (NAMES[:2], None, [[1, 0], [0, 1]])
-    assert files.read_classes(folder, 2).names == ["dog", "cat"]
+    assert files.read_classes(folder).names == ["dog", "cat"]
 
 
 def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fails, capsys):
@@ -479,7 +479,7 @@ def test_what_people_have_is_read_or_refused_in_one_line(kind, tmp_path, monkeyp
     assert printed in capsys.readouterr().out
     folder = tmp_path / "data/mine"
     images, _, observed = files.read_all(folder)["train"]
-    names = np.array(files.read_classes(folder, observed.shape[1]).names)
+    names = np.array(files.read_classes(folder).names)
     assert {image: set(names[row == 1]) for image, row in zip(images.tolist(), observed, strict=True)} == expected
 
 

@@ -2,7 +2,6 @@
 memory, and no pickled code run."""
 
 import io
-import json
 import resource
 import signal
 import tarfile
@@ -23,7 +22,7 @@ from PIL import Image
 
 import config
 import run_folder
-from datasets import files, images
+from datasets import images
 from models.teachers.file import load_similarity
 from preproc import download
 from util.errors import UserError
@@ -81,14 +80,8 @@ def ran() -> None:
     RAN.append("ran")
 
 
-def array(values: np.ndarray) -> list[bytes]:
-    return [saved(partial(np.save, arr=these)) for these in (values, np.array([Pickled()]))]
-
-
 SIMILARITIES = {"images": NAMES, "classes": np.array(CLASSES), "similarity": np.eye(2)}
 READERS = {  # name of the file, contents that are whole or hold a pickle, reader
-    "images": ("formatted_train_images.npy", array(NAMES), lambda p: files.read_images(p.parent, "train")),
-    "labels": ("formatted_train_labels.npy", array(np.eye(2, 3)), lambda p: files.read_labels(p.parent, "train")),
     "similarities": (
         "s.npz",
         [
@@ -97,8 +90,6 @@ READERS = {  # name of the file, contents that are whole or hold a pickle, reade
         ],
         lambda p: load_similarity(p, NAMES, CLASSES),
     ),
-    "classes": ("classes.json", [json.dumps({"names": CLASSES}).encode()], lambda p: files.read_classes(p.parent, 2)),
-    "source": ("source.json", [b'{"image_root": "images"}'], lambda p: files.image_root(p.parent, None)),
     "checkpoint": (
         "last.pt",
         [saved(partial(torch.save, STATE)), saved(partial(torch.save, {"model": Pickled()}))],

@@ -22,7 +22,7 @@ import main
 import report
 import run_folder
 import supervision
-from datasets.files import write_observed
+from datasets.files import write_drawn
 from datasets.protocol import observe
 from util import devices
 from util.files import write_array
@@ -73,7 +73,7 @@ def test_a_run_leaves_everything_it_promises(toy, capsys):
 def test_every_loss_trains(toy, monkeypatch, name):
     monkeypatch.setattr(run_folder, "draw_curves", lambda path, *numbers: path.touch())  # it takes half of the time
     if losses.LOSSES[name].check_labels:  # it needs observed negatives
-        write_observed(toy, "train", observe(np.load(toy / "formatted_train_labels.npy"), num_neg=1))
+        write_drawn(toy, {"train": observe(np.load(toy / "formatted_train_labels.npy"), num_neg=1)})
     result = main.main(toy_arguments(toy, *early_arguments(name)))
     assert 0 <= result["test_mAP"] <= 100
     state = torch.load(Path(result["folder"]) / "last.pt", weights_only=True)["loss"]

@@ -25,8 +25,8 @@ IMAGE = "val/<b onclick='x'> é\".png"
 def odd_toy(root: Path) -> Path:
     """The toy data set with names that a page must escape."""
     toy = make_toy(root / "data")
-    classes = json.loads((toy / "classes.json").read_text())
-    (toy / "classes.json").write_text(json.dumps(classes | {"names": NAMES}))
+    description = json.loads((toy / "dataset.json").read_text())
+    (toy / "dataset.json").write_text(json.dumps(description | {"classes": NAMES}))
     images = np.load(toy / "formatted_val_images.npy").astype("U40")
     (toy / "images" / images[0]).rename(toy / "images" / IMAGE)
     images[0] = IMAGE

@@ -248,7 +248,8 @@ def test_metrics_are_told_of_the_models_own_classes_and_full_labels_alone(run, t
     (toy / "formatted_val_labels.npy").unlink()
     assert "no test images with full labels" in fails(predict.main, arguments)
     other = make_toy(toy.parent, "other")
-    (other / "classes.json").write_text('["red", "green", "violet"]')
+    description = json.loads((other / "dataset.json").read_text())
+    (other / "dataset.json").write_text(json.dumps(description | {"classes": ["red", "green", "violet"]}))
     assert "other classes than the model" in fails(predict.main, [str(run), "--evaluate", str(other), "-g", "cpu"])
 
 
