@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import array_path, write_drawn, write_formatted
+from datasets.files import description_path, write_own
 from datasets.protocol import observe
 from util.files import REPOSITORY, locked, read_arrays
 
@@ -20,7 +20,7 @@ FEATURES, SIMILARITY = "models/photos.npz", "models/photos_clip.npz"
 
 def make_once(folder: Path) -> None:
     """Write the formatted files and the observed labels if they are absent; one process writes, others wait."""
-    last = array_path(folder, "val", "labels_obs")
+    last = description_path(folder)
     if last.exists():
         return
     with locked(folder):
@@ -29,6 +29,7 @@ def make_once(folder: Path) -> None:
                 REPOSITORY / FEATURES, ("images", "classes", "split", "labels")
             )
             rows = {"train": np.flatnonzero(split == "train"), "val": np.flatnonzero(split == "test")}
-            splits = {name: (images[index].tolist(), labels[index]) for name, index in rows.items()}
-            write_formatted(folder, splits, classes.tolist(), classes.tolist(), folder)
-            write_drawn(folder, {name: observe(labels[index]) for name, index in rows.items()})
+            splits = {
+                name: (images[index].tolist(), labels[index], observe(labels[index])) for name, index in rows.items()
+            }
+            write_own(folder, splits, classes.tolist(), classes.tolist(), folder, drawn=list(splits))
