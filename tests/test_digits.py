@@ -18,7 +18,7 @@ import main
 import pseudo_labels
 from config import Config, parse
 from datasets.protocol import split_indices
-from models import clip, teachers, train_digits_teacher
+from models import clip, train_digits_teacher
 
 
 @pytest.fixture(scope="session")
@@ -34,8 +34,8 @@ def teaching(digits: Path, *more: str) -> tuple[Config, datasets.Splits]:
 
 
 def similarities(config: Config, splits: datasets.Splits, cache: Path) -> np.ndarray:
-    how = dict(batch_size=config.eval_batch_size, device=torch.device("cpu"), workers=2)
-    return teachers.similarities(config.asked_teacher(), splits.train, splits.classes, cache, **how)
+    options = dict(batch_size=config.eval_batch_size, device=torch.device("cpu"), workers=2, checked=config.checks)
+    return config.asked_teacher().similarities(splits.train, splits.classes, cache, **options)[0]
 
 
 def scores_and_labels(config: Config, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
