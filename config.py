@@ -81,10 +81,10 @@ class Config:
     prompt: tuple[str, ...] = option(TEACHER, ("{}",), "caption of a class; {} stands for its prompt name; given more than once, the captions' normalised features are averaged; imagenet: CLIP's 80 templates for ImageNet")
     teacher_preprocess: str = option(TEACHER, "own", "own: the teacher's size, mean and std; reference: what the published code fed it", choices=("own", "reference"))
     text_features: str | None = option(TEACHER, None, "FILE.npy of (L, D) class text features, instead of the text tower", metavar="FILE")
-    teacher_views: str = option(TEACHER, "global", "what the teacher scores: the whole image; with tiles or patches, each of these too", choices=tuple(teachers.VIEWS))
+    teacher_views: str = option(TEACHER, "global", "what the teacher scores: the whole image; with tiles or patches, each of these too", choices=tuple(teachers.VIEWS), search=("global", "tiles"))
     teacher_tiles: int = option(TEACHER, 3, "tiles along each side of an image", "[2, 16]")
     teacher_pool: str = option(TEACHER, "max", "what the tiles of an image say together: their maximum or mean", choices=("max", "mean"))
-    calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=CALIBRATIONS)
+    calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=CALIBRATIONS, search=("none", "bias", "matrix"))
     similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: another program's teacher", metavar="FILE")
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu, or mps (Apple); under torchrun each process takes its own", flags=("-g",))
@@ -249,7 +249,7 @@ def _ignored(config: Config) -> Iterator[tuple[Iterable[str], str]]:
     if rule is None:
         yield group(TEACHER), f"the method {config.loss} uses no teacher"
     elif config.calibrate != "none":
-        yield set(keywords(rule.score)) - {"temperature"}, "--calibrate replaces the rule's scores"
+        yield set(keywords(rule.score)), "--calibrate replaces the rule's scores"
     elif rule.of_tiles:
         yield {"teacher_pool"}, f"the method {config.loss} reads the scores of single tiles"
     unread = group(TEACHER) & (teachers.SETTINGS - vars(config.asked_teacher()).keys())

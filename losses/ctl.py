@@ -14,14 +14,15 @@ from util.settings import Setting
 
 
 def ctl(
-    logits: Tensor, observed: Tensor, pseudo: Tensor, *, gamma: float, negative_weight: float, eps: float
+    logits: Tensor, observed: Tensor, pseudo: Tensor, *, scale: float, negative_weight: float, eps: float
 ) -> Tensor:
     """Cross-entropy with soft targets whose negative side weighs w = negative_weight / (L - 1), as in WAN.
 
     pseudo  (B, L) float in [0, 1], the calibrated score q
     """
     nll_pos, nll_neg = nlls(logits, eps)
-    target = torch.where(observed == 0, pseudo.to(logits.dtype) ** gamma, (observed == 1).to(logits.dtype))
+    presence = (scale * pseudo.to(logits.dtype)).clamp(max=1)
+    target = torch.where(observed == 0, presence, (observed == 1).to(logits.dtype))
     weight = negative_weight / max(1, logits.shape[1] - 1)
     return target * nll_pos + weight * (1 - target) * nll_neg
 
@@ -29,18 +30,17 @@ def ctl(
 CTL = Method(
     summary="this project's own: soft targets from a teacher that the known labels calibrate",
     loss=ctl,
-    equation="t nll(p) + w (1-t) nll(1-p); t = 1 or 0 where observed, else q^gamma, q the calibrated score; "
+    equation="t nll(p) + w (1-t) nll(1-p); t = 1 or 0 where observed, else min(1, scale q), q the calibrated score; "
     "w = negative_weight / (L-1)",
     paper="this project, docs/ctl.md",
     at_half=(NLL, NLL / 4, NLL, NLL / 4, NLL / 4),  # q = 0 or 1; w = 1 / (5 - 1)
     pseudo_labels=SOFT_RULE,
     settings=dict(
-        # digits: three of ten labels are present, and these have the best validation mAP (docs/ctl.md)
-        gamma=Setting(1.0, "power of the calibrated score", "(0, inf)", "[0.2, 2]", digits=1 / 3),
-        negative_weight=Setting(
-            1.0, "weight of the negative side, in units of 1 / (L - 1)", "[0, inf)", "[0.2, 20]", digits=9.0
+        scale=Setting(
+            2.0, "factor from q, a share of 1, to the probability that a label is present", "(0, inf)", "[0.5, 5]"
         ),
+        negative_weight=Setting(1.0, "weight of the negative side, in units of 1 / (L - 1)", "[0, inf)", "[0.2, 20]"),
         eps=EPS,
     ),
-    recipe=dict(calibrate={"*": "matrix"}),
+    recipe=dict(calibrate={"*": "matrix"}, teacher_views={"*": "tiles"}),
 )

@@ -1,4 +1,6 @@
 #!/usr/bin/env bash
-# Every method on the embedded digits, three seeds each: a linear head on the image features of the teacher, computed once.
+# Every method on the embedded digits: a linear head on the image features of the teacher, three seeds and draws each. TRIALS=16 also tunes each.
 #   JOBS=2 sweeps/linear_table.sh
-DATASETS=digits GPUS=${GPUS:-cpu} exec "$(dirname "$0")/paper_table.sh" --mode linear -m teacher "$@"
+cd "$(dirname "$0")/.." || exit
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+exec "$PYTHON" tune.py -d digits --mode linear -m teacher -g "${GPUS:-cpu}" -l all --trials "${TRIALS:-1}" "$@"

@@ -31,6 +31,7 @@ MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
 }
 # of a command, which nothing but tests and benchmarks imports
 ON_TOP = BELOW_CONFIG | {"checkpoints", "checks", "config", "label_quality", "run_folder", "engine", "supervision"}
+MAY_IMPORT["tune"] = ON_TOP | {"reporting", "main"}
 
 
 def modules() -> dict[str, Path]:

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Every method with its default settings on the photographs, on three draws of the known labels. TRIALS=16 also tunes each.
+#   JOBS=2 sweeps/photos_table.sh
+cd "$(dirname "$0")/.." || exit
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+exec "$PYTHON" tune.py -d photos -g "${GPUS:-cpu}" -l all --trials "${TRIALS:-1}" "$@"

@@ -1,0 +1,72 @@
+"""tune.py: the same budget for every method, trials that never read the test set, and a search that continues."""
+
+import optuna
+import pandas as pd
+import pytest
+
+import main as driver
+import tune
+from util.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("tune")
+
+
+def arguments(folder, *more: str) -> list[str]:
+    where = ["-g", "cpu", "--data-root", f"{folder}/data", "--results-dir", f"{folder}/results"]
+    return ["-d", "photos", *where, "--linear-epochs", "2", "--runs", "2", *more]
+
+
+def test_the_default_is_the_first_trial_and_only_default_and_chosen_setting_are_tested(folder, monkeypatch):
+    tested = []
+    finish = driver.finish
+    monkeypatch.setattr(driver, "finish", lambda config, *rest: tested.append(config) or finish(config, *rest))
+    table = tune.main(arguments(folder, "-l", "EM_PL", "an", "--trials", "3"))
+    assert table["method"].tolist() == ["EM_PL", "an"] and (table["n"] == 2).all()
+    assert {(config.seed, config.draw) for config in tested} == {(1, 1), (2, 2)}  # no trial has used them
+    trials = pd.read_csv(folder / "results/tune_photos.csv")
+    assert (trials.groupby("method").size() == 3).all()
+    first = trials[(trials.method == "EM_PL") & (trials.number == 0)]
+    assert first.filter(like="params_").isna().all(axis=None)
+    assert {"params_linear_lr", "params_threshold", "params_teacher_views"} <= set(trials.columns)
+
+
+def test_the_same_command_continues_and_a_larger_budget_adds_trials(folder, monkeypatch):
+    count = []
+    validate = tune.validate
+    monkeypatch.setattr(tune, "validate", lambda *rest: count.append(1) or validate(*rest))
+    again = tune.main(arguments(folder, "-l", "an", "--trials", "3"))
+    assert count == [] and again["trials"].tolist() == ["3 x 1 draws"]
+    tune.main(arguments(folder, "-l", "an", "--trials", "4"))
+    assert count == [1]
+
+
+def test_trials_below_the_median_are_pruned_and_count(folder):
+    table = tune.main(arguments(folder, "-l", "EM", "--trials", "9", "--prune", "--draws", "2"))
+    assert table["trials"][0].startswith("9 x 2 draws")
+    trials = pd.read_csv(folder / "results/tune_photos.csv")
+    assert len(trials) == 9 and set(trials.state) <= {"COMPLETE", "PRUNED"} and trials.state[0] == "COMPLETE"
+
+
+def test_of_all_methods_those_that_lack_what_they_read_are_left_out(folder, monkeypatch, capsys):
+    monkeypatch.setattr(tune, "LOSSES", {name: tune.LOSSES[name] for name in ("zero_shot", "an", "gpr")})
+    table = tune.main(arguments(folder, "-l", "all", "--trials", "1", "--runs", "1"))
+    assert table["method"].tolist() == ["an"] and "gpr is left out: " in capsys.readouterr().out
+
+
+def test_settings_without_effect_are_not_suggested(folder):
+    config = tune.configuration.parse(["-d", "photos", "-l", "CTL", "-g", "cpu", "--data-root", f"{folder}/data"])
+    task = tune.Task(config, optuna.create_study())
+    fixed = {"linear_lr": 1e-3, "teacher_views": "tiles", "calibrate": "matrix"}
+    trial = optuna.trial.FixedTrial(fixed | {name: s.default for name, s in config.method.settings.items()})
+    suggested = task.suggest(trial)
+    assert (suggested.lr, suggested.calibrate) == (1e-3, "matrix") and "temperature" not in trial.params
+
+
+def test_mistakes_are_reported(folder):
+    with pytest.raises(UserError, match="must be at least 1"):
+        tune.main(arguments(folder, "-l", "an", "--trials", "0"))
+    with pytest.raises(SystemExit):
+        tune.main(arguments(folder, "-l", "nothing"))
