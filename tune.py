@@ -45,7 +45,7 @@ from util.settings import Setting, ends, flag
 
 RATES = (0.1, 10.0)  # the learning rates that are searched, as multiples of the default
 RANDOM = 8  # trials before the sampler models the results
-SHOWN = ["method", "default", "tuned", "n", "trials", "chosen settings"]
+SHOWN = ["method", "default", "tuned", "n", "trials", "chosen settings", "default validation", "tuned validation"]
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,15 @@ def search(task: Task, options: argparse.Namespace, session: driver.Session) -> 
     def objective(trial: optuna.Trial) -> float:
         is_default = "default" in trial.user_attrs
         config, scores = task.config if is_default else task.suggest(trial), []
-        for draw in range(options.draws):
-            where = Watch(trial, draw * config.epochs, options.prune and not is_default)
-            scores.append(validate(replace(config, draw=task.config.draw + draw), session, where))
+        try:
+            configuration.check(config)
+            for draw in range(options.draws):
+                where = Watch(trial, draw * config.epochs, options.prune and not is_default)
+                scores.append(validate(replace(config, draw=task.config.draw + draw), session, where))
+        except UserError as error:  # a rate at which the loss diverges, say
+            if is_default:
+                raise
+            raise optuna.TrialPruned from error
         return statistics.mean(scores)
 
     while (done := len(task.finished(options.trials))) < options.trials:
@@ -174,20 +180,22 @@ def confirmations(task: Task, options: argparse.Namespace) -> dict[str, list[Con
 
 def confirm(task: Task, options: argparse.Namespace, session: driver.Session) -> dict[str, object]:
     """Run and test the default and the chosen setting; a row of the table."""
-    scores = {}
+    test, validation = {}, {}
     for name, configs in confirmations(task, options).items():
-        scores[name] = {}
+        test[name], validation[f"{name} validation"] = {}, {}
         for config in random.sample(configs, len(configs)):  # processes that share the work begin at different runs
             with quiet():
                 result = driver.train_and_test(config, session, wait=True)
             if "test_mAP" not in result:
                 raise UserError(f"{config.dataset_name} has no labelled test images to confirm settings on")
-            scores[name][config.seed] = result["test_mAP"]
+            test[name][config.seed] = result["test_mAP"]
+            validation[f"{name} validation"][config.seed] = result["val_mAP"]
     pruned = sum(trial.state is TrialState.PRUNED for trial in task.finished(options.trials))
     trials = f"{options.trials} x {options.draws} draws" + (f", {pruned} pruned" if pruned else "")
     return {
-        "method": task.config.loss, **{name: tables.spread(scores[name]) for name in scores}, "n": options.runs,
-        "trials": trials, "chosen settings": described(task.chosen(options.trials).params) or "default",
+        "method": task.config.loss, **{name: tables.spread(values) for name, values in (test | validation).items()},
+        "n": options.runs, "trials": trials,
+        "chosen settings": described(task.chosen(options.trials).params) or "default",
     }  # fmt: skip
 
 
@@ -201,6 +209,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     parser.add_argument("--runs", type=int, default=3, help="further seeds and draws that are tested (default: 3)")
     parser.add_argument("--prune", action="store_true", help="end trials below the median early; they count as trials")
     parser.add_argument("--study", metavar="FILE", help="file of the trials (default: RESULTS/tune_DATASET.journal)")
+    parser.add_argument("--csv", metavar="FILE", help="write the table here, too")
     options, rest = parser.parse_known_args(argv)
     if min(options.trials, options.draws, options.runs) < 1:
         raise UserError("--trials, --draws and --runs must be at least 1")
@@ -249,9 +258,10 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     ]
     with atomic(journal.with_suffix(".csv")) as temporary:
         pd.concat(frames).to_csv(temporary, index=False)
-    with atomic(journal.with_suffix(".md")) as temporary:
-        temporary.write_text(table.to_markdown(index=False) + "\n")
-    print(table.to_markdown(index=False))
+    if options.csv:
+        with atomic(Path(options.csv)) as temporary:
+            table.to_csv(temporary, index=False)
+    print(table.iloc[:, :6].to_markdown(index=False))
     print(f"test mAP, mean ± deviation over {options.runs} seeds and draws; settings chosen by validation mAP")
     print(f"trials: {journal.with_suffix('.csv')}")
     return table

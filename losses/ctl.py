@@ -37,7 +37,7 @@ CTL = Method(
     pseudo_labels=SOFT_RULE,
     settings=dict(
         scale=Setting(
-            2.0, "factor from q, a share of 1, to the probability that a label is present", "(0, inf)", "[0.5, 5]"
+            3.0, "factor from q, a share of 1, to the probability that a label is present", "(0, inf)", "[0.5, 5]"
         ),
         negative_weight=Setting(1.0, "weight of the negative side, in units of 1 / (L - 1)", "[0, inf)", "[0.2, 20]"),
         eps=EPS,

@@ -174,10 +174,10 @@ def test_the_regulariser_is_the_squared_excess_of_expected_positives():
 
 def test_a_calibrated_score_is_the_target_of_an_unknown_label():
     logit, observed = torch.tensor([[2.0, 2.0, 2.0]], dtype=torch.float64), torch.zeros(1, 3, dtype=torch.int8)
-    pseudo = torch.tensor([[0.49, 0.5, 0.01]])
+    pseudo = torch.tensor([[0.35, 0.5, 0.05]])
     p = torch.sigmoid(logit[0, 0]).item()
     nll_pos, nll_neg = -log(p + 1e-5), -log(1 - p + 1e-5)
-    got = build("CTL", observed, gamma=0.5).per_label(logit, observed, pseudo)[0]
+    got = build("CTL", observed, scale=2.0).per_label(logit, observed, pseudo)[0]
     assert got[0].item() == pytest.approx(0.7 * nll_pos + 0.3 * nll_neg / 2, abs=1e-6)
     assert got[2].item() == pytest.approx(0.1 * nll_pos + 0.9 * nll_neg / 2, abs=1e-6)
 
