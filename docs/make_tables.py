@@ -1,13 +1,12 @@
 """Write the tables of the README and of docs/results_tables.md from files of runs.
 
     python report.py results/... --csv docs/digits_runs.csv    # the runs of sweeps/digits_table.sh
-    python report.py results/... --csv docs/linear_runs.csv    # those of sweeps/linear_table.sh
     TRIALS=16 sweeps/photos_table.sh --csv docs/photos_tuned.csv
     TRIALS=16 sweeps/linear_table.sh --csv docs/linear_tuned.csv
     python docs/make_tables.py [--check]
 
-The last two fill docs/results_tables.md, and the table of the photographs in the README. `--check` writes nothing, and
-fails if a page does not show what these files hold.
+They fill docs/results_tables.md, and the table of the photographs in the README. `--check` writes nothing, and fails if
+a page does not show what these files hold.
 """
 
 import sys
@@ -25,8 +24,7 @@ from util.files import read_text, replace_block
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
-RUNS = {"end to end": DOCS / "digits_runs.csv", "linear head": DOCS / "linear_runs.csv"}
-
+RUNS = DOCS / "digits_runs.csv"
 TUNED = {"photos": DOCS / "photos_tuned.csv", "linear": DOCS / "linear_tuned.csv"}
 TEN = ("bce", "an", "wan", "role", "EM", "EM_APL", "hill", "LL_R", "gr", "EM_PL", "CTL")  # oracle and ten methods
 
@@ -48,22 +46,20 @@ def tuned_table(path: Path, methods: Iterable[str], settings: bool) -> str:
     )
 
 
-def table(columns: dict[str, list[tables.Row]]) -> str:
-    """Methods down; test mAP across, the choice of validation in bold; and what a method does.
-
-    columns  the rows of a file of runs, one per method, by the column's title
-    """
-    most = max(len(row.test) for rows in columns.values() for row in rows)  # seeds and draws
-    records: dict[str, dict[str, str]] = {}
-    for title, rows in columns.items():
-        for row in rows:
-            first = {tables.SECTION: row.known, f"`-l` (n {most})": row.loss, **dict.fromkeys(columns, ""), " ": ""}
-            record = records.setdefault(row.loss, first)
-            record[title] = tables.spread(row.test) + ("" if len(row.test) == most else f" (n {len(row.test)})")
-            record[" "] = LOSSES[row.loss].summary
+def table(rows: list[tables.Row]) -> str:
+    """Methods down; test mAP, the choice of validation in bold; and what a method does."""
+    most = max(len(row.test) for row in rows)  # seeds and draws
+    records = {
+        row.loss: {
+            tables.SECTION: row.known,
+            f"`-l` (n {most})": row.loss,
+            "end to end": tables.spread(row.test) + ("" if len(row.test) == most else f" (n {len(row.test)})"),
+            " ": LOSSES[row.loss].summary,
+        }
+        for row in rows
+    }
     frame = pd.DataFrame([records[loss] for loss in LOSSES if loss in records])
-    bold = [(row.loss, title) for title, rows in columns.items() for row in compare.winners(rows)]
-    return tables.render(frame, bold=bold)
+    return tables.render(frame, bold=[(row.loss, "end to end") for row in compare.winners(rows)])
 
 
 def read(path: Path) -> list[tables.Row]:
@@ -74,10 +70,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
     parser.add_argument("--check", action="store_true", help="fail if the README is not current; write nothing")
     options = parser.parse_args(argv)
-    digits = table({title: read(path) for title, path in RUNS.items()})
+    tuned = {name: tuned_table(path, LOSSES, settings=True) for name, path in TUNED.items()}
     pages = {
-        README: {"digits": digits, "photos": tuned_table(TUNED["photos"], TEN, settings=False)},
-        DOCS / "results_tables.md": {name: tuned_table(path, LOSSES, settings=True) for name, path in TUNED.items()},
+        README: {"photos": tuned_table(TUNED["photos"], TEN, settings=False)},
+        DOCS / "results_tables.md": tuned | {"digits": table(read(RUNS))},
     }
     for page, blocks in pages.items():
         before = after = page.read_text()
