@@ -90,6 +90,7 @@ class Config:
     gpu: str = option(RUN, "0", "CUDA index, or cpu, or mps (Apple); under torchrun each process takes its own", flags=("-g",))
     workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, 1024]")
     cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
+    truncated: bool = option(RUN, False, "accept images that are cut short; the missing part is grey or black")
     cuda_graph: bool = option(RUN, False, "capture the network as a CUDA graph for full training batches (on a GPU, in a single process)")
     compile: bool = option(RUN, False, "compile the network for full training batches (torch.compile, in a single process): takes minutes once, changes the last bits of the results, and needs a C++ compiler")
     checks: bool = option(RUN, True, "check for about a second at the start that a GPU computes what it should")

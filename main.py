@@ -27,7 +27,7 @@ import models
 import run_folder
 import supervision
 from config import Config
-from datasets.images import Augmentation, Images, choose_cache, open_images
+from datasets.images import Augmentation, Images, accept_truncated, choose_cache, open_images
 from models import clip, linear
 from util import devices, distributed
 from util.files import writable_folder
@@ -105,6 +105,7 @@ def run(config: Config) -> dict:
 def prepare_process(config: Config, device: torch.device) -> Config:
     """Set up this process for runs of these settings; the settings with the precision of this device."""
     distributed.initialize(device)
+    accept_truncated(config.truncated)
     if config.deterministic:
         devices.make_deterministic()
     devices.set_threads(config.threads)
@@ -219,7 +220,7 @@ def prepare_training(config: Config, session: Session, splits: datasets.Splits) 
         torch.manual_seed(config.seed)
         model = backbone = linear.new_probe(images["train"], num_labels).to(device)
     else:
-        place = choose_cache(config.cache, list(read.values()), config.image_size, config.cache_folder, device)
+        place = choose_cache(config.cache, list(read.values()), config.image_size, config.cache_folder, device, workers)
         images = {
             name: open_images(split, config.image_size, place, config.cache_folder, device, workers)
             for name, split in read.items()

@@ -19,6 +19,7 @@ from tqdm import tqdm
 import datasets
 import metrics
 import models
+from datasets.images import accept_truncated
 from datasets.walk import describe_left_out, find_images
 from util.devices import pick_device
 from util.errors import OneLineParser, UserError, printable, run_script
@@ -28,6 +29,7 @@ from util.files import check_outputs, write_text
 def main(argv: list[str] | None = None) -> np.ndarray:
     """Label photographs from the command line `argv`; returns their (N, L) probabilities, NaN if unreadable."""
     options = parse(argv)
+    accept_truncated(options.truncated)
     model = models.load(options.run, pick_device(options.gpu))
     thresholds = model.thresholds if options.threshold == "per-class" else number(options.threshold)
     test, left_out, incomplete = None, [], False
@@ -93,6 +95,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--data-root", default="data", help="folder that holds the data sets (default: %(default)s)")
     parser.add_argument("--image-root", help="folder of the images of --evaluate, if they were moved")
     parser.add_argument("--batch-size", type=int, default=64, help="images per forward pass (default: %(default)s)")
+    parser.add_argument("--truncated", action="store_true", help="accept images that are cut short")
     parser.add_argument("--workers", type=int, help="threads that decode (default: one per core, 8 at most)")
     parser.add_argument("-g", "--gpu", default="0", help="CUDA index, cpu or mps (default: %(default)s)")
     options = parser.parse_intermixed_args(argv)

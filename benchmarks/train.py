@@ -96,7 +96,9 @@ class Ours:
         self.config, self.splits, self.device = config, splits, device
         cache, workers = config.cache_folder, config.workers or default_workers()
         cache.mkdir(parents=True, exist_ok=True)
-        self.where = choose_cache(config.cache, list(splits.named().values()), config.image_size, cache, device)
+        self.where = choose_cache(
+            config.cache, list(splits.named().values()), config.image_size, cache, device, workers
+        )
         began = time.perf_counter()
         self.images: dict[str, Images] = {
             name: open_images(split, config.image_size, self.where, cache, device, workers)

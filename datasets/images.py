@@ -5,6 +5,8 @@ Pixels stay uint8 RGB until they enter a network. The backbone or the teacher se
 
 import os
 import shutil
+import tempfile
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -33,6 +35,9 @@ MOVED = 1024  # images moved to the GPU at a time
 PLACES = ("gpu", "disk", "none")  # from the fastest to the slowest
 RESERVE = 16e9  # bytes of a GPU's free memory that images leave to the training: ViT-L at batch 6 needs as much
 AHEAD = 3  # batches prepared before they are asked for
+SHOWN = 10  # bad images that an error lists
+QUIET = 1e9  # bytes of decoded images that are written without comparing rates
+TRAINED = {"cpu": 50.0, "mps": 300.0, "cuda": 1500.0}  # images/s that ResNet-50 trains at 448 px: estimates
 
 
 def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
@@ -43,11 +48,29 @@ def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
     """
     pixels = _read(path)
     if isinstance(pixels, str):
-        raise UserError(
-            f"{path} is not a readable image ({pixels}); replace it (`python preproc/check.py --dataset NAME` lists "
-            "every bad image)"
-        )
+        raise BadImage(path, pixels)
     return squash(pixels, size, resample)
+
+
+class BadImage(UserError):
+    """An image that cannot be read."""
+
+    def __init__(self, path: str, problem: str) -> None:
+        unreadable = f"is not a readable image ({problem}); replace it (--truncated accepts images that are cut short)"
+        missing = "not found; name its folder with --image-root DIR"
+        super().__init__(f"{path} {missing if problem == 'not found' else unreadable}")
+
+
+def bad_images(paths: list[str], workers: int) -> UserError:
+    """The error that lists the first images that cannot be read, and the file that lists all."""
+    found = zip(paths, ahead(image_problem, paths, workers, AHEAD * DECODED), strict=True)
+    lines = [f"{path} ({problem})" for path, problem in found if problem]
+    with tempfile.NamedTemporaryFile("w", prefix="bad_images_", suffix=".txt", delete=False, errors="replace") as file:
+        file.write("\n".join(lines) + "\n")
+    return UserError(
+        f"{len(lines):,} of {len(paths):,} images cannot be read: {', '.join(lines[:SHOWN])}; {file.name} lists all; "
+        "replace them (--truncated accepts images that are cut short)"
+    )
 
 
 def image_problem(path: str) -> str | None:
@@ -195,8 +218,11 @@ def decode_batches(
     images = ahead(lambda path: decode(path, size, resample), names, workers, AHEAD * largest)
     for rows in batches:
         block = np.empty((len(rows), size, size, 3), dtype=np.uint8)
-        for image in block:
-            image[:] = next(images)
+        try:
+            for image in block:
+                image[:] = next(images)
+        except BadImage:
+            raise bad_images(paths, workers) from None
         yield block
 
 
@@ -205,31 +231,50 @@ def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
     return folder / f"images_{size}px_{split.image_key()}.npy"
 
 
-def choose_cache(mode: str, splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
+def choose_cache(
+    mode: str, splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device, workers: int
+) -> str:
     """gpu, disk or none: what --cache means for the images of `splits` at `size` pixels.
 
-    auto takes the GPU if they leave RESERVE, or half if that is less, of its free memory; else a file if
-    the disk has room; else images are decoded in every epoch. The system keeps in memory what it can of a file,
-    one copy for all processes, and gives it up when memory is asked for: it is read as fast as an array of our own, and
-    no limit on memory (cgroup, SLURM) is ever exceeded by it.
+    auto decodes images in every epoch (none) if files of more than QUIET bytes would have to be written, and either
+    `workers` threads decode faster than the network trains (TRAINED), or the files need more than half of the free
+    disk space. Otherwise a file is written, and kept on the GPU if that leaves RESERVE bytes, or half, of its free
+    memory. The operating system keeps in memory what it can of a file, once for all processes.
     """
     if mode == "gpu" and device.type != "cuda":
         raise UserError("--cache gpu needs a GPU; take disk or auto")
-    where = PLACES.index(_roomiest(splits, size, folder, device) if mode == "auto" else mode)
-    return PLACES[distributed.maximum(where)]
-
-
-def _roomiest(splits: list[MultiLabelDataset], size: int, folder: Path, device: torch.device) -> str:
     image_bytes = 3 * size**2
     to_write = image_bytes * sum(len(split) for split in splits if not cache_file(split, size, folder).exists())
-    if shutil.disk_usage(folder).free < 1.1 * to_write:
-        print(f"no room for {to_write / 1e9:.1f} GB of decoded images in {folder}: decoding in every epoch")
+    if mode == "auto":
+        mode = _fastest(splits, size, device, workers, to_write, shutil.disk_usage(folder).free)
+    place = PLACES[distributed.maximum(PLACES.index(mode))]
+    if place != "none" and to_write:
+        print(f"writing {to_write / 1e6:,.0f} MB of decoded images to {folder} (--cache none decodes in every epoch)")
+    return place
+
+
+def _fastest(
+    splits: list[MultiLabelDataset], size: int, device: torch.device, workers: int, to_write: int, free_disk: int
+) -> str:
+    if to_write > free_disk / 2:
+        print(f"{to_write / 1e9:.1f} GB of decoded images are more than half of the free disk: decoding in every epoch")
+        return "none"
+    if to_write > QUIET and decoding_rate(splits[0].paths(), size, workers) > TRAINED[device.type] * (448 / size) ** 2:
         return "none"
     if device.type != "cuda":
         return "disk"
     torch.cuda.empty_cache()  # of what the teacher used
     free = torch.cuda.mem_get_info(device)[0]
-    return "gpu" if image_bytes * sum(map(len, splits)) < free - min(RESERVE, free / 2) else "disk"
+    return "gpu" if 3 * size**2 * sum(map(len, splits)) < free - min(RESERVE, free / 2) else "disk"
+
+
+def decoding_rate(paths: list[str], size: int, workers: int) -> float:
+    """Images per second that `workers` threads decode, measured on a few."""
+    rows = torch.linspace(0, len(paths) - 1, min(len(paths), 4 * DECODED)).long()
+    began = time.perf_counter()
+    for _ in decode_batches(paths, size, rows.split(DECODED), workers):
+        pass
+    return len(rows) / (time.perf_counter() - began)
 
 
 def open_images(

@@ -11,6 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from datasets import consistency, files
+from datasets.images import accept_truncated
 from preproc.common import check_images, report_bad
 from util.errors import OneLineParser, run_script
 
@@ -22,7 +23,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset", required=True, help="folder below the data root")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
     parser.add_argument("--image-root", help="where the images lie, if not where the formatted files say")
+    parser.add_argument("--truncated", action="store_true", help="accept images that are cut short")
     options = parser.parse_args(argv)
+    accept_truncated(options.truncated)
     folder = Path(options.data_root) / options.dataset
     root, bad = files.image_root(folder, options.image_root), {}
     splits, classes = files.read_all(folder), files.read_classes(folder)

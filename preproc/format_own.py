@@ -22,6 +22,7 @@ import numpy as np
 
 from datasets import DATASETS, files
 from datasets.consistency import duplicate, is_file_name
+from datasets.images import accept_truncated
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
 from preproc.common import check_images, report_bad
@@ -162,6 +163,7 @@ def parse(argv: list[str] | None):
     parser.add_argument("--absent", type=int, choices=(0, -1), default=0, help="the mark of an absent label in a table")
     parser.add_argument("--outside", action="store_true", help="allow absolute paths, and .. in paths")
     parser.add_argument("--skip-bad", action="store_true", help="leave out images that are missing or unreadable")
+    parser.add_argument("--truncated", action="store_true", help="accept images that are cut short")
     parser.add_argument("--no-check", action="store_true", help="do not read the images")
     parser.add_argument("--keep-empty", action="store_true", help="keep classes without a positive training image")
     parser.add_argument("--overwrite", action="store_true", help="replace a data set of that name")
@@ -196,6 +198,7 @@ def parse(argv: list[str] | None):
 
 def main(argv: list[str] | None = None) -> None:
     options = parse(argv)
+    accept_truncated(options.truncated)
     folder = Path(options.data_root) / options.name
 
     # What the labels say

@@ -66,7 +66,7 @@ def toy_similarity(folder: Path) -> Path:
     """A similarity file for the toy's training images and two tiles of each: the truth, blurred. Made before the truth
     is taken away."""
     path = folder / "similarity.npz"
-    if path.exists() and not (folder / "formatted_train_labels.npy").exists():
+    if path.exists():
         return path
     images = np.load(folder / "formatted_train_images.npy")
     labels = np.load(folder / "formatted_train_labels.npy")

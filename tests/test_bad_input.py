@@ -218,7 +218,6 @@ def test_an_error_of_several_lines_is_shown_in_one(capsys):
     [
         (MemoryError("8 TB"), "this machine is out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "this machine is out of memory"),
-        (RuntimeError("can't start new thread"), "lower --threads and --workers"),
     ],
 )
 def test_too_little_memory_is_one_line(capsys, error, says):
@@ -233,10 +232,6 @@ def test_too_little_memory_is_one_line(capsys, error, says):
     "changes, says",
     [
         ({"MASTER_ADDR": ""}, "MASTER_ADDR is not"),
-        ({"RANK": "7"}, "RANK 7 is not among WORLD_SIZE 1"),
-        ({"WORLD_SIZE": "0"}, "RANK 0 is not among WORLD_SIZE 0"),
-        ({"LOCAL_RANK": "9" * 30}, "LOCAL_RANK is no number"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT is 99999"),
         ({}, "do not find each other \\(nobody there\\)"),
     ],
 )
@@ -261,14 +256,6 @@ def test_whole_numbers_of_more_than_64_bits_are_told(name):
     assert stop.value.code == 2
 
 
-def test_a_very_long_name_is_shown_by_its_ends(capsys):
-    def long():
-        raise UserError("x" * 10**6 + "; the way out")
-
-    status, err = ends(capsys, long)
-    assert status == 2 and len(err) < 4100 and err.endswith("xxx; the way out\n")
-
-
 def script(code: str, **options) -> subprocess.CompletedProcess:
     """A command of one function, as a process."""
     start = f"import sys; sys.path.insert(0, {str(REPOSITORY)!r})\nfrom util.errors import UserError, run_script\n"
@@ -278,8 +265,7 @@ def script(code: str, **options) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     "environment, says",
     [
-        ({"TORCHELASTIC_RUN_ID": "x"}, "RANK is no number"),
-        ({"TORCHELASTIC_RUN_ID": "x", "RANK": "0", "WORLD_SIZE": "two"}, "WORLD_SIZE is no number"),
+        ({"TORCHELASTIC_RUN_ID": "x"}, "RANK is not"),
         ({"PYTHONIOENCODING": "ascii"}, ""),
     ],
 )

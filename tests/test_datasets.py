@@ -22,7 +22,9 @@ CPU = torch.device("cpu")
 def test_a_data_set_is_a_known_one_or_a_folder(toy):
     datasets.check_name(toy)
     datasets.check_name(toy.parent / "coco")  # absent, but known: loading says how to make it
-    with pytest.raises(UserError, match=r"unknown data set 'imagenet'; there are pascal.*digits, toy, and any folder"):
+    with pytest.raises(
+        UserError, match=r"unknown data set 'imagenet'; there are pascal.*digits, photos, toy, and any folder"
+    ):
         datasets.check_name(toy.parent / "imagenet")
 
 
@@ -224,20 +226,36 @@ def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_pa
     assert (kept[:] == np.stack([decode(path, 16) for path in split.paths()])).all()
 
 
-def test_where_images_are_kept_follows_what_there_is_room_for(toy, tmp_path, monkeypatch, capsys):
-    splits, huge = list(load(toy).named().values()), 10**7  # pixels
-    assert choose_cache("none", splits, huge, tmp_path, CPU) == "none"
-    assert choose_cache("auto", splits, 16, tmp_path, CPU) == "disk"
-    assert choose_cache("auto", splits, huge, tmp_path, CPU) == "none"
-    assert "no room" in capsys.readouterr().out
-    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
-    assert choose_cache("auto", splits, huge, tmp_path, CPU) == "disk"
-    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 0}))
+def disk_of(monkeypatch, free: float) -> None:
+    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": free}))
+
+
+def test_images_are_decoded_in_every_epoch_if_that_keeps_up_or_the_disk_has_no_room(toy, tmp_path, monkeypatch, capsys):
+    splits = list(load(toy).named().values())
+
+    def choose(mode: str, size: int) -> str:
+        return choose_cache(mode, splits, size, tmp_path, CPU, 2)
+
+    rates = {8_000: 1e9}  # image size: images/s
+    monkeypatch.setattr(images, "decoding_rate", lambda paths, size, workers: rates.get(size, 1e-9))
+    disk_of(monkeypatch, 1e12)
+    assert choose("none", 8_000) == "none" and choose("auto", 16) == "disk"
+    assert "writing 0 MB of decoded images" in capsys.readouterr().out
+    assert choose("auto", 8_000) == "none" and choose("disk", 8_000) == "disk" and choose("auto", 9_000) == "disk"
+    assert "writing 9,720 MB of decoded images" in capsys.readouterr().out
+    disk_of(monkeypatch, 15e9)
+    assert choose("auto", 9_000) == "none"
+    assert "9.7 GB of decoded images are more than half of the free disk" in capsys.readouterr().out
+    disk_of(monkeypatch, 0)
     for split in splits:
-        images.cache_file(split, 16, tmp_path).touch()  # what is there already needs no room
-    assert choose_cache("auto", splits, 16, tmp_path, CPU) == "disk"
+        images.cache_file(split, 16, tmp_path).touch()  # existing files need no room
+    assert choose("auto", 16) == "disk"
     with pytest.raises(UserError, match="needs a GPU"):
-        choose_cache("gpu", splits, 16, tmp_path, CPU)
+        choose("gpu", 16)
+
+
+def test_the_decoding_rate_is_measured_on_a_few_images(toy):
+    assert images.decoding_rate(load(toy).train.paths(), 16, 2) > 1
 
 
 @pytest.mark.parametrize("free, room", [(80e9, 64e9), (24e9, 12e9)])  # 16 GB are left, or half of the free memory
@@ -245,11 +263,24 @@ def test_the_gpu_keeps_the_images_that_leave_room_for_the_training(toy, tmp_path
     calls, split = [], load(toy).train
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("freed"))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: calls.append("asked") or (free, 2 * free))
-    monkeypatch.setattr(images.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**18}))
+    monkeypatch.setattr(images, "decoding_rate", lambda *given: 0)
+    disk_of(monkeypatch, 1e18)
     size, gpu = int((room / 3 / len(split)) ** 0.5), torch.device("cuda")
-    assert choose_cache("auto", [split], size - 1, tmp_path, gpu) == "gpu"
-    assert choose_cache("auto", [split], size + 1, tmp_path, gpu) == "disk"
+    assert choose_cache("auto", [split], size - 1, tmp_path, gpu, 2) == "gpu"
+    assert choose_cache("auto", [split], size + 1, tmp_path, gpu, 2) == "disk"
     assert calls == ["freed", "asked"] * 2  # what the teacher left in PyTorch's own cache is given back first
+
+
+@pytest.mark.parametrize("where", ["disk", "none"])
+def test_a_run_lists_all_images_that_cannot_be_read(toy, tmp_path, where):
+    split = load(toy).train
+    for path in split.paths()[3:15]:
+        Path(path).write_text("no image")
+    with pytest.raises(UserError, match=r"12 of 24 images cannot be read: .*\(of no known kind\)") as error:
+        list(open_images(split, 16, where, tmp_path, CPU, 2).stream([torch.arange(24)], CPU))
+    (path,) = re.findall(r"\S*bad_images_\S*\.txt", str(error.value))
+    assert len(Path(path).read_text().splitlines()) == 12 and str(error.value).count("no known kind") == 10
+    Path(path).unlink()
 
 
 def test_network_input_is_flipped_and_normalised():
@@ -273,5 +304,6 @@ def test_known_counts_are_those_of_the_protocol():
         "nuswide": (150000, 60260, 81),
         "cub": (5994, 5794, 312),
         "digits": (3000, 1000, 10),
+        "photos": (1697, 865, 12),
     }
     assert files.SPLITS == ("train", "val")

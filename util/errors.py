@@ -17,25 +17,21 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LONGEST = 4000  # characters of a line
 LEAD_SECONDS = 4.0  # longer than torchrun needs to notice that a process has failed and to end the others
 PEER_IS_GONE = ("closed by peer", "closed by remote peer", "reset by peer", "Broken pipe", "remote process exited")
 GPU_IS_FULL = "the GPU is out of memory; lower --batch-size or --eval-batch-size, or take --cache disk"
 KNOWN = {  # part of an error text of PyTorch: the line shown to the user
     "deterministic implementation": "{}; run without --deterministic",
-    "Expected to have finished reduction": "a part of this backbone gets no gradient: train it in a single process",
-    "can't start new thread": "this machine gives no more threads, or no memory for one; lower --threads and --workers",
     "can't allocate memory": "this machine is out of memory; lower --batch-size, --eval-batch-size or --image-size",
     "no kernel image is available": "this PyTorch was not built for this GPU; install a build that is, or take -g cpu",
-    "device(s) is/are busy or unavailable": "another process has this GPU to itself; take another with -g",
     "CUDA error: out of memory": GPU_IS_FULL,  # the driver's own, outside PyTorch's allocator
     "CUBLAS_STATUS_ALLOC_FAILED": GPU_IS_FULL,
 }
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_PORT")  # whole numbers that it sets
+TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # which it sets
 
 
 class UserError(Exception):
-    """A user's mistake, in one line: what was seen, what was expected, and the command that mends it."""
+    """A user's mistake, in one line: what was seen, what was expected, and the command that fixes it."""
 
 
 class Interrupted(BaseException):
@@ -80,16 +76,16 @@ def describe_error(error: Exception) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without warnings of libraries: inside what ends well, or else in an error of one line that says it all."""
+    """Suppress library warnings."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
 
 def run_script(main: Callable[[], object]) -> None:
-    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, no traceback.
+    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, without a traceback.
 
-    So does an error that nobody foresaw, with status 1 and the traceback in a file.
+    An unforeseen error becomes one line and exit status 1, with the traceback in a file.
     """
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # a log file shows a line when it is printed; a terminal of few characters shows the others' numbers
@@ -126,13 +122,13 @@ def run_script(main: Callable[[], object]) -> None:
             _end(128 + interrupted.args[0])
         name = signal.Signals(interrupted.args[0]).name
         instead = " instead of --overwrite" if "--overwrite" in sys.argv else ""
-        _fail(f"stopped by {name}; the same command with --resume{instead} goes on", 128 + interrupted.args[0])
+        _fail(f"stopped by {name}; the same command with --resume{instead} continues", 128 + interrupted.args[0])
     except Exception as error:
         _fail_unforeseen(error)
 
 
 def _fail_unforeseen(error: Exception) -> typing.NoReturn:
-    """An error that is this code's own mistake: one line, the traceback in a file, exit status 1."""
+    """Report a mistake in this program: one line, the traceback in a file, exit status 1."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     with tempfile.NamedTemporaryFile("w", prefix="traceback_", suffix=".txt", delete=False, errors="replace") as file:
         file.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
@@ -166,22 +162,22 @@ sys.excepthook = _interrupted_early
 
 
 def _fail(line: str, status: int = 2) -> typing.NoReturn:
-    """Print the line on stderr and exit. torchrun ends all processes once one has failed; the others wait before they
-    print, so that an error that all of them meet is printed once."""
+    """Print the line on stderr and exit.
+
+    torchrun ends all processes once one has failed. Those of rank above 0 wait before they print, so that an error of
+    all processes is printed once.
+    """
     if torchrun_rank():
         time.sleep(LEAD_SECONDS)
     if ShowTraceback.asked:
         traceback.print_exc()
-    kind, line = "" if status > 128 else "error: ", _flat(line)
-    if len(line) > LONGEST:  # somebody's name of a megabyte; the way out stands at the end
-        line = f"{line[: LONGEST // 2]} ... {line[-LONGEST // 2 :]}"
-    print(f"{_program()}: {kind}{line}", file=sys.stderr)
+    kind = "" if status > 128 else "error: "
+    print(f"{_program()}: {kind}{_flat(line)}", file=sys.stderr)
     _end(status)
 
 
 def _end(status: int) -> typing.NoReturn:
-    """Exit; a process of several at once, before NCCL notices that its process group was not taken down in order and
-    prints so over the line."""
+    """Exit. One process of several exits at once, before NCCL prints that its process group was not shut down."""
     if started_by_torchrun():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -200,21 +196,9 @@ def torchrun_rank() -> int:
 
 
 def check_torchrun() -> None:
-    """Raises UserError where what torchrun tells its processes is not all there, or contradicts itself: the processes
-    would wait for each other for minutes."""
-    if not started_by_torchrun():
-        return
-    number, wrong = {}, ""
-    for name in TORCHRUN:
-        text = os.environ.get(name, "")
-        number[name] = int(text) if text.isascii() and text.isdecimal() and len(text) < 10 else -1
-    if absent := [name for name in TORCHRUN if number[name] < 0]:
-        wrong = f"{absent[0]} is no number"
-    elif not os.environ.get("MASTER_ADDR"):
-        wrong = "MASTER_ADDR is not"
-    elif number["RANK"] >= number["WORLD_SIZE"] or number["LOCAL_RANK"] >= number["LOCAL_WORLD_SIZE"]:
-        wrong = f"RANK {number['RANK']} is not among WORLD_SIZE {number['WORLD_SIZE']}, or LOCAL_RANK likewise"
-    elif number["MASTER_PORT"] >= 2**16:
-        wrong = f"MASTER_PORT is {number['MASTER_PORT']}"
-    if wrong:
-        raise UserError(f"TORCHELASTIC_RUN_ID is set, as by torchrun, but {wrong}; unset it, or use torchrun")
+    """Raises UserError if a variable of torchrun is missing: the processes would wait for each other for minutes."""
+    absent = [name for name in TORCHRUN if not os.environ.get(name)]
+    if started_by_torchrun() and absent:
+        raise UserError(
+            f"TORCHELASTIC_RUN_ID is set, as by torchrun, but {absent[0]} is not; unset it, or use torchrun"
+        )
