@@ -9,10 +9,8 @@ import numpy as np
 import pytest
 import torch
 from conftest import REPOSITORY, toy_arguments
-from safetensors.torch import load_file
 
 import main
-from models.clip import create_clip
 from models.teachers import load_similarity
 from models.teachers.clip import read_text_features
 from models.weights import load_weights
@@ -101,29 +99,29 @@ def test_a_write_that_the_system_refuses_names_the_file_and_the_way_out(tmp_path
 
 
 WEIGHTS = {
-    "whole numbers": (lambda state: {name: tensor.int() for name, tensor in state.items()}, "expected torch.float32"),
-    "complex": (lambda state: {name: tensor + 0j for name, tensor in state.items()}, "complex or not finite"),
-    "NaN": (lambda state: {name: tensor * float("nan") for name, tensor in state.items()}, "complex or not finite"),
+    "whole numbers": (
+        lambda state: {name: tensor.int() for name, tensor in state.items()},
+        "it is torch.int32",
+    ),
+    "complex": (
+        lambda state: {name: tensor + 0j for name, tensor in state.items()},
+        "it is torch.complex64",
+    ),
+    "NaN": (lambda state: {name: tensor * float("nan") for name, tensor in state.items()}, "that are not finite"),
     "numbers for names": (lambda state: dict(enumerate(state.values())), "fit"),
-    "a list": (lambda state: list(state.values()), "no state dict of tensors"),
-    "sparse": (lambda state: {name: tensor.to_sparse() for name, tensor in state.items()}, "not a readable|fit"),
-    "a pickle": (lambda state: {"weight": io.BytesIO}, "pickled objects, which are never read"),
+    "a list": (lambda state: list(state.values()), "tensors"),
+    "a pickle": (lambda state: {"weight": io.BytesIO}, "save its tensors alone"),
 }
 
 
 @pytest.mark.parametrize("what", WEIGHTS)
-def test_weights_of_another_kind_are_told(tmp_path, tiny_clip, what, recwarn):
+def test_weights_of_another_kind_are_one_line(tmp_path, what, recwarn):
     change, says = WEIGHTS[what]
     network, path = torch.nn.Linear(3, 2), tmp_path / "weights.pt"
     torch.save(change(network.state_dict()), path)
     with pytest.raises(UserError, match=says) as error:
         load_weights(network, path, head=())
     assert str(path) in str(error.value)
-    config, file = tiny_clip
-    torch.save(change(load_file(file)), path)
-    with pytest.raises(UserError, match=says) as error:
-        create_clip(config, path)
-    assert str(path) in str(error.value) and "precision" not in str(error.value)
 
 
 def test_text_features_that_are_0_or_no_float32_are_told(tmp_path):
