@@ -249,7 +249,7 @@ def _ignored(config: Config) -> Iterator[tuple[Iterable[str], str]]:
         yield {"model", "seed", "calibrate"} | training - read, f"the method {config.loss} trains nothing"
     if rule is None:
         yield group(TEACHER), f"the method {config.loss} uses no teacher"
-    elif config.calibrate != "none":
+    elif config.calibrate != "none" and config.method.loss is not None:
         yield set(keywords(rule.score)), "--calibrate replaces the rule's scores"
     elif rule.of_tiles:
         yield {"teacher_pool"}, f"the method {config.loss} reads the scores of single tiles"

@@ -51,7 +51,14 @@ def identity(config: Config) -> dict:
     result |= {name: file_identity(result[name]) for name in ("weights", "features") if name in result}
     if "model" in result:
         result["model"] = tower_identity(config.model) or config.model
+    result = {name: _without_time(value) for name, value in result.items()}
     return result | {"data": files.digest(config.folder), "code": losses.code_digest(config.method)}
+
+
+def _without_time(value: object) -> object:
+    """A file by name and size: to a run a copy is the same file, while caches also compare modification times."""
+    is_file = isinstance(value, list) and [type(part) for part in value] == [str, int, int]
+    return value[:2] if is_file else value
 
 
 def run_name(config: Config) -> str:

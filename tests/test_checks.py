@@ -74,8 +74,9 @@ def test_a_run_says_in_one_line_what_it_runs_on_and_warns_of_another_number_of_t
     assert f"CPU, {threads} threads, float32, images in a file" in capsys.readouterr().out.splitlines()
     (folder,) = (path for path in Path(toy.parent.parent / "results").iterdir() if path.is_dir())
     (folder / "test.json").unlink()
+    torch.set_num_threads(threads + 1)
     try:
-        main.main(toy_arguments(toy, "-l", "an", "--epochs", "1", "--resume", "--threads", str(threads + 1)))
+        main.main(toy_arguments(toy, "-l", "an", "--epochs", "1", "--resume"))
     finally:
         torch.set_num_threads(threads)
     out = capsys.readouterr().out

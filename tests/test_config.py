@@ -79,7 +79,7 @@ def test_flag_beats_method_beats_data_set_beats_backbone_beats_default(line, exp
         ("-s -1", "[0, 4294967296)"),
         ("--epochs 0", "[1, inf)"),
         ("--epochs two", "invalid int value"),
-        ("-g one", "CUDA index or cpu"),
+        ("-g one", "CUDA index such as 0, or cpu"),
         ("-l EM_APL --epochs 5", "--warmup-epochs 5 must be below --epochs 5"),
         ("--prompt photo", "needs {}"),
         ("--resume --overwrite", "give one of them"),
@@ -122,7 +122,7 @@ def test_what_a_loss_does_not_read_is_no_part_of_its_identity(capsys):
         parse(["-l", "gpr"])
     )
     calibrated = ignored_settings(parse(["-l", "gpr", "--calibrate", "bias"]))
-    assert "eta" in calibrated and not {"temperature", "teacher_pool"} & calibrated.keys()
+    assert {"eta", "temperature"} <= calibrated.keys() and "teacher_pool" not in calibrated
     given = replace(parse([]), similarity="file.npz")
     assert {"teacher", "prompt"} <= ignored_settings(given).keys() and "threshold" not in ignored_settings(given)
 
@@ -208,9 +208,7 @@ def test_every_value_of_a_data_set_backbone_or_method_is_of_a_setting_that_exist
             "some_kernel does not have a deterministic implementation; run without --deterministic",
         ),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "lower --batch-size"),
-        (RuntimeError("Expected to have finished reduction in the prior iteration"), "train it in a single process"),
         (torch.AcceleratorError("CUDA error: no kernel image is available for execution on the device"), "-g cpu"),
-        (torch.AcceleratorError("CUDA error: CUDA-capable device(s) is/are busy or unavailable"), "another with -g"),
         (torch.AcceleratorError("CUDA error: out of memory\nCompile with `TORCH_USE_CUDA_DSA`"), "lower --batch-size"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "--cache disk"),
     ],

@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY, make_toy, only_run, same_numbers, taught_arguments, toy_arguments
 from PIL import Image
 
-import run_folder
+import checkpoints
 from util.errors import UserError
 from util.files import read_json, write_array
 
@@ -92,7 +92,7 @@ def all_whole(root: Path) -> bool:
             case ".jsonl":
                 assert all(json.loads(line) for line in path.read_text().splitlines())
             case ".pt":
-                run_folder.read_tensors(path)
+                checkpoints.read(path)
             case ".png":
                 Image.open(path).verify()
     return True

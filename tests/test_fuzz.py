@@ -20,8 +20,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+import checkpoints
 import config
-import run_folder
 from datasets import images
 from models.teachers.file import load_similarity
 from preproc import download
@@ -93,7 +93,7 @@ READERS = {  # name of the file, contents that are whole or hold a pickle, reade
     "checkpoint": (
         "last.pt",
         [saved(partial(torch.save, STATE)), saved(partial(torch.save, {"model": Pickled()}))],
-        run_folder.read_tensors,
+        checkpoints.read,
     ),
     "image": ("i.png", [picture(kind) for kind in ("PNG", "JPEG", "GIF")], lambda p: images.decode(str(p), 4)),
     "zip": ("a.zip", [archive("zip")], extract),
