@@ -164,7 +164,7 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
     assert not (photos.parent / "data/mine").exists()
     assert read(form(photos, "--labels", labels, "--skip-bad"))[0] == NAMES[1:3]
     out = capsys.readouterr().out
-    assert "bad: d.png: missing" in out and "left out 2 of 4 images" in out
+    assert "bad: d.png: not found" in out and "left out 2 of 4 images" in out
     assert len(read(form(photos, "--labels", labels, "--no-check", "--overwrite"))[0]) == 4
 
 
@@ -187,7 +187,7 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
         ("image,label\n,cat\n", "a row names no image: ', cat'"),
         ("image,label\n../a.jpg,cat\n", "'../a.jpg' lies outside the folder of images; --outside allows it"),
         ("image,label\n/elsewhere/a.jpg,cat\n", "'/elsewhere/a.jpg' lies outside"),
-        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg (missing)"),
+        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg (not found)"),
         (b"image,label\n\xff\xfe,cat\n", "is not text in UTF-8"),
     ],
 )

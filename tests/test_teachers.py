@@ -97,7 +97,7 @@ def test_the_reference_preprocessing_is_what_the_published_code_fed_it(toy, tiny
                 small = F.interpolate(image[None], size=32, mode="bilinear")
                 options.append(torch.cosine_similarity(model.encode_image(small), text).numpy())
             closest = [np.abs(option - got[row]).max() for option in options]
-            assert min(closest) < 1e-5
+            assert min(closest) < 1e-4 < max(closest)  # rounding; the other choice of the flip is far away
             mirrored += int(np.argmin(closest))
     assert 0 < mirrored < 8
 
