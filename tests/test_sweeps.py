@@ -88,7 +88,7 @@ def test_a_sweep_that_is_stopped_saves_its_runs_and_starts_no_other(toy):
     process.communicate(timeout=60)
     assert process.returncode == 143
     (log,) = (toy.parent / "logs").glob("*.log")
-    assert "stopped by SIGTERM; the same command with --resume goes on" in log.read_text()
+    assert "stopped by SIGTERM; the same command with --resume continues" in log.read_text()
     assert len(list(results.glob("*/config.json"))) == 1
 
 

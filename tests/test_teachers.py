@@ -453,7 +453,7 @@ def test_a_file_may_hold_the_scores_of_tiles(tmp_path):
     largest = np.arange(6, 12, dtype=np.float32).reshape(3, 2)
 
     def tiles_of(path: Path) -> list[np.ndarray]:
-        split = datasets.MultiLabelDataset(Path(), np.array(["c", "a"]), np.zeros(2, np.uint64), None, np.zeros((2, 2)))
+        split = datasets.MultiLabelDataset(Path(), np.array(["c", "a"]), None, np.zeros((2, 2)))
         return FileTeacher(str(path), "tiles").similarities(split, datasets.Classes(["y", "x"], ["y", "x"]))
 
     _, tiles = tiles_of(save(tmp_path / "m.npz", tiles_max=largest))

@@ -145,8 +145,8 @@ def test_features_are_what_the_head_reads_and_are_computed_once(toy, monkeypatch
     arguments = toy_arguments(toy, "-l", "an", "--mode", "linear", "--linear-epochs", "2", "--flip", "0.5")
     result = main.main(arguments)
     cached = sorted((toy.parent / "toy/cache").glob("features_*.npy"))
-    kinds = [np.load(path) for path in cached]  # rows of (views, features), each with a checksum
-    assert sorted((len(rows), rows.dtype[0].shape[0]) for rows in kinds) == [
+    kinds = [np.load(path) for path in cached]  # (images, views, features)
+    assert sorted((len(rows), rows.shape[1]) for rows in kinds) == [
         (6, 1),
         (10, 1),
         (24, 2),
@@ -227,15 +227,12 @@ def test_linear_init_needs_of_the_linear_run_no_more_than_its_model_and_overwrit
 
 def test_an_image_tower_from_a_file_is_what_the_file_says(toy, tiny_clip):
     path = Path(tiny_clip[0])
-    other = path.with_name("other.json")
-    other.write_bytes(path.read_bytes())
 
     def identity(path: Path) -> dict:
         return run_folder.identity(parse(toy_arguments(toy, "-l", "an", "-m", f"clip:{path}")))
 
     before = identity(path)
-    assert identity(other) == before
-    path.write_text(path.read_text().replace('"layers": 1', '"layers": 2', 1))
+    path.write_text(path.read_text().replace('"layers": 1', '"layers": 12', 1))
     assert {name for name, value in identity(path).items() if value != before[name]} == {"model"}
 
 
