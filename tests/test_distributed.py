@@ -126,7 +126,10 @@ def test_an_image_that_one_process_cannot_read_is_named_by_it(uneven):
     _, err = process.communicate(timeout=120)
     line, *after = lines(err)  # after it the other process may say that it was ended, if torchrun is slow to do so
     assert process.returncode != 0
-    assert line.startswith("main.py, process 1: error: ") and f"{bad} is not a readable image" in line
+    assert (
+        line.startswith("main.py, process 1: error: ")
+        and f"1 of 23 images cannot be read: {bad} (of no known kind)" in line
+    )
     assert all("another process of this run has ended" in other or "stopped by SIGTERM" in other for other in after)
 
 
