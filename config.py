@@ -325,7 +325,7 @@ def check(config: Config) -> None:
     if config.method.pseudo_labels:
         check_views(config)
     if config.resume and config.overwrite:
-        raise UserError("--resume goes on with a run and --overwrite deletes it; give one of them")
+        raise UserError("--resume continues a run and --overwrite deletes it; give one of them")
     check_gpu(config.gpu)
     for name in ("weights", "text_features", "similarity", "features"):
         path = getattr(config, name)
@@ -365,13 +365,11 @@ def build_parser(method: str | None = None) -> argparse.ArgumentParser:
     listed = {"model": [*BACKBONES, "teacher"], "dataset": list(DATASETS)}
     for name, metadata in COMMON.items():
         setting = metadata["setting"]
-        facts = [*_listed(listed.get(name) or setting.choices), *_values(name, setting, method)]
+        names = listed.get(name) or setting.choices
+        facts = [", ".join(names)] * bool(names) + _values(name, setting, method)
         _add(groups[metadata["group"]], name, setting, kinds[name], _described(setting.help, facts))
-    groups[RUN].add_argument(
-        "--config",
-        metavar="FILE",
-        help="JSON file of settings, such as a run's config.json; the command line overrides it",
-    )
+    help = "JSON file of settings, such as a run's config.json; the command line overrides it"
+    groups[RUN].add_argument("--config", metavar="FILE", help=help)
     for name, users in method_settings().items():
         setting = users.get(method, next(iter(users.values())))
         help = _described(setting.help, _values(name, setting, method)) if method in users else None
@@ -414,10 +412,6 @@ def _described(help: str, facts: list[str]) -> str:
     return f"{help} ({'; '.join(facts)})" if facts else help
 
 
-def _listed(names: Iterable[str]) -> list[str]:
-    return [", ".join(names)] if names else []
-
-
 def _shown(value: object) -> str:
     if isinstance(value, tuple):
         return " + ".join(value)
@@ -442,10 +436,8 @@ MOST = 10  # settings shown before a run; all of them are in config.json
 
 def show(config: Config) -> str:
     """What is trained, what differs from this method's defaults, and the defaults that matter most, at most MOST."""
-    read, default = (
-        effective_settings(config),
-        default_settings(config, "model", "weights", "mode") | {"mode": Config.mode},
-    )
+    read = effective_settings(config)
+    default = default_settings(config, "model", "weights", "mode") | {"mode": Config.mode}
     named = ("dataset", "loss", "model", "seed")
     changed = [name for name in read if name not in named and default.get(name, read[name]) not in (read[name], "auto")]
     rest = [name for name in (*SHOWN, *config.hparams) if name in read and name not in changed][: MOST - len(changed)]

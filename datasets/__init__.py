@@ -6,8 +6,9 @@ from pathlib import Path
 
 from datasets import digits, photos
 from datasets.dataset import MultiLabelDataset, Splits, load
-from datasets.files import Classes
+from datasets.files import Classes, description_path
 from util.errors import UserError
+from util.files import locked
 
 __all__ = ["DATASETS", "Classes", "DatasetSpec", "MultiLabelDataset", "Splits", "check_name", "load", "prepare"]
 
@@ -40,7 +41,7 @@ DATASETS = {
         train=digits.NUM_TRAIN,
         test=digits.NUM_TEST,
         labels=10,
-        make=digits.make_once,
+        make=digits.make,
         settings=dict(  # from a search over rate and batch that served every loss
             model="timm:test_resnet",
             pretrained=False,
@@ -60,7 +61,7 @@ DATASETS = {
         train=photos.NUM_TRAIN,
         test=photos.NUM_TEST,
         labels=12,
-        make=photos.make_once,
+        make=photos.make,
         settings=dict(
             mode="linear",
             features=photos.FEATURES,
@@ -73,10 +74,14 @@ DATASETS = {
 
 
 def prepare(folder: Path) -> None:
-    """Make the formatted files, if the data set is one that needs no download and they are not there."""
-    known = DATASETS.get(folder.resolve().name)
-    if known and known.make:
-        known.make(folder)
+    """Make the formatted files if the data set needs no download and they are absent; of several processes one makes
+    them and the others wait."""
+    known, last = DATASETS.get(folder.resolve().name), description_path(folder)
+    if known and known.make and not last.exists():
+        with locked(folder):
+            if not last.exists():
+                print(f"making the data set in {folder}")
+                known.make(folder)
 
 
 def check_name(folder: Path) -> None:

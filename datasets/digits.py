@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.files import description_path, write_own
+from datasets.files import write_own
 from datasets.protocol import observe, split_indices
-from util.files import locked
 
 NUM_TRAIN, NUM_TEST = 3_000, 1_000  # scenes
 PROMPT = "a photo of the digit {}"
@@ -87,14 +86,3 @@ def make(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / "images" / images[-1])
         splits[split] = (images, labels, observe(labels))
     write_own(folder, splits, NAMES, WORDS, folder / "images", drawn=list(splits))
-
-
-def make_once(folder: Path) -> None:
-    """Make the data set if it is absent; of two processes one makes it and the other waits."""
-    last = description_path(folder)
-    if last.exists():
-        return
-    with locked(folder):
-        if not last.exists():
-            print(f"making the digits in {folder}")
-            make(folder)

@@ -10,26 +10,17 @@ from pathlib import Path
 
 import numpy as np
 
-from datasets.files import description_path, write_own
+from datasets.files import write_own
 from datasets.protocol import observe
-from util.files import REPOSITORY, locked, read_arrays
+from util.files import REPOSITORY, read_arrays
 
 NUM_TRAIN, NUM_TEST = 1_697, 865
 FEATURES, SIMILARITY = "models/photos.npz", "models/photos_clip.npz"
 
 
-def make_once(folder: Path) -> None:
-    """Write the formatted files and the observed labels if they are absent; one process writes, others wait."""
-    last = description_path(folder)
-    if last.exists():
-        return
-    with locked(folder):
-        if not last.exists():
-            images, classes, split, labels = read_arrays(
-                REPOSITORY / FEATURES, ("images", "classes", "split", "labels")
-            )
-            rows = {"train": np.flatnonzero(split == "train"), "val": np.flatnonzero(split == "test")}
-            splits = {
-                name: (images[index].tolist(), labels[index], observe(labels[index])) for name, index in rows.items()
-            }
-            write_own(folder, splits, classes.tolist(), classes.tolist(), folder, drawn=list(splits))
+def make(folder: Path) -> None:
+    """Write the formatted files and the observed labels."""
+    images, classes, split, labels = read_arrays(REPOSITORY / FEATURES, ("images", "classes", "split", "labels"))
+    rows = {"train": np.flatnonzero(split == "train"), "val": np.flatnonzero(split == "test")}
+    splits = {name: (images[index].tolist(), labels[index], observe(labels[index])) for name, index in rows.items()}
+    write_own(folder, splits, classes.tolist(), classes.tolist(), folder, drawn=list(splits))

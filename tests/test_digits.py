@@ -24,7 +24,7 @@ from models import clip, train_digits_teacher
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits") / "digits"
-    datasets.digits.make_once(folder)
+    datasets.digits.make(folder)
     return folder
 
 
