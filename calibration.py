@@ -14,7 +14,7 @@ from torch import Tensor
 CALIBRATIONS = ("none", "bias", "matrix")
 FOLDS = 5  # an image's scores come from a fit to the other four fifths of the images
 RIDGES = (torch.inf, 300.0, 100.0, 30.0, 10.0, 3.0, 1.0)  # on |W|^2, beside the summed cross-entropy; infinite: W = 0
-PRIOR = 0.5  # images in which each label is counted as known beforehand, where the teacher is undecided
+PRIOR = 0.5  # images in which each label is counted as known beforehand, if the teacher is undecided
 MATRIX_LABELS = 400  # above it the L x L matrix has more numbers than the known labels can fit
 CHOICE_ENTRIES = 1 << 19  # entries of the scores by which the ridge is chosen: bounds the time
 FIT_ENTRIES = 1 << 24  # entries of the scores that a fit reads: bounds its memory (2 GB)

@@ -70,7 +70,7 @@ class Config:
     precision: str = option(TRAINING, "auto", "arithmetic of the backbone; auto: bf16 on GPUs that have it (from Ampere on), else float32. The teacher takes float16, except with float32", choices=("auto", "float32", "tf32", "bf16"))
     pretrained: bool = option(TRAINING, True, "start from the backbone's published weights")
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
-    val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (where the data set has them), or the observed ones only", choices=("clean", "observed"))
+    val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (if the data set has them), or the observed ones only", choices=("clean", "observed"))
     select: str = option(TRAINING, "best", "epoch whose weights are kept: the best by validation mAP, or the last", choices=("best", "last"))
     features: str | None = option(TRAINING, None, "FILE.npz with images, features: --mode linear trains on features that another program computed", metavar="FILE")
     skip_missing: bool = option(TRAINING, False, "drop images that are not on the disk (after single positives and split are drawn)")
@@ -303,7 +303,7 @@ def published_score(config: Config) -> float | None:
 
 
 def check(config: Config) -> None:
-    """Raises UserError where values do not go together or name what does not exist."""
+    """Raises UserError if values do not go together or name what does not exist."""
     if not config.features:
         models.check_name(config.model)
         models.check_head(config.model, config.head, config.image_size)
@@ -334,7 +334,7 @@ def check(config: Config) -> None:
 
 
 def check_views(config: Config) -> None:
-    """Raises UserError where the views of the teacher do not go with the rest."""
+    """Raises UserError if the views of the teacher do not go with the rest."""
     if config.method.pseudo_labels.of_tiles and config.teacher_views != "tiles":
         raise UserError(f"the method {config.loss} reads the scores of tiles; leave out --teacher-views, or give tiles")
     if config.teacher_views != "global" and config.teacher_preprocess == "reference" and not config.similarity:

@@ -256,7 +256,7 @@ class Training:
         self.best = {"epoch": 0, "val_mAP": -1.0}
 
     def state_dict(self) -> dict:
-        """Raises UserError where a loss is not finite: such a state is not kept."""
+        """Raises UserError if a loss is not finite: such a state is not kept."""
         losses = distributed.all_sum(self.step_losses[: self.steps].clone())
         check_finite(losses, self.epoch)
         return {
@@ -298,7 +298,7 @@ class Training:
         validation  images; None: there are none, and the last epoch is kept
         score       (N, L) float probabilities of the validation images -> mAP in percent
         select      best: keep the epoch with the highest validation mAP; last: keep the last
-        Raises Interrupted, with the state saved, where the run was asked to stop.
+        Raises Interrupted, with the state saved, if the run was asked to stop.
         """
         seed_other_processes([self.seed, self.epoch, self.steps])
         saved = time.monotonic()
@@ -335,7 +335,7 @@ class Training:
     def train_epoch(self, after_step: Callable[[], None] = lambda: None) -> float:
         """Train from step `steps` of the epoch to its end; the mean loss per image over the whole epoch.
 
-        Raises UserError, with epoch and batch, where a loss is not finite.
+        Raises UserError, with epoch and batch, if a loss is not finite.
         """
         images, losses, start = self.data.images, self.step_losses, self.steps
         order = epoch_order(self.seed, self.epoch, len(images))
@@ -406,7 +406,7 @@ def predict(
     processes, and the same on all of them.
 
     after_batch  called after each batch, the same number of times by every process
-    Raises UserError where one is not a number: the weights have diverged.
+    Raises UserError if one is not a number: the weights have diverged.
     """
     model.eval()
     torch.backends.cudnn.benchmark = False  # timing algorithms for an odd last size does not pay

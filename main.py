@@ -209,7 +209,7 @@ def prepare_training(config: Config, session: Session, splits: datasets.Splits) 
     make = partial(supervision.pseudo_labels_of, config, splits, **where)
     pseudo, quality = session.once(make, "pseudo-labels", *supervision.depends_on(config)) or (None, None)
 
-    # Images, decoded where --cache says, and the backbone; a linear run trains a head on features instead
+    # Images, decoded or read as --cache chooses, and the backbone; a linear run trains a head on features instead
     read = {name: split for name, split in splits.named().items() if split is not splits.test or splits.scored()}
     num_labels = len(splits.classes.names)
     if config.features:

@@ -200,7 +200,7 @@ def confirm(task: Task, options: argparse.Namespace, session: driver.Session) ->
 
 
 def main(argv: list[str] | None = None) -> pd.DataFrame:
-    """Search and confirm as the command line `argv` says; returns the table."""
+    """Search and confirm by the command line `argv`; returns the table."""
     argv = sys.argv[1:] if argv is None else argv
     parser = OneLineParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-l", "--loss", nargs="+", required=True, metavar="METHOD", help="methods, or: all")

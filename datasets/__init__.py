@@ -20,7 +20,7 @@ class DatasetSpec:
     train, test  images of the official training set, and of the official validation or test set
     labels       classes
     settings     common settings that this data set sets otherwise than their defaults
-    make         makes the formatted files in a folder, where they need no download
+    make         makes the formatted files in a folder, if they need no download
     """
 
     train: int

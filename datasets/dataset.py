@@ -22,7 +22,7 @@ class MultiLabelDataset:
 
     root      folder that `names` are relative to
     names     (N,) str
-    true      (N, L) int8 in {0, 1}; None where the full labels are not known
+    true      (N, L) int8 in {0, 1}; None if the full labels are not known
     observed  (N, L) int8 in {-1, 0, +1}; 0 = unknown
     """
 
@@ -65,7 +65,7 @@ def _stamp(path: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Splits:
-    """val, test: None where the data set has no such images."""
+    """val, test: None if the data set has no such images."""
 
     train: MultiLabelDataset
     val: MultiLabelDataset | None
@@ -128,7 +128,7 @@ def load(
 
 
 def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:
-    """The split without its missing images; raises UserError where images may not be missing."""
+    """The split without its missing images; raises UserError if images may not be missing."""
     there = split.stamps[:, 0] >= 0
     if not there.all() and not skip_missing:
         raise UserError(

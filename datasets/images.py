@@ -28,7 +28,7 @@ from util.devices import generator
 from util.errors import UserError, describe_error
 from util.row_cache import cached_rows
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or told in one line
+warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or reported in one line
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # long metadata does not make a PNG unreadable
 DECODED = 32  # images per block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
@@ -103,7 +103,7 @@ GREY_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
 
 
 def rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a Pillow image, upright: turned and mirrored as its EXIF orientation says.
+    """(H, W, 3) uint8 RGB of a Pillow image, upright: turned and mirrored by its EXIF orientation.
 
     What each of Pillow's modes becomes; increase dataset.PIXELS if a rule changes:
 
@@ -193,7 +193,7 @@ class Images:
 
 
 def moved(block: np.ndarray, device: torch.device) -> Tensor:
-    """(B, S, S, 3) uint8 in memory -> (B, 3, S, S) on a device, channels last; a GPU goes on computing meanwhile."""
+    """(B, S, S, 3) uint8 in memory -> (B, 3, S, S) on a device, channels last; a GPU keeps computing meanwhile."""
     images = torch.from_numpy(block)
     if device.type == "cuda":
         images = images.pin_memory().to(device, non_blocking=True)

@@ -7,12 +7,12 @@ VAL_FRACTION = 0.2
 
 
 def observe(labels: np.ndarray, *, num_pos: int = 1, num_neg: int = 0, seed: int = SEED) -> np.ndarray:
-    """Keep num_pos positives and num_neg negatives of each row (all, where it has fewer), drawn at random.
+    """Keep num_pos positives and num_neg negatives of each row (all, if it has fewer), drawn at random.
 
     labels   (N, L) in {0, 1}
     returns  (N, L) int8 in {-1, 0, +1}; 0 = unknown. A row without positives has none
 
-    Both shuffles of a row happen even where none is kept, as in the published code: later rows' draws depend on them.
+    Both shuffles of a row happen even if none is kept, as in the published code: later rows' draws depend on them.
     """
     random = np.random.RandomState(seed)
     observed = np.zeros(labels.shape, dtype=np.int8)

@@ -78,7 +78,7 @@ def settings_of(name: str) -> dict[str, object]:
 
 
 def check_head(name: str, head: str, image_size: int) -> None:
-    """Raises UserError where the backbone has no feature maps and the head needs some; of shapes alone."""
+    """Raises UserError if the backbone has no feature maps and the head needs some; of shapes alone."""
     if head != "linear":
         if name == "vit_clip" or name.startswith("clip:"):  # a transformer's patches, or a tower that pools
             raise no_maps(name)
@@ -102,7 +102,7 @@ def build(
     weights         a local checkpoint instead
     head            one of HEADS
     smallest_batch  images of the smallest training step, which batch norm may refuse
-    Raises UserError where the weights are neither cached nor downloadable, or do not fit.
+    Raises UserError if the weights are neither cached nor downloadable, or do not fit.
     """
     check_name(name)
     make = BACKBONES[name].make if name in BACKBONES else partial(FAMILIES[name[:5]], name[5:])

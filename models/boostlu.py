@@ -29,7 +29,7 @@ class BoostLU(nn.Conv2d):
 
 
 class MapsWithHead(nn.Module):
-    """maps: (B, 3, S, S) -> (B, C, H, W), or (B, H, W, C) where channels_last."""
+    """maps: (B, 3, S, S) -> (B, C, H, W), or (B, H, W, C) if channels_last."""
 
     def __init__(self, maps: nn.Module, head: BoostLU, channels_last: bool) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ def no_maps(name: str) -> UserError:
 
 
 def use_boostlu(model: Backbone, name: str, num_labels: int, image_size: int) -> None:
-    """Put BoostLU in the place of a backbone's pooling and linear head. Raises UserError where it makes no maps."""
+    """Put BoostLU in the place of a backbone's pooling and linear head. Raises UserError if it makes no maps."""
     network = model.network
     if hasattr(network, "reset_classifier"):  # timm's
         network.reset_classifier(0, "")

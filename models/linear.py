@@ -28,7 +28,7 @@ from util.row_cache import cached_rows
 class Features:
     """The images of one split as a frozen backbone sees them.
 
-    kept  (N, V, D) float32 on the device; V = 2 where the second view is the mirrored image, else 1
+    kept  (N, V, D) float32 on the device; V = 2 if the second view is the mirrored image, else 1
     """
 
     kept: Tensor
@@ -49,7 +49,7 @@ class Probe(Backbone):
         super().__init__(head, heads=("",))
 
     def to_input(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
-        """(B, V, D) features -> (B, D), of the mirrored images where `flip`, (B,) bool, says so."""
+        """(B, V, D) features -> (B, D), of the mirrored images if `flip`, (B,) bool, is set."""
         if flip is None or images.shape[1] == 1:
             return images[:, 0]
         return torch.where(flip[:, None], images[:, 1], images[:, 0])
@@ -87,7 +87,7 @@ def load_features(path: str, images: np.ndarray, device: torch.device) -> Featur
 
 
 def head_of(model: Backbone) -> Float32Linear:
-    """The backbone's head. Raises UserError where that is not one linear layer."""
+    """The backbone's head. Raises UserError if that is not one linear layer."""
     found = [model.network.get_submodule(name) for name in model.heads]
     if len(found) != 1 or not isinstance(found[0], nn.Linear):
         kinds = ", ".join(type(head).__name__ for head in found) or "none that timm names"

@@ -1,4 +1,4 @@
-"""What a table, a JSON file or a folder says about images, with names in one spelling and paths that exist."""
+"""The labels that a table, a JSON file or a folder gives to images, with names in one spelling and paths that exist."""
 
 import ast
 import json

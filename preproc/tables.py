@@ -78,7 +78,7 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
 
 
 def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFrame]:
-    """The names of the columns and the (rows, columns) fields: categories, but strings where each row has its own."""
+    """The names of the columns and the (rows, columns) fields: categories, but strings if each row has its own."""
     content = path.read_bytes()
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:

@@ -37,7 +37,7 @@ class Label:
 
 @dataclass
 class Card:
-    """An image with its labels; picture: a data URI, or "" where the file cannot be read."""
+    """An image with its labels; picture: a data URI, or "" if the file cannot be read."""
 
     name: str
     headline: str
@@ -128,7 +128,7 @@ def make(run: Run) -> Gallery:
 
 
 def _picture(path: Path) -> str:
-    """A small JPEG as a data URI; "" where the file is absent or damaged."""
+    """A small JPEG as a data URI; "" if the file is absent or damaged."""
     try:
         with Image.open(path) as image:
             image.draft("RGB", (SIDE, SIDE))

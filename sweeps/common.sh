@@ -4,7 +4,7 @@
 #   JOBS=3 GPUS="0 0 0" sweeps/seeds.sh -d coco               # three runs at a time on one GPU
 #   LIST=1 sweeps/seeds.sh -d coco                            # only print the lines (for sweeps/slurm.sh)
 #
-# A finished run is skipped, a broken one goes on. A run that fails does not stop the others; it is listed at the end
+# A finished run is skipped, an interrupted one continues. A run that fails does not stop the others; it is listed at the end
 # with its log, and the sweep's exit status is then 1. Last comes the table of the sweep's runs, with a page beside the
 # logs.
 

@@ -6,7 +6,7 @@
 #   python report.py                                       # when they are through
 #
 # Two minutes before its time is up, and when it is preempted, a run gets SIGTERM, saves at the next batch and exits with
-# 143; its task is then put back in the queue and goes on. Adapt the lines below to your cluster.
+# 143; its task is then put back in the queue and continues. Adapt the lines below to your cluster.
 #SBATCH --job-name=vlpl
 #SBATCH --gres=gpu:1
 #SBATCH --cpus-per-task=8

@@ -115,7 +115,7 @@ def pick_precision(precision: str, device: torch.device) -> str:
 
 
 def autocast(device: torch.device, precision: str) -> torch.autocast:
-    """bf16 where the precision is bf16. Casts of weights are not cached, as the capture of a CUDA graph requires; a
+    """bf16 if the precision is bf16. Casts of weights are not cached, as the capture of a CUDA graph requires; a
     forward pass reads each weight once."""
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False)
 

@@ -16,7 +16,7 @@ class Setting:
     search      what tune.py searches: an interval such as "[0.01, 1]", on a log scale if its low end is above 0, or a
                 tuple of values; () = nothing
     flags       further names on the command line, beside --the-setting's-name
-    needs       another setting of the same method, without which (where it is 0) this one is not read
+    needs       another setting of the same method, without which (if it is 0) this one is not read
     by_dataset  values for single data sets, by name
     """
 
@@ -48,7 +48,7 @@ class Setting:
                 object.__setattr__(self, name, value)
 
     def check(self, name: str, value: object) -> None:
-        """Raises UserError where the value lies outside the interval, or is a whole number of more than 64 bits."""
+        """Raises UserError if the value lies outside the interval, or is a whole number of more than 64 bits."""
         if self.within and value is not None and not inside(value, self.within):
             raise UserError(f"{flag(name)} must lie in {self.within}, not {value}")
         if isinstance(value, int) and abs(value) >= 2**63:

@@ -1,6 +1,6 @@
 """CLIP as the teacher: it scores every training image against every class name, once, before training.
 
-It looks at the whole image (view `global`), and where asked at its tiles or patches too. The similarities of each view
+It looks at the whole image (view `global`), and on request at its tiles or patches too. The similarities of each view
 are cached beside the data set. What follows from them (temperature, threshold, calibration) is not, so a sweep over
 these never runs the teacher again.
 """
@@ -210,7 +210,7 @@ def read_text_features(path: str, num_labels: int) -> np.ndarray:
 def encode_captions(clip: nn.Module, name: str, captions: list[list[str]]) -> Tensor:
     """(L, D) text features; of several captions of a class the mean of the normalised ones.
 
-    Raises UserError where the model's tokenizer cannot be had.
+    Raises UserError if the model's tokenizer cannot be had.
     """
     from open_clip import get_tokenizer
 
@@ -275,7 +275,7 @@ def score(
 
 
 def check_half(scorer: Scorer, paths: list[str], rows: np.ndarray, device: torch.device, workers: int) -> None:
-    """Raises UserError where a teacher, given in float32, says something else in half precision. Of whole images."""
+    """Raises UserError if a teacher, given in float32, differs in half precision, on whole images."""
     whole = np.concatenate(list(score(scorer, paths, rows, len(rows), device, workers)))
     half = np.concatenate(list(score(deepcopy(scorer).to_precision("half"), paths, rows, len(rows), device, workers)))
     difference = np.abs(whole - half).max()
