@@ -2,7 +2,6 @@
 
 import functools
 import json
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,7 +44,7 @@ def scores_and_labels(config: Config, similarity: np.ndarray) -> tuple[np.ndarra
 
 
 def quality(digits: Path, cache: Path, *more: str) -> dict[str, float]:
-    """What the run's table says of the teacher's pseudo-labels."""
+    """The figures of the teacher's pseudo-labels in the run's table."""
     config, splits = teaching(digits, *more)
     scores, pseudo = scores_and_labels(config, similarities(config, splits, cache))
     return label_quality.describe(pseudo, scores, splits.train.observed, splits.train.true)
@@ -57,11 +56,12 @@ def promised(found: dict[str, float]) -> bool:
 
 def test_half_precision_moves_hardly_a_pseudo_label(digits, tmp_path):
     config, splits = teaching(digits)
+    splits = replace(splits, train=splits.train.rows(np.arange(600)))
     whole, half = (
         similarities(replace(config, precision=precision), splits, tmp_path) for precision in ("float32", "bf16")
     )
     labels = [scores_and_labels(config, one)[1] for one in (whole, half)]
-    assert (labels[0] == 1).sum() > 1000  # scores that do cross the threshold
+    assert (labels[0] == 1).sum() > 250  # scores that do cross the threshold
     assert 0 < np.abs(whole - half).max() < 2e-3 and (labels[0] == labels[1]).mean() >= 0.999
 
 
@@ -88,9 +88,10 @@ def test_each_split_draws_on_its_own_pool(tmp_path, monkeypatch):
     assert set(drawn[50:]) == {"test"}
 
 
-def test_scenes_hold_one_to_five_digits(digits):
+def test_scenes_hold_one_to_five_digits_and_have_one_observed_label(digits):
     for split in ("train", "val"):
-        labels = np.load(digits / f"formatted_{split}_labels.npy")
+        labels, observed = (np.load(digits / f"formatted_{split}_{part}.npy") for part in ("labels", "labels_obs"))
+        assert (observed.sum(axis=1) == 1).all() and (labels[observed == 1] == 1).all()
         assert np.bincount(labels.sum(axis=1), minlength=6)[1:].min() > 0.15 * len(labels)
         assert labels.sum(axis=1).min() == 1 and labels.sum(axis=1).max() == 5
         assert labels.mean(axis=0) == pytest.approx(np.full(10, 0.3), abs=0.06)
@@ -121,19 +122,14 @@ def test_the_teachers_script_writes_weights_that_load(tmp_path):
     assert sum(value.numel() for value in loaded.parameters()) < 1.5e6
 
 
-def test_the_first_run_makes_what_it_needs(digits, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(datasets.digits, "make", lambda folder: shutil.copytree(digits, folder, dirs_exist_ok=True))
+def test_the_first_run_makes_what_it_needs(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(datasets.digits, "NUM_TRAIN", 100)
+    monkeypatch.setattr(datasets.digits, "NUM_TEST", 20)
     where = ("--data-root", str(tmp_path / "data"), "--results-dir", str(tmp_path))
     result = main.main(["-d", "digits", "-g", "cpu", "--epochs", "1", *where])
-    assert "making the digits" in capsys.readouterr().out
-    assert (result["train_images"], result["validation_images"], result["test_images"]) == (2400, 600, 1000)
+    assert f"making the data set in {tmp_path / 'data/digits'}" in capsys.readouterr().out
+    assert (result["train_images"], result["validation_images"], result["test_images"]) == (80, 20, 20)
     assert json.loads((tmp_path / "data/digits/dataset.json").read_text())["prompt_names"][7] == "seven"
-
-
-def test_each_image_of_a_scene_has_one_observed_label(digits):
-    for split in ("train", "val"):
-        observed, true = (np.load(digits / f"formatted_{split}_{part}.npy") for part in ("labels_obs", "labels"))
-        assert (observed.sum(axis=1) == 1).all() and (true[observed == 1] == 1).all()
 
 
 @pytest.mark.slow
