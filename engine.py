@@ -124,75 +124,6 @@ def accelerate(model: Backbone, inputs: Tensor, compiled: bool) -> torch.nn.Modu
     return network
 
 
-class TrainingStep:
-    """One training step: a batch in, new weights and the loss of the batch out.
-
-    With several processes each computes its part of the batch. In a single process, full batches go through the
-    accelerated network if `cuda_graph` (on a GPU) or `compile` is set; loss and optimizer are always eager.
-    """
-
-    def __init__(
-        self,
-        model: Backbone,
-        loss_function: Loss,
-        data: TrainingSet,
-        *,
-        lr: float,
-        batch_size: int,
-        precision: str = "float32",
-        head_rate: float = 1.0,
-        optimizer: str = "adam",
-        weight_decay: float = 0.0,
-        cuda_graph: bool = False,
-        compile: bool = False,
-    ) -> None:
-        self.model, self.loss_function, self.data = model, loss_function, data
-        self.batch_size, self.precision, self.compile = batch_size, precision, compile
-        self.device = data.observed.device
-        groups = parameter_groups(model, loss_function, lr, head_rate)
-        self.rates = [group["lr"] for group in groups]
-        self.optimizer = OPTIMIZERS[optimizer](groups, weight_decay=weight_decay)
-        self.network = distributed.wrap(model, self.device)
-        self.accelerates = distributed.world_size() == 1 and (compile or (cuda_graph and self.device.type == "cuda"))
-        self.accelerated: torch.nn.Module | None = None
-
-    def set_rate(self, multiple: float) -> None:
-        """Give the next step this multiple of each learning rate."""
-        for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
-            group["lr"] = float(np.float32(rate * multiple))  # the rounding of a rate in a tensor
-
-    def load_optimizer(self, state: dict) -> None:
-        """Restore the optimizer's state of each parameter. Its learning rates follow from the settings."""
-        self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["state"]})
-
-    def __call__(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
-        """This process's part of the loss of the batch, () float on the device.
-
-        images      (B, 3, S, S) uint8, or features (B, V, D) float
-        index       (B,) int64 rows of the training set;  flips  (B,) bool
-        batch_size  images of the batch on all processes
-        """
-        full, world_size = batch_size == self.batch_size, distributed.world_size()
-        torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
-        self.optimizer.zero_grad(set_to_none=True)
-        # SyncBatchNorm gathers float32 from processes with images, and expects the same type from one without
-        with autocast(self.device, self.precision if len(index) else "float32"):
-            inputs = self.model.to_input(images, flips)
-            if full and self.accelerates and self.accelerated is None:
-                self.accelerated = accelerate(self.model, inputs, self.compile)
-            network = self.accelerated if full and self.accelerates else self.network
-            logits = network(inputs)
-        loss = self.loss_function(logits, self.data.targets(index))
-        if len(index) != batch_size:
-            loss = loss * (len(index) / batch_size)
-        (loss * world_size).backward()  # gradients are averaged over the processes
-        if world_size > 1:
-            for parameter in self.loss_function.parameters():  # DistributedDataParallel averages the network's
-                distributed.all_sum(parameter.grad).div_(world_size)
-        self.optimizer.step()
-        return loss.detach()
-
-
 def running_average(model: Backbone, decay: float) -> torch.nn.Module:
     """Of the model's weights over the steps, in its `module`. The decay rises to its value as 1 - t^(-2/3) with the
     steps t, so that a short run forgets how it began."""
@@ -240,15 +171,18 @@ class Training:
         eval_batch_size: int = 64,
     ) -> None:
         self.model, self.loss_function, self.data = model, loss_function, data
-        self.epochs, self.seed, self.flip, self.eval_batch_size = epochs, seed, flip, eval_batch_size
-        self.schedule, self.augmentation = SCHEDULES[schedule], augmentation
-        self.step = TrainingStep(
-            model, loss_function, data, lr=lr, batch_size=batch_size, precision=precision, head_rate=head_rate,
-            optimizer=optimizer, weight_decay=weight_decay, cuda_graph=cuda_graph, compile=compile,
-        )  # fmt: skip
+        self.epochs, self.batch_size, self.seed, self.flip = epochs, batch_size, seed, flip
+        self.augmentation, self.precision, self.eval_batch_size = augmentation, precision, eval_batch_size
+        self.device = data.observed.device
+        groups = parameter_groups(model, loss_function, lr, head_rate)
+        self.rates, self.schedule = [group["lr"] for group in groups], SCHEDULES[schedule]
+        self.optimizer = OPTIMIZERS[optimizer](groups, weight_decay=weight_decay)
+        self.network = distributed.wrap(model, self.device)
+        self.compile = compile
+        self.accelerates = distributed.world_size() == 1 and (compile or (cuda_graph and self.device.type == "cuda"))
+        self.accelerated: torch.nn.Module | None = None
         self.average = running_average(model, ema) if ema else None
         self.evaluated = self.average.module if self.average else model
-        self.device, self.precision = self.step.device, precision
         self.num_steps = -(-len(data.images) // batch_size)
         self.step_losses = torch.zeros(self.num_steps, device=self.device)  # this process's part of each step's loss
         self.epoch, self.steps = 1, 0
@@ -262,7 +196,7 @@ class Training:
         return {
             "model": self.model.state_dict(),
             **({"average": self.evaluated.state_dict()} if self.average else {}),
-            "optimizer": self.step.optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "loss": self.loss_function.state_dict(),
             "random": random_state(self.device),
             "epoch": self.epoch,
@@ -276,7 +210,8 @@ class Training:
         self.model.load_state_dict(state["model"])
         if self.average:
             self.evaluated.load_state_dict(state["average"])
-        self.step.load_optimizer(state["optimizer"])
+        learned = {"state": state["optimizer"]["state"]}  # the learning rates follow from the settings
+        self.optimizer.load_state_dict(self.optimizer.state_dict() | learned)
         self.loss_function.load_state_dict(state["loss"])
         set_random_state(state["random"], self.device)
         self.epoch, self.steps, self.best = state["epoch"], state["step"], state["best"]
@@ -340,18 +275,20 @@ class Training:
         images, losses, start = self.data.images, self.step_losses, self.steps
         order = epoch_order(self.seed, self.epoch, len(images))
         flips = epoch_flips(self.seed, self.epoch, len(images), self.flip).to(self.device)
-        batches = order.split(self.step.batch_size)
+        batches = order.split(self.batch_size)
         mine = [batch.tensor_split(distributed.world_size())[distributed.rank()] for batch in batches[start:]]
         reported = time.monotonic()
         self.loss_function.start_epoch(self.epoch)
-        self.step.network.train()
-        with distributed.progress_bar(len(images), f"epoch {self.epoch}", start * self.step.batch_size) as bar:
+        self.network.train()
+        with distributed.progress_bar(len(images), f"epoch {self.epoch}", start * self.batch_size) as bar:
             batches_here = zip(mine, images.stream(mine, self.device), on_device(mine, self.device), strict=True)
             for rows, pixels, index in batches_here:
                 number = (self.epoch - 1) * self.num_steps + self.steps  # of the step, from 0 over the whole training
                 self.loss_function.start_step(number)
                 if self.schedule:
-                    self.step.set_rate(self.schedule(number, self.epochs * self.num_steps))
+                    multiple = self.schedule(number, self.epochs * self.num_steps)
+                    for group, rate in zip(self.optimizer.param_groups, self.rates, strict=True):
+                        group["lr"] = float(np.float32(rate * multiple))  # the rounding of a rate in a tensor
                 if self.augmentation:
                     pixels = self.augmentation(pixels, rows, self.seed, self.epoch)
                 losses[self.steps] = self.step(pixels, index, flips[index], len(batches[self.steps]))
@@ -371,6 +308,37 @@ class Training:
         check_finite(whole, self.epoch)
         sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
         return float((whole * sizes).sum() / len(images))
+
+    def step(self, images: Tensor, index: Tensor, flips: Tensor, batch_size: int) -> Tensor:
+        """One training step: new weights, and this process's part of the loss of the batch, () float on the device.
+
+        With several processes each computes its part of the batch. In a single process, full batches go through the
+        accelerated network if `cuda_graph` (on a GPU) or `compile` is set; loss and optimizer are always eager.
+
+
+        images      (B, 3, S, S) uint8, or features (B, V, D) float
+        index       (B,) int64 rows of the training set;  flips  (B,) bool
+        batch_size  images of the batch on all processes
+        """
+        full, world_size = batch_size == self.batch_size, distributed.world_size()
+        torch.backends.cudnn.benchmark = full and not torch.are_deterministic_algorithms_enabled()
+        self.optimizer.zero_grad(set_to_none=True)
+        # SyncBatchNorm gathers float32 from processes with images, and expects the same type from one without
+        with autocast(self.device, self.precision if len(index) else "float32"):
+            inputs = self.model.to_input(images, flips)
+            if full and self.accelerates and self.accelerated is None:
+                self.accelerated = accelerate(self.model, inputs, self.compile)
+            network = self.accelerated if full and self.accelerates else self.network
+            logits = network(inputs)
+        loss = self.loss_function(logits, self.data.targets(index))
+        if len(index) != batch_size:
+            loss = loss * (len(index) / batch_size)
+        (loss * world_size).backward()  # gradients are averaged over the processes
+        if world_size > 1:
+            for parameter in self.loss_function.parameters():  # DistributedDataParallel averages the network's
+                distributed.all_sum(parameter.grad).div_(world_size)
+        self.optimizer.step()
+        return loss.detach()
 
     def predict(self, images: Images | Features, name: str, after_batch: Callable[[], None] = lambda: None) -> Tensor:
         """(N, L) float32 probabilities; see `predict`."""

@@ -14,6 +14,7 @@ from training import (
     StopAfter,
     early,
     fit,
+    one_step,
     tiny_training,
 )
 
@@ -59,14 +60,13 @@ def test_what_a_method_does_late_it_does_in_these_tests():
 
 def test_a_process_without_images_computes_in_float32(monkeypatch):
     """As the others' batch norm does under bf16: what they gather must be of one type."""
-    step = tiny_training("EM_PL", precision="bf16").step
+    training = tiny_training("EM_PL", precision="bf16")
     enabled, none = [], torch.zeros(0, dtype=torch.int64)
-    step.model.register_forward_hook(lambda *call: enabled.append(torch.is_autocast_enabled("cpu")))
-    before = [parameter.clone() for parameter in step.model.parameters()]
-    assert step(torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8), none, none.bool(), BATCH) == 0
-    assert all(torch.equal(parameter, old) for parameter, old in zip(step.model.parameters(), before, strict=True))
-    index = torch.arange(2)
-    step(next(step.data.images.stream([index], CPU)), index, index > 9, BATCH)
+    training.model.register_forward_hook(lambda *call: enabled.append(torch.is_autocast_enabled("cpu")))
+    before = [parameter.clone() for parameter in training.model.parameters()]
+    assert training.step(torch.zeros(0, 3, SIZE, SIZE, dtype=torch.uint8), none, none.bool(), BATCH) == 0
+    assert all(torch.equal(now, old) for now, old in zip(training.model.parameters(), before, strict=True))
+    one_step(training)
     assert enabled == [False, True]
 
 
@@ -94,7 +94,7 @@ def accelerated(**options: object) -> engine.Training:
     """A training whose network has batch norm and dropout, with the network for full batches that is asked for."""
     norm = lambda width: nn.Sequential(nn.BatchNorm2d(width), nn.Dropout(0.2))  # noqa: E731
     training = tiny_training("EM_PL", norm=norm, **options)
-    training.step.accelerates = bool(options.keys() & {"cuda_graph", "compile"})  # as on a GPU
+    training.accelerates = bool(options.keys() & {"cuda_graph", "compile"})  # as on a GPU
     return training
 
 
@@ -104,7 +104,7 @@ def test_full_batches_go_through_the_captured_network_and_learn_the_same(monkeyp
     training = accelerated(cuda_graph=True, precision=precision)
     got, usual = fit(training), fit(accelerated(precision=precision))
     assert got[0] == usual[0] and torch.equal(got[1], usual[1])
-    assert training.step.accelerated.sizes == [BATCH] * 3 * (NUM_IMAGES // BATCH)  # not the last one, nor in evaluation
+    assert training.accelerated.sizes == [BATCH] * 3 * (NUM_IMAGES // BATCH)  # not the last one, nor in evaluation
     assert capsys.readouterr().out.count("the network is captured as a CUDA graph") == 1
 
 
@@ -113,7 +113,7 @@ def test_full_batches_go_through_the_compiled_network_and_learn_the_same(monkeyp
     training = accelerated(compile=True)
     got, usual = fit(training), fit(accelerated())
     assert got[0] == usual[0] and torch.equal(got[1], usual[1])
-    assert training.step.accelerated.sizes == [BATCH] * (1 + 3 * (NUM_IMAGES // BATCH))
+    assert training.accelerated.sizes == [BATCH] * (1 + 3 * (NUM_IMAGES // BATCH))
     assert capsys.readouterr().out.count("the network is compiled") == 1
 
 

@@ -46,7 +46,7 @@ def both(**options: object) -> list[tuple[list[float], torch.Tensor]]:
     for graph in (True, False):
         training = build(tiny_training(loss, "cuda:0", cuda_graph=graph, **options))
         results.append(fit(training))
-        assert (training.step.accelerated is not None) == graph
+        assert (training.accelerated is not None) == graph
     return results
 
 
@@ -71,7 +71,7 @@ def test_without_deterministic_algorithms_they_agree_to_rounding(loss, precision
 def with_network(network: nn.Module, training: engine.Training) -> engine.Training:
     """A training of another network; the random state is then the same for all."""
     model = Backbone(network).to(GPU, memory_format=torch.channels_last)
-    how = dict(epochs=3, lr=1e-3, batch_size=BATCH, flip=0.5, cuda_graph=training.step.accelerates, eval_batch_size=5)
+    how = dict(epochs=3, lr=1e-3, batch_size=BATCH, flip=0.5, cuda_graph=training.accelerates, eval_batch_size=5)
     torch.manual_seed(1)
     return engine.Training(model, training.loss_function, training.data, **how)
 

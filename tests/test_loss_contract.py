@@ -119,7 +119,7 @@ def table(monkeypatch) -> str:
 
 def test_parameters_of_a_loss_are_trained_at_a_rate_of_their_own(table):
     training = tiny_training(table)
-    (backbone, own) = training.step.optimizer.param_groups
+    (backbone, own) = training.optimizer.param_groups
     assert own["params"] == [training.loss_function.estimate]
     assert own["lr"] == pytest.approx(10 * backbone["lr"])
     seen = one_step(training)
@@ -134,7 +134,7 @@ def test_parameters_of_a_loss_are_in_the_checkpoint_with_their_momentum(table):
     other = tiny_training(table, epochs=1)
     other.load_state_dict(storage.load())
     estimates = [one.loss_function.estimate for one in (training, other)]
-    momenta = [one.step.optimizer.state[one.loss_function.estimate]["exp_avg"] for one in (training, other)]
+    momenta = [one.optimizer.state[one.loss_function.estimate]["exp_avg"] for one in (training, other)]
     for one, same in (estimates, momenta):
         assert torch.equal(one, same) and (one != 0).all()
 
@@ -171,7 +171,7 @@ def test_soft_pseudo_labels_reach_the_loss_as_they_are(monkeypatch):
     monkeypatch.setitem(LOSSES, "mine", record(cross_entropy, pseudo_labels=THRESHOLD_RULE))
     training = tiny_training("mine", epochs=1)
     soft = torch.rand(training.data.observed.shape, generator=torch.Generator().manual_seed(0))
-    training.data = training.step.data = replace(training.data, pseudo=soft)
+    training.data = replace(training.data, pseudo=soft)
     index = torch.tensor([3, 30])
     assert torch.equal(training.data.targets(index).pseudo, soft[index])
     training.train_epoch()
@@ -181,8 +181,8 @@ def test_soft_pseudo_labels_reach_the_loss_as_they_are(monkeypatch):
 
 def test_the_head_learns_at_its_own_rate():
     slow, fast = tiny_training("an"), tiny_training("an", head_rate=5.0)
-    assert [group["lr"] for group in slow.step.optimizer.param_groups] == [0.01]
-    backbone, head = fast.step.optimizer.param_groups
+    assert [group["lr"] for group in slow.optimizer.param_groups] == [0.01]
+    backbone, head = fast.optimizer.param_groups
     assert [backbone["lr"], head["lr"]] == pytest.approx([0.01, 0.05])
     assert set(head["params"]) == set(fast.model.head_parameters())
     assert {*backbone["params"], *head["params"]} == set(fast.model.parameters())

@@ -354,14 +354,14 @@ def test_a_deterministic_run_takes_only_algorithms_that_are(toy):
     arguments = toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--deterministic")
     code = f"""
 import engine, main, torch
-step = engine.TrainingStep.__call__
+step = engine.Training.step
 
 def checked(*batch):
     loss = step(*batch)
     assert torch.are_deterministic_algorithms_enabled() and not torch.backends.cudnn.benchmark
     return loss
 
-engine.TrainingStep.__call__ = checked
+engine.Training.step = checked
 main.main({arguments})
 """
     done = command("-c", code)

@@ -52,10 +52,10 @@ def test_schedules_are_those_of_pytorch(steps):
 
 def test_each_step_is_taken_at_the_rate_of_its_schedule(monkeypatch):
     training, seen = tiny_training("an", epochs=2, schedule="cosine", head_rate=5.0, optimizer="sgd"), []
-    real = training.step.optimizer.step
-    groups = training.step.optimizer.param_groups
+    real = training.optimizer.step
+    groups = training.optimizer.param_groups
     monkeypatch.setattr(
-        training.step.optimizer, "step", lambda: seen.append([float(group["lr"]) for group in groups]) or real()
+        training.optimizer, "step", lambda: seen.append([float(group["lr"]) for group in groups]) or real()
     )
     fit(training)
     expected = [[rate * engine.cosine(step, 10) for rate in (0.01, 0.05)] for step in range(10)]
@@ -64,7 +64,7 @@ def test_each_step_is_taken_at_the_rate_of_its_schedule(monkeypatch):
 
 def test_sgd_has_momentum_and_its_decay_is_of_the_networks_weights_only(monkeypatch):
     training = tiny_training("an", optimizer="sgd", weight_decay=0.1)
-    (group,) = training.step.optimizer.param_groups
+    (group,) = training.optimizer.param_groups
     assert (group["momentum"], group["weight_decay"]) == (0.9, 0.1)
     own = torch.nn.Linear(1, 1)
     own.rate = 10.0
