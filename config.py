@@ -28,7 +28,7 @@ WHAT, TRAINING, TEACHER, RUN = (
     "what is trained",
     "training",
     "teacher",
-    "where and how it runs (no part of a run's identity)",
+    "how and on what it runs (not part of a run's identity)",
 )
 
 
@@ -46,7 +46,7 @@ class Config:
     # fmt: off
     dataset: str = option(WHAT, "pascal", "data set: a known one, or a folder of formatted files by its name below the data root or by its path", flags=("-d",))
     loss: str = option(WHAT, "EM_PL", "method", flags=("-l",), choices=tuple(LOSSES))
-    model: str = option(WHAT, "resnet50", "backbone; timm:NAME for any of timm, clip:NAME:TAG for any image tower of open_clip, teacher for that of --teacher", flags=("-m",))
+    model: str = option(WHAT, "resnet50", "backbone; timm:NAME for any of timm's, clip:NAME:TAG for any image tower of open_clip, teacher for the teacher's image tower", flags=("-m",))
     seed: int = option(WHAT, 0, "seed of initialisation, order and flips", "[0, 4294967296)", flags=("-s", "--pytorch_seed"))
     draw: int = option(WHAT, 0, "draw of the known labels: 0 takes the formatted ones; K > 0 draws anew from the full labels, by the published procedure with seed 1200 + K", "[0, 1000000]")
 
@@ -72,38 +72,38 @@ class Config:
     weights: str | None = option(TRAINING, None, "local checkpoint of the backbone, instead of the published weights", metavar="FILE")
     val_labels: str = option(TRAINING, "clean", "validation labels that choose the epoch: all true ones (if the data set has them), or the observed ones only", choices=("clean", "observed"))
     select: str = option(TRAINING, "best", "epoch whose weights are kept: the best by validation mAP, or the last", choices=("best", "last"))
-    features: str | None = option(TRAINING, None, "FILE.npz with images, features: --mode linear trains on features that another program computed", metavar="FILE")
+    features: str | None = option(TRAINING, None, "FILE.npz with images, features: --mode linear trains on features computed by a different program", metavar="FILE")
     skip_missing: bool = option(TRAINING, False, "drop images that are not on the disk (after single positives and split are drawn)")
-    threads: int | None = option(TRAINING, None, "threads that compute on a CPU; if not given, PyTorch's own number. Results depend on it in their last bits", "[1, 1024]")
+    threads: int | None = option(TRAINING, None, "threads that compute on a CPU (if not given: PyTorch's default). Results depend on it in their last bits", "[1, 1024]")
 
     teacher: str = option(TEACHER, teachers.DEFAULT, "open_clip model name, or FILE.json with an open_clip model config")
     teacher_weights: str = option(TEACHER, teachers.DEFAULT_WEIGHTS, "open_clip tag, or a local FILE")
-    prompt: tuple[str, ...] = option(TEACHER, ("{}",), "caption of a class; {} stands for its prompt name; given more than once, the captions' normalised features are averaged; imagenet: CLIP's 80 templates for ImageNet")
-    teacher_preprocess: str = option(TEACHER, "own", "own: the teacher's size, mean and std; reference: what the published code fed it", choices=("own", "reference"))
+    prompt: tuple[str, ...] = option(TEACHER, ("{}",), "caption of a class, with {} for its prompt name; if given more than once, the captions' normalised features are averaged; imagenet: CLIP's 80 templates for ImageNet")
+    teacher_preprocess: str = option(TEACHER, "own", "own: the teacher's size, mean and std; reference: the published preprocessing", choices=("own", "reference"))
     text_features: str | None = option(TEACHER, None, "FILE.npy of (L, D) class text features, instead of the text tower", metavar="FILE")
     teacher_views: str = option(TEACHER, "global", "what the teacher scores: the whole image; with tiles or patches, each of these too", choices=tuple(teachers.VIEWS), search=("global", "tiles"))
     teacher_tiles: int = option(TEACHER, 3, "tiles along each side of an image", "[2, 16]")
-    teacher_pool: str = option(TEACHER, "max", "what the tiles of an image say together: their maximum or mean", choices=("max", "mean"))
+    teacher_pool: str = option(TEACHER, "max", "how tile scores are pooled: by their maximum or mean", choices=("max", "mean"))
     calibrate: str = option(TEACHER, "none", "whether the known labels calibrate the teacher's scores: by a factor and a bias of each label, or also by a matrix", choices=CALIBRATIONS, search=("none", "bias", "matrix"))
-    similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: another program's teacher", metavar="FILE")
+    similarity: str | None = option(TEACHER, None, "FILE.npz with images, classes, similarity: scores computed by a different program", metavar="FILE")
 
     gpu: str = option(RUN, "0", "CUDA index, or cpu, or mps (Apple); under torchrun each process takes its own", flags=("-g",))
-    workers: int | None = option(RUN, None, "threads that decode images; if not given, this process's part of the cores, 8 at most", "[1, 1024]")
-    cache: str = option(RUN, "auto", "where decoded images are kept: on the GPU, in a file beside the data set, or nowhere", choices=("auto", "gpu", "disk", "none"))
+    workers: int | None = option(RUN, None, "threads that decode images (if not given: this process's share of the cores, 8 at most)", "[1, 1024]")
+    cache: str = option(RUN, "auto", "place of decoded images: the GPU, a file beside the data set, or none", choices=("auto", "gpu", "disk", "none"))
     truncated: bool = option(RUN, False, "accept images that are cut short; the missing part is grey or black")
     cuda_graph: bool = option(RUN, False, "capture the network as a CUDA graph for full training batches (on a GPU, in a single process)")
     compile: bool = option(RUN, False, "compile the network for full training batches (torch.compile, in a single process): takes minutes once, changes the last bits of the results, and needs a C++ compiler")
-    checks: bool = option(RUN, True, "check for about a second at the start that a GPU computes what it should")
+    checks: bool = option(RUN, True, "compare the GPU's results with the CPU's at the start, for about a second")
     deterministic: bool = option(RUN, False, "only algorithms that give the same numbers every time, on a GPU too; slower there")
     eval_batch_size: int = option(RUN, 64, "evaluation batch size", "[1, inf)", metavar="IMAGES")
     checkpoint_minutes: float = option(RUN, 10.0, "minutes between checkpoints inside an epoch", "[0, inf)")
     data_root: str = option(RUN, "data", "folder that holds the data sets", metavar="DIR")
-    image_root: str | None = option(RUN, None, "where the images lie, if not where the formatted files say", metavar="DIR")
+    image_root: str | None = option(RUN, None, "folder of the images, if it is not the one named in dataset.json", metavar="DIR")
     cache_root: str | None = option(RUN, None, "folder for caches, if not the folder that holds the data set", metavar="DIR")
     results_dir: str = option(RUN, "results", "folder that holds the runs", metavar="DIR")
     tensorboard: bool = option(RUN, False, "write loss and validation mAP for TensorBoard too, into the run's folder")
     resume: bool = option(RUN, False, "continue an unfinished run of the same identity, if there is one")
-    overwrite: bool = option(RUN, False, "start over, deleting what a run of the same identity left")
+    overwrite: bool = option(RUN, False, "start over, deleting the run of the same identity")
     # fmt: on
     hparams: dict[str, object] = field(default_factory=dict)  # of the method and its rule, by name
 
@@ -321,7 +321,7 @@ def check(config: Config) -> None:
             losses.with_settings(config.method.check, facts(phase))()
     for prompt in config.prompt:
         if "{}" not in prompt and prompt != "imagenet":
-            raise UserError(f"--prompt needs {{}} where the class name goes, or the name imagenet, not {prompt!r}")
+            raise UserError(f"--prompt needs {{}} in place of the class name, or the name imagenet, not {prompt!r}")
     if config.method.pseudo_labels:
         check_views(config)
     if config.resume and config.overwrite:
@@ -349,7 +349,7 @@ def facts(config: Config) -> dict[str, object]:
 
 
 def build_parser(method: str | None = None) -> argparse.ArgumentParser:
-    """The command line: the common settings, then those of the methods. Raises UserError for a wrong record.
+    """The command line: the common settings, then the methods' settings. Raises UserError for a wrong record.
 
     method  the method whose values and settings the help shows; None: the common settings alone
     """

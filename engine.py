@@ -62,8 +62,8 @@ class TrainingSet:
 
 
 def parameter_groups(model: Backbone, loss_function: Loss, lr: float, head_rate: float) -> list[dict]:
-    """The optimizer's groups: the backbone at rate lr, its head at head_rate x lr, the loss's own parameters at its and
-    without weight decay, for they are no weights of the network."""
+    """The optimizer's groups: the backbone at rate lr, its head at head_rate x lr, and the parameters of the loss at
+    loss.rate x lr, without weight decay."""
     head = set(model.head_parameters()) if head_rate != 1 else set()
     groups = [
         {"params": [parameter for parameter in model.parameters() if parameter not in head], "lr": lr},

@@ -36,12 +36,12 @@ from util.signals import Stop
 
 
 def main(argv: list[str] | None = None) -> dict:
-    """The run, or runs, of the command line `argv` (None: the process's own); the result is that of `run`."""
+    """Run the command line `argv` (None: the process's own); returns the result of `run`."""
     return run(configuration.parse(argv))
 
 
 def train(**given: object) -> dict:
-    """The same from Python: train(dataset="mine", loss="CTL", seed=0) with settings by their names on the command line.
+    """The same from Python, with settings by their names: train(dataset="mine", loss="CTL", seed=0).
 
     Raises UserError for a user's mistake.
     """
@@ -56,7 +56,7 @@ class Session:
 
     device  of all of them
     stop    whether SIGINT or SIGTERM has asked to stop
-    memory  data, pseudo-labels and features by what they depend on, kept from run to run; None: nothing is kept
+    memory  data, pseudo-labels and features, by what they depend on; None: nothing is kept from run to run
     """
 
     device: torch.device
@@ -115,9 +115,9 @@ def prepare_process(config: Config, device: torch.device) -> Config:
 def train_and_test(config: Config, session: Session, wait: bool = False) -> dict:
     """One run.
 
-    wait  wait for another process that is making the same run
+    wait  wait if a different process is making the same run
     """
-    # Result of a finished run, which needs no images
+    # A finished run needs no images
     if result := run_folder.load_result(config):
         score = f"test mAP {result['test_mAP']:.2f}" if "test_mAP" in result else "no test score"
         print(f"finished: {score} in {result['folder']} (--overwrite runs it again)")

@@ -10,7 +10,7 @@ AT = (1, 3, 5)  # the k of precision@k, recall@k, top@k, as the published code r
 RECALL_POWER = (
     3  # of the known positives; Lee & Liu: 2. The best of 1.5, 2, 2.5, 3 on digits and VOC (docs/own_data.md)
 )
-FEW = 10  # a class with fewer positives has no threshold of its own
+FEW = 10  # a class with fewer positives shares a threshold with others
 
 
 def _ranked(scores: np.ndarray, hits: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

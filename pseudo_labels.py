@@ -129,7 +129,7 @@ SOFTMAX = (0.01, "of the softmax over the teacher's similarities", "[1e-6, inf)"
 FRACTION = "fraction of an image's labels, those with the lowest scores, that become negative pseudo-labels"
 ABOVE = "score above which a label becomes a positive pseudo-label"
 FROM = "score from which a label becomes a positive pseudo-label"
-ETA = "score above which a tile's score may stand for its image's"
+ETA = "score above which the largest tile score replaces the smallest"
 TEMPERATURE = Setting(*SOFTMAX, flags=("-t", "--temp"))
 THRESHOLD = Setting(0.3, ABOVE, "(0, 1)", "[0.05, 0.9]", flags=("-th",))
 NEGATIVES = Setting(0.0, FRACTION, "[0, 1)", (0.0, 0.1, 0.2, 0.3, 0.4), flags=("-p", "--partial"))

@@ -141,7 +141,7 @@ class Run:
             self.write_history(state["history"])
 
     def save_best(self, model: dict) -> None:
-        """Write best.pt. last.pt, which is written before it, can stand for it if the process dies in between."""
+        """Write best.pt. If the process dies before, `restore` makes it from last.pt."""
         if distributed.is_main():
             checkpoints.write(self.folder / "best.pt", {"model": model})
 
@@ -186,13 +186,13 @@ class Run:
 def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = False) -> Iterator[Run]:
     """The run of this identity, created or resumed, locked against other processes.
 
-    wait  wait for another process that is running it
+    wait  wait if a different process is running it
     A run that fails before its first checkpoint leaves no folder.
-    Raises UserError if images or labels are not those that the run began with, and, without `wait`, if another process
-    is running it.
+    Raises UserError if images or labels are not those that the run began with, and, without `wait`, if a different
+    process is running it.
     """
     folder, key = folder_of(config), splits.key()
-    busy = f"{folder} is being run by another process"
+    busy = f"{folder} is being run by a different process"
     with locked(folder, wait=wait, busy=busy) if distributed.is_main() else nullcontext():
         if distributed.is_main():
             _create(config, folder, key, device)

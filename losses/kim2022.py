@@ -32,7 +32,7 @@ def is_large(logits: Tensor, observed: Tensor, share: Tensor) -> Tensor:
     """(B, L) bool: whether a label is unknown and its loss at least the k-th largest one of the batch's unknown labels,
     k = ceil(share x B x L); none if k is 0.
 
-    With several processes the k-th largest is that of the whole batch.
+    With several processes, the k-th largest of the whole batch counts.
 
     share  () float in [0, 1]
     """

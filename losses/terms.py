@@ -33,8 +33,8 @@ def entropy(logits: Tensor, nll_pos: Tensor, nll_neg: Tensor) -> Tensor:
 def expected_positive_penalty(logits: Tensor, *, expected_positives: float) -> Tensor:
     """R = ((mean over the batch of sum_l p_l) - k)^2 / L^2, k = expected_positives (Cole et al. 2021, section 4.2).
 
-    With several processes the mean is that of the whole batch, and its gradient that of the mean over this process's
-    images: the processes' gradients, weighted by their shares of the batch, add up to that of R.
+    With several processes the value is computed from the whole batch and the gradient from this process's images: the
+    processes' gradients, weighted by their shares of the batch, add up to the gradient of R.
     """
     positives = torch.sigmoid(logits).sum(dim=1)
     whole = distributed.gather(positives.detach())

@@ -202,7 +202,7 @@ def test_two_processes_do_not_share_a_run(toy, fails):
     config = parse(toy_arguments(toy))
     folder = Path(config.results_dir) / run_folder.run_name(main.replace(config, precision="float32"))
     with locked(folder):
-        assert "is being run by another process" in fails(main.main, toy_arguments(toy))
+        assert "is being run by a different process" in fails(main.main, toy_arguments(toy))
 
 
 def test_the_history_is_written_for_tensorboard_once_also_by_a_run_that_was_resumed(tmp_path):
