@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+import plots
+import run_folder
 from datasets.files import write_own
 from datasets.protocol import observe
 from models.clip import create_clip
@@ -41,6 +43,20 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return any(isinstance(value, str) and value in names for value in values)
 
     items[:] = filter(chosen, items) if names else items
+
+
+@pytest.fixture(scope="session", autouse=True)
+def empty_figures():
+    """Figures are empty files in the tests: drawing them takes half of a toy run's time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_folder, "draw_figure", lambda path, *arguments: path.touch())
+        yield
+
+
+@pytest.fixture
+def figures(monkeypatch):
+    """Figures are drawn."""
+    monkeypatch.setattr(run_folder, "draw_figure", plots.draw_figure)
 
 
 def make_toy(root: Path, name: str = "toy", train: int = 30, test: int = 10, size: int = 24) -> Path:

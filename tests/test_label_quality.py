@@ -117,7 +117,7 @@ def test_figures_at_the_threshold_are_kept_if_it_alone_makes_the_labels(toy, tmp
     assert quality["threshold"] == threshold and ("classes" in quality) == (threshold is not None)
 
 
-def test_a_run_finds_the_similarities_of_an_assessment_and_keeps_the_quality_of_its_labels(toy, tmp_path):
+def test_a_run_finds_the_similarities_of_an_assessment_and_keeps_the_quality_of_its_labels(toy, tmp_path, figures):
     arguments = taught_arguments(toy, "--epochs", "1", "-th", "0.37")
     assess_teacher.main([*arguments, "--out", str(tmp_path / "out"), "--temperatures", "0.02"])
     made = sorted((toy / "cache").glob("similarity_*.npy"))

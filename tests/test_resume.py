@@ -219,7 +219,7 @@ def test_the_history_is_written_for_tensorboard_once_also_by_a_run_that_was_resu
     assert len(events.Scalars("train_loss")) == 3
 
 
-def test_a_figure_that_cannot_be_drawn_costs_no_result(toy, monkeypatch, capsys):
+def test_a_figure_that_cannot_be_drawn_costs_no_result(toy, monkeypatch, capsys, figures):
     def nonsense(*arguments):
         raise ValueError("no such font")
 
