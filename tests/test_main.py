@@ -20,7 +20,6 @@ import engine
 import losses
 import main
 import report
-import run_folder
 import supervision
 from datasets.files import write_drawn
 from datasets.protocol import observe
