@@ -18,9 +18,8 @@ import pandas as pd
 
 import config as configuration
 import datasets
-import label_quality
-import pseudo_labels
 import supervision
+from pseudo_labels import label_quality, rules
 from util import devices
 from util.files import atomic, check_outputs, writable_folder, write_text
 from util.settings import inside
@@ -75,7 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     qualities, figures = {}, {}
     for way in [*ways, *([] if chosen in ways else [chosen])]:
         hparams, forms = config.hparams | {"temperature": way[1]}, dict(calibration=way[0], pool=config.teacher_pool)
-        pseudo, scores, notes = pseudo_labels.make(rule, hparams, similarities, train.observed, **forms)
+        pseudo, scores, notes = rules.make(rule, hparams, similarities, train.observed, **forms)
         print(*notes, sep="\n", end="\n" if notes else "")
         counts = label_quality.count(scores, train.observed, true, [threshold] if threshold else [])
         qualities[way] = label_quality.describe(pseudo, scores, train.observed, true)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 import losses
 import models
-from calibration import CALIBRATIONS
 from datasets import DATASETS
 from datasets import check_name as check_dataset
 from datasets.images import Augmentation
 from losses import LOSSES, Method
 from models import BACKBONES, teachers
+from pseudo_labels.calibration import CALIBRATIONS
 from util.devices import check_gpu
 from util.errors import OneLineParser, UserError, torchrun_rank
 from util.files import local_file, read_json

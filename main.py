@@ -16,19 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import checkpoints
-import checks
 import config as configuration
 import datasets
 import engine
 import losses
 import metrics
 import models
-import run_folder
 import supervision
 from config import Config
 from datasets.images import Augmentation, Images, accept_truncated, choose_cache, open_images
-from models import clip, linear
+from models import checks, clip, linear
+from runs import run_folder
 from util import devices, distributed
 from util.files import writable_folder
 from util.settings import with_settings
@@ -125,8 +123,7 @@ def train_and_test(config: Config, session: Session, wait: bool = False) -> dict
 
     # Data
     print(configuration.show(config))
-    splits = load_data(config, session)
-    selection = supervision.select(config, splits)
+    splits, selection = load_data(config, session)
     if config.method.loss is None:
         return score_by_teacher(config, session, splits, selection)
 
@@ -146,7 +143,7 @@ def train_and_test(config: Config, session: Session, wait: bool = False) -> dict
         training.fit(validation, selection.score, folder, session.stop, config.checkpoint_minutes, config.select)
 
         # Thresholds, then the test, once, from the chosen epoch (differs: published after every epoch)
-        checkpoints.load_weights(folder.folder / "best.pt", training.evaluated)
+        folder.load_best(training.evaluated)
         val_probs, probs = (
             training.predict(images[name], name, session.stop.raise_if_asked_anywhere).cpu().numpy() if split else None
             for name, split in (("validation", splits.val), ("test", splits.scored()))
@@ -163,8 +160,9 @@ def train_and_test(config: Config, session: Session, wait: bool = False) -> dict
         return finish(config, splits, folder, outcome)
 
 
-def load_data(config: Config, session: Session) -> datasets.Splits:
-    """The data set's splits; prints what they hold, and checks that they suffice for the method."""
+def load_data(config: Config, session: Session) -> tuple[datasets.Splits, supervision.Selection]:
+    """The data set's splits, and what chooses epoch and thresholds; prints what the splits hold, and checks that they
+    suffice for the method."""
     datasets.prepare(config.folder)
     writable_folder(config.cache_folder, "--cache-root")
     options = dict(image_root=config.image_root, skip_missing=config.skip_missing, draw=config.draw)
@@ -176,7 +174,7 @@ def load_data(config: Config, session: Session) -> datasets.Splits:
     print(f"known labels per image: {supervision.known_in_words(supervision.known_labels(splits.train))}")
     supervision.check_labels(config, splits)
     writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
-    return splits
+    return splits, supervision.select(config, splits)
 
 
 @dataclass

@@ -8,10 +8,9 @@ import torch
 
 import config as configuration
 import datasets
-import label_quality
 import metrics
-import pseudo_labels
 from config import TEACHER, Config, effective_settings, group
+from pseudo_labels import label_quality, rules
 from util.errors import UserError
 
 LAST = "the last epoch"
@@ -91,8 +90,8 @@ def make_pseudo_labels(
     """
     views = similarities_of(config, classes, split, **where)
     rule, options = config.method.pseudo_labels, dict(calibration=calibration_of(config), pool=config.teacher_pool)
-    pseudo, scores, notes = pseudo_labels.make(rule, config.hparams, views, split.observed, **options)
-    return pseudo, scores, notes + pseudo_labels.warnings(views)
+    pseudo, scores, notes = rules.make(rule, config.hparams, views, split.observed, **options)
+    return pseudo, scores, notes + rules.warnings(views)
 
 
 def pseudo_labels_of(config: Config, splits: datasets.Splits, **where: object) -> tuple[np.ndarray | None, dict | None]:

@@ -33,11 +33,10 @@ from optuna.trial import FrozenTrial, TrialState
 import config as configuration
 import datasets
 import main as driver
-import run_folder
-import supervision
 from config import COMMON, Config
 from losses import LOSSES
 from reporting import tables
+from runs import run_folder
 from util import devices
 from util.errors import OneLineParser
 from util.files import atomic, digest, writable_folder
@@ -117,8 +116,7 @@ class Watch:
 
 def validate(config: Config, session: driver.Session, storage: Watch) -> float:
     """Train, and return the best validation mAP. The test set is not scored."""
-    splits = driver.load_data(config, session)
-    selection = supervision.select(config, splits)
+    splits, selection = driver.load_data(config, session)
     if selection.labels is None:
         raise UserError(f"{config.dataset_name} has no validation images to choose settings by")
     prepared = driver.prepare_training(config, session, splits)

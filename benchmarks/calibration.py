@@ -17,13 +17,12 @@ import numpy as np
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
-import label_quality
 import metrics
-import pseudo_labels
 from benchmarks.common import environment, table
-from calibration import CALIBRATIONS
 from datasets.protocol import observe
 from models import teachers
+from pseudo_labels import label_quality, rules
+from pseudo_labels.calibration import CALIBRATIONS
 from util.errors import OneLineParser, UserError, run_script
 
 TEMPERATURE, THRESHOLD = 0.01, 0.3  # VLPL's
@@ -75,16 +74,16 @@ def main(argv: list[str] | None = None) -> None:
             measured, began = [], time.perf_counter()
             for rows in draws[: 1 if number >= len(true) else DRAWS]:
                 seen = [view[rows] for view in views[name]]
-                rule = pseudo_labels.SOFT_RULE
-                _, scores, _ = pseudo_labels.make(rule, settings, seen, observed[rows], calibration=calibration)
+                rule = rules.SOFT_RULE
+                _, scores, _ = rules.make(rule, settings, seen, observed[rows], calibration=calibration)
                 measured.append(measure(scores, observed[rows], true[rows]))
             seconds = (time.perf_counter() - began) / len(measured)
             mean, error = np.mean(measured, axis=0), np.std(measured, axis=0)[0]
             spread = f" ± {error:.1f}" if len(measured) > 1 else ""
             columns = [f"{mean[0]:.1f}{spread}", *(f"{value:.3f}" for value in mean[1:3]), f"{mean[3]:.2f}"]
             cells.append([f"{number:,}", name, f"--calibrate {calibration}", *columns, f"{seconds:.1f}"])
-    scores = pseudo_labels.softmax(whole, temperature=TEMPERATURE)
-    labels = pseudo_labels.threshold_labels(scores, threshold=THRESHOLD, negative_fraction=0.0)
+    scores = rules.softmax(whole, temperature=TEMPERATURE)
+    labels = rules.threshold_labels(scores, threshold=THRESHOLD, negative_fraction=0.0)
     quality = label_quality.describe(labels, scores, observed, true)
     shares = [
         f"{quality[f'{what} of positives{which}']:.4f}"

@@ -29,14 +29,13 @@ sys.path[0] = str(ROOT)  # not this folder, whose names hide other modules
 import config as configuration
 import datasets
 import engine
-import label_quality
 import losses
 import metrics
-import pseudo_labels
 from benchmarks.common import environment, number, table
 from datasets.files import write_own
 from datasets.images import Images
 from datasets.protocol import observe
+from pseudo_labels import label_quality, rules
 from util.errors import OneLineParser, UserError, run_script
 
 STAGES = ("single positives", "loading", "pseudo-labels", "an epoch's bookkeeping", "EM_APL's labels", "metrics")
@@ -93,8 +92,8 @@ def measure(num_images: int, num_labels: int, folder: Path) -> dict[str, tuple[f
     train = splits.train
     similarity = random_scores(*train.true.shape)
     with stage("pseudo-labels"):
-        pseudo, scores, _ = pseudo_labels.make(
-            pseudo_labels.THRESHOLD_RULE,
+        pseudo, scores, _ = rules.make(
+            rules.THRESHOLD_RULE,
             dict(temperature=0.01, threshold=0.3, negative_fraction=0.2),
             [similarity],
             train.observed,

@@ -20,7 +20,6 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
 import config as configuration
 import datasets
-import pseudo_labels
 from benchmarks.common import (
     environment,
     matrix_rate,
@@ -38,6 +37,7 @@ from benchmarks.common import (
 from datasets import DATASETS
 from datasets.images import decode_batches
 from models.teachers import clip as teachers
+from pseudo_labels import rules
 from util.devices import default_workers, pick_device
 from util.errors import run_script
 
@@ -111,8 +111,7 @@ def agreement(device: torch.device, workers: int) -> None:
             (similarity[precision],) = teacher.similarities(splits.train, splits.classes, Path(temporary), **how)
     rule, observed = config.method.pseudo_labels, splits.train.observed
     labels = {
-        precision: pseudo_labels.make(rule, config.hparams, [values], observed)[0]
-        for precision, values in similarity.items()
+        precision: rules.make(rule, config.hparams, [values], observed)[0] for precision, values in similarity.items()
     }
     difference = np.abs(similarity["bf16"] - similarity["float32"])
     same = labels["bf16"] == labels["float32"]

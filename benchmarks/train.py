@@ -29,7 +29,6 @@ import engine
 import losses
 import metrics
 import models
-import pseudo_labels
 from benchmarks.cell import cell
 from benchmarks.common import (
     environment,
@@ -53,6 +52,7 @@ from benchmarks.recipe import PARTS, Recipe
 from config import Config
 from datasets import DATASETS
 from datasets.images import Images, choose_cache, open_images, to_input
+from pseudo_labels import rules
 from util.devices import autocast, default_workers, pick_device, pick_precision
 from util.errors import run_script
 from util.settings import with_settings
@@ -108,7 +108,7 @@ class Ours:
         pseudo, rule, observed = None, config.method.pseudo_labels, splits.train.observed
         if rule:
             views = [random_similarity(*observed.shape)]
-            pseudo, _, _ = pseudo_labels.make(rule, config.hparams, views, observed, calibration=config.calibrate)
+            pseudo, _, _ = rules.make(rule, config.hparams, views, observed, calibration=config.calibrate)
         data = engine.TrainingSet.on(device, self.images["train"], splits.train, pseudo)
         model = models.build(
             config.model, len(splits.classes.names), image_size=config.image_size, pretrained=False

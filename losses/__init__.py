@@ -4,7 +4,6 @@ import torch
 
 from losses import chen2024, cole2021, ctl, kim2022, ridnik2021, tran2025, vlpl, zero_shot, zhang2021, zhou2022
 from losses.base import FACTS, Loss, Method, Targets, with_settings
-from losses.code import code_digest
 from util.errors import UserError
 
 LOSSES: dict[str, Method] = {  # in the order of the tables: the teacher alone, oracles, then by year
@@ -34,7 +33,7 @@ LOSSES: dict[str, Method] = {  # in the order of the tables: the teacher alone, 
     "CTL": ctl.CTL,
 }
 
-__all__ = ["FACTS", "LOSSES", "Loss", "Method", "Targets", "build", "code_digest", "find", "with_settings"]
+__all__ = ["FACTS", "LOSSES", "Loss", "Method", "Targets", "build", "find", "with_settings"]
 
 
 def find(name: str) -> Method:

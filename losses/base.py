@@ -11,7 +11,10 @@ The formulas in this folder share names, shapes and values. Their docstrings add
     returns   (B, L), one loss per label, not reduced; of a regulariser: ()
 """
 
+import ast
 import inspect
+import sys
+import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -19,11 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from pseudo_labels import Rule
+from pseudo_labels.rules import Rule
 from util.errors import UserError
+from util.files import digest
 from util.settings import Setting, keywords, with_settings
 
 TARGETS = ("observed", "true", "pseudo", "index")  # what a loss may read, beside the logits
+CODE = ("losses.", "pseudo_labels.")  # modules whose functions count as code of a method that uses them
 FACTS = ("epochs", "seed")  # what a stateful loss may ask about the run, beside its settings
 
 
@@ -151,6 +156,31 @@ class Method:
             if function and (undeclared := [setting for setting in keywords(function) if setting not in known]):
                 raise UserError(f"{function.__name__} of {name} reads the setting {undeclared[0]!r}, which its record "
                                 f"does not declare (it declares {', '.join(known)})")  # fmt: skip
+
+    def code_digest(self) -> str:
+        """Digest of the loss and the rule, with the functions, classes and constants that they use. Comments,
+        docstrings and the layout of the code do not count."""
+        rule = self.pseudo_labels
+        pending = [self.loss, self.regulariser, *((rule.score, rule.label, rule.ranking) if rule else ())]
+        code: dict[str, str] = {}
+        while pending:
+            part = pending.pop()
+            if part is None or part is Loss or part.__qualname__ in code:
+                continue
+            tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+            for node in ast.walk(tree):
+                body = getattr(node, "body", None)
+                if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+                    node.body = body[1:] or [ast.Pass()]
+            code[part.__qualname__] = ast.unparse(tree)
+            known = vars(sys.modules[part.__module__])
+            for name in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & known.keys()):
+                value = known[name]
+                if inspect.isfunction(value) or inspect.isclass(value):
+                    pending += [value] if value.__module__.startswith(CODE) else []
+                elif isinstance(value, int | float | str | tuple | dict):
+                    code[f"{part.__module__}.{name}"] = repr(value)
+        return digest(code, length=8)
 
 
 def target_names(function: Callable) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """CTL, calibrated teacher labels: this project's own method.
 
-The known labels calibrate the teacher (calibration.py), and its calibrated score is the soft target of an
+The known labels calibrate the teacher (pseudo_labels/calibration.py), and its calibrated score is the soft target of an
 unknown label. What was tried, and what it was worth, is in docs/ctl.md.
 """
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from losses.base import Method
 from losses.terms import EPS, NLL, nlls
-from pseudo_labels import SOFT_RULE
+from pseudo_labels.rules import SOFT_RULE
 from util.settings import Setting
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from losses.base import Method
 from losses.chen2024 import NLL_7, OFFSET, Q3, SHARED, SLOPE, UNKNOWN, GeneralizedRobust
 from losses.terms import BATCH_16, EXPECTED_POSITIVES, HEAD_RATE, expected_positive_penalty, nlls
-from pseudo_labels import DAMP_RULE
+from pseudo_labels.rules import DAMP_RULE
 from util.errors import UserError
 from util.settings import Setting, flag
 

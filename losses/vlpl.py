@@ -9,7 +9,7 @@ from torch import Tensor
 from losses.base import Method
 from losses.terms import EPS, NLL, SMOOTHING, entropy, nlls
 from losses.zhou2022 import ALPHA
-from pseudo_labels import THRESHOLD_RULE
+from pseudo_labels.rules import THRESHOLD_RULE
 from util.settings import Setting
 
 PAPER = "Xing et al. 2024, arXiv 2310.15985"

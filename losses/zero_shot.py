@@ -1,7 +1,7 @@
 """Zero-shot classification: the teacher alone, without any label."""
 
 from losses.base import Method
-from pseudo_labels import SOFT_RULE
+from pseudo_labels.rules import SOFT_RULE
 
 ZERO_SHOT = Method(
     summary="no training: the teacher scores the test images",

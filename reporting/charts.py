@@ -11,7 +11,7 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import label_quality
+from pseudo_labels import label_quality
 
 INK = "#010203"  # stands for the page's text colour
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8b5cf6", "#a16207")  # Okabe and Ito's

@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-import label_quality
+from pseudo_labels import label_quality
 from reporting.charts import COLOURS, draw_band, look, shorten
 from reporting.runs import read_history, read_per_class
 from reporting.tables import Row, mean, natural

@@ -11,10 +11,10 @@ import pandas as pd
 import torch
 from PIL import Image
 
-import pseudo_labels
 from config import Config
 from datasets import Classes, MultiLabelDataset, files, load
 from datasets.images import rgb
+from pseudo_labels import rules
 from reporting.runs import Run, read_per_class, read_predictions
 from util.devices import default_workers
 from util.errors import UserError
@@ -160,7 +160,7 @@ def _pseudo(
         with tempfile.TemporaryDirectory() as folder:
             similarities = teacher.similarities(split, classes, Path(folder), **options)
         options = dict(calibration="none", pool=config.teacher_pool)
-        labels, _, _ = pseudo_labels.make(rule, config.hparams, similarities, split.observed, **options)
+        labels, _, _ = rules.make(rule, config.hparams, similarities, split.observed, **options)
     except UserError as error:
         notes.append(f"pseudo-labels are not shown: {error}")
         return {}

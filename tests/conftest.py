@@ -13,11 +13,10 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-import plots
-import run_folder
 from datasets.files import write_own
 from datasets.protocol import observe
 from models.clip import create_clip
+from runs import plots, run_folder
 from util.errors import run_script
 
 torch.set_num_threads(1)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-import calibration
-from calibration import calibrate
-from pseudo_labels import softmax
+from pseudo_labels import calibration
+from pseudo_labels.calibration import calibrate
+from pseudo_labels.rules import softmax
 
 
 def drawn(num_images: int = 4000, num_labels: int = 4) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,9 +8,8 @@ import torch
 from conftest import toy_arguments
 from training import tiny_training
 
-import checks
 import main
-from models import teachers
+from models import checks, teachers
 from models.teachers import clip as clip_teacher
 from util.errors import UserError
 

@@ -11,7 +11,7 @@ from config import COMMON, Config, effective_settings, ignored_settings, parse
 from datasets import DATASETS
 from losses import LOSSES
 from models import BACKBONES
-from run_folder import run_name
+from runs.run_folder import run_name
 from util.settings import inside
 
 

@@ -12,12 +12,11 @@ from conftest import REPOSITORY
 from safetensors.torch import load_file, save_file
 
 import datasets
-import label_quality
 import main
-import pseudo_labels
 from config import Config, parse
 from datasets.protocol import split_indices
 from models import clip, train_digits_teacher
+from pseudo_labels import label_quality, rules
 
 
 @pytest.fixture(scope="session")
@@ -38,9 +37,9 @@ def similarities(config: Config, splits: datasets.Splits, cache: Path) -> np.nda
 
 
 def scores_and_labels(config: Config, similarity: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    scores = pseudo_labels.softmax(similarity, temperature=config.hparams["temperature"])
+    scores = rules.softmax(similarity, temperature=config.hparams["temperature"])
     how = {name: config.hparams[name] for name in ("threshold", "negative_fraction")}
-    return scores, pseudo_labels.threshold_labels(scores, **how)
+    return scores, rules.threshold_labels(scores, **how)
 
 
 def quality(digits: Path, cache: Path, *more: str) -> dict[str, float]:

@@ -16,7 +16,7 @@ import pytest
 from conftest import REPOSITORY, make_toy, only_run, same_numbers, taught_arguments, toy_arguments
 from PIL import Image
 
-import checkpoints
+from runs import checkpoints
 from util.errors import UserError
 from util.files import read_json, write_array
 

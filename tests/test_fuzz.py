@@ -20,11 +20,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-import checkpoints
 import config
 from datasets import images
 from models.teachers.file import load_similarity
 from preproc import download
+from runs import checkpoints
 from util.errors import UserError
 
 WORDS = ("-d", "coco", "-l", "EM_PL", "an", "--epochs", "-s", "--lr", "-th", "0.2", "-1", "1e999", "nan", "9" * 30, "")

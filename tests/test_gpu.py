@@ -13,13 +13,12 @@ from conftest import REPOSITORY, TINY_CLIP, numbers, only_run, same_numbers, tau
 from torch import nn
 from training import BATCH, LABELS, SIZE, TRAINED, MemoryStorage, StopAfter, fit, tiny_training
 
-import checks
 import engine
 import main
 import models
 from datasets import load
 from datasets.images import open_images
-from models import Backbone, teachers
+from models import Backbone, checks, teachers
 from util import devices
 from util.errors import Interrupted
 

@@ -7,30 +7,25 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-BELOW_CONFIG = {"util", "metrics", "calibration", "pseudo_labels", "losses", "datasets", "models"}
+BELOW_CONFIG = {"util", "metrics", "pseudo_labels", "losses", "datasets", "models"}
 MAY_IMPORT = {  # part: the parts of ours that it may import, beside itself
     "util": set(),
     "metrics": {"util"},
-    "calibration": set(),
-    "pseudo_labels": {"util", "calibration"},
-    "label_quality": {"metrics"},
+    "pseudo_labels": {"util", "metrics"},
     "losses": {"util", "pseudo_labels"},
     "datasets": {"util"},
     "models": {"util", "datasets"},
     "config": BELOW_CONFIG,
-    "plots": {"util"},
-    "checkpoints": {"util"},
-    "run_folder": {"util", "plots", "checkpoints", "label_quality", "config", "losses", "models", "datasets"},
-    "checks": {"util", "models"},
-    "engine": {"checks", "util", "losses", "datasets", "models"},
-    "supervision": {"util", "metrics", "label_quality", "pseudo_labels", "datasets", "models", "config"},
+    "runs": {"util", "config", "pseudo_labels", "models", "datasets"},
+    "engine": {"util", "losses", "datasets", "models"},
+    "supervision": {"util", "metrics", "pseudo_labels", "datasets", "models", "config"},
     "preproc": {"util", "datasets"},
-    "reporting": BELOW_CONFIG | {"config", "label_quality"},
-    "report": BELOW_CONFIG | {"config", "label_quality", "reporting"},
-    "benchmarks": BELOW_CONFIG | {"config", "label_quality", "run_folder", "engine", "preproc", "main"},
+    "reporting": BELOW_CONFIG | {"config"},
+    "report": BELOW_CONFIG | {"config", "reporting"},
+    "benchmarks": BELOW_CONFIG | {"config", "runs", "engine", "preproc", "main"},
 }
 # of a command, which nothing but tests and benchmarks imports
-ON_TOP = BELOW_CONFIG | {"checkpoints", "checks", "config", "label_quality", "run_folder", "engine", "supervision"}
+ON_TOP = BELOW_CONFIG | {"config", "runs", "engine", "supervision"}
 MAY_IMPORT["tune"] = ON_TOP | {"reporting", "main"}
 
 

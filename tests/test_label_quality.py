@@ -11,15 +11,15 @@ from conftest import make_toy, only_run, taught_arguments, toy_arguments
 
 import assess_teacher
 import datasets
-import label_quality
 import main
 import metrics
 import supervision
 from config import parse
 from datasets.protocol import observe, split_indices
-from label_quality import count, curve, estimate
 from preproc import format_pascal, generate_observed_labels
-from pseudo_labels import softmax, threshold_labels
+from pseudo_labels import label_quality
+from pseudo_labels.label_quality import count, curve, estimate
+from pseudo_labels.rules import softmax, threshold_labels
 
 RANDOM = np.random.RandomState(0)
 SCORES = RANDOM.rand(9000, 4).astype(np.float32)  # more rows than are counted at a time

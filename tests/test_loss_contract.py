@@ -11,7 +11,7 @@ import losses
 from config import COMMON, parse
 from losses import LOSSES, Loss, Method
 from losses.terms import EPS
-from pseudo_labels import THRESHOLD_RULE
+from pseudo_labels.rules import THRESHOLD_RULE
 from util.errors import Interrupted, UserError
 from util.settings import Setting, keywords
 

@@ -11,9 +11,9 @@ from conftest import TINY_CLIP, same_numbers
 from safetensors.torch import save_file
 
 import main
-import run_folder
 from models import clip
 from preproc import format_coco, format_pascal, generate_observed_labels
+from runs import run_folder
 from util.errors import UserError
 
 SMALL = [

@@ -19,8 +19,8 @@ from training import early_arguments
 import engine
 import losses
 import main
-import run_folder
 from config import parse
+from runs import run_folder
 from util.errors import Interrupted, UserError
 from util.files import locked
 

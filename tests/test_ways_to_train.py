@@ -14,11 +14,11 @@ from training import StopAfter, fit, tiny_training
 import engine
 import main
 import models
-import run_folder
 from config import COMMON, linear_phase, parse
 from datasets.images import Augmentation
 from models import linear
 from models.backbone import Float32Linear
+from runs import run_folder
 from util.errors import Interrupted
 from util.signals import Stop
 

@@ -9,11 +9,11 @@ from torch import nn
 
 import engine
 import losses
-import pseudo_labels
 from datasets.images import Images
 from datasets.protocol import observe
 from losses import Targets
 from models import Backbone
+from pseudo_labels import rules
 from util.settings import flag
 from util.signals import Stop
 
@@ -49,7 +49,7 @@ def pseudo_labels_of(name: str, similarity: np.ndarray, values: dict[str, object
     if (rule := losses.find(name).pseudo_labels) is None:
         return np.zeros(similarity.shape, dtype=np.int8)
     views = [similarity, np.stack([similarity, similarity], axis=1)] if rule.of_tiles else [similarity]
-    return pseudo_labels.make(rule, values, views, np.zeros(similarity.shape, dtype=np.int8))[0]
+    return rules.make(rule, values, views, np.zeros(similarity.shape, dtype=np.int8))[0]
 
 
 def random_batch(num_images: int = 12, num_labels: int = 5) -> tuple[torch.Tensor, Targets]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from calibration import calibrate
+from pseudo_labels.calibration import calibrate
 from util.errors import UserError
 from util.settings import Setting, with_settings
 

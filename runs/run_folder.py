@@ -28,16 +28,15 @@ from typing import Protocol
 import numpy as np
 import torch
 
-import checkpoints
-import label_quality
-import losses
-from checkpoints import RESTART
 from config import Config, effective_settings
 from datasets import Splits, files
 from models import Backbone, saved
 from models.clip import tower_identity
 from models.weights import file_identity
-from plots import Events, draw_curves, draw_figure
+from pseudo_labels import label_quality
+from runs import checkpoints
+from runs.checkpoints import RESTART
+from runs.plots import Events, draw_curves, draw_figure
 from util import distributed
 from util.errors import UserError
 from util.files import atomic, digest, locked, read_json, write_arrays, write_json
@@ -52,7 +51,7 @@ def identity(config: Config) -> dict:
     if "model" in result:
         result["model"] = tower_identity(config.model) or config.model
     result = {name: _without_time(value) for name, value in result.items()}
-    return result | {"data": files.digest(config.folder), "code": losses.code_digest(config.method)}
+    return result | {"data": files.digest(config.folder), "code": config.method.code_digest()}
 
 
 def _without_time(value: object) -> object:
@@ -144,6 +143,10 @@ class Run:
         """Write best.pt. If the process dies before, `restore` makes it from last.pt."""
         if distributed.is_main():
             checkpoints.write(self.folder / "best.pt", {"model": model})
+
+    def load_best(self, model: torch.nn.Module) -> None:
+        """Give the model the weights of best.pt."""
+        checkpoints.load_weights(self.folder / "best.pt", model)
 
     def write_history(self, history: list[dict]) -> None:
         with atomic(self.folder / "metrics.jsonl") as temporary:

@@ -1,0 +1,1 @@
+"""What a run writes: run_folder.py, checkpoints.py, plots.py."""
