@@ -24,7 +24,8 @@ import metrics
 import models
 import supervision
 from config import Config
-from datasets.images import Augmentation, Images, accept_truncated, choose_cache, open_images
+from datasets.images import Augmentation, Images, choose_cache, open_images
+from datasets.pixels import accept_truncated
 from models import checks, clip, linear
 from runs import run_folder
 from util import devices, distributed

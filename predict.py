@@ -19,7 +19,7 @@ from tqdm import tqdm
 import datasets
 import metrics
 import models
-from datasets.images import accept_truncated
+from datasets.pixels import accept_truncated
 from datasets.walk import describe_left_out, find_images
 from util.devices import pick_device
 from util.errors import OneLineParser, UserError, printable, run_script

@@ -19,7 +19,8 @@ from PIL import Image
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 
 from benchmarks.common import environment, parser, photo_arguments, photographs, positive, rate, side_by_side, table
-from datasets.images import Images, decode
+from datasets.images import Images
+from datasets.pixels import decode
 from util.devices import default_workers
 from util.errors import run_script
 from util.files import write_array

@@ -20,7 +20,8 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # not this folder
 import models
 from benchmarks import common
 from benchmarks.common import positive, rate
-from datasets.images import ahead, decode
+from datasets.images import ahead
+from datasets.pixels import decode
 from models.saved import AHEAD, Metadata
 from util.devices import default_workers, pick_device, pick_precision, set_threads
 from util.errors import run_script

@@ -13,12 +13,12 @@ from datasets.protocol import SEED, observe, split_indices
 from util.errors import UserError
 from util.files import digest
 
-PIXELS = 3  # version of the rules of images.rgb and images.squash: caches of other versions are not used
+PIXELS = 3  # version of the rules of pixels.rgb and pixels.squash: caches of other versions are not used
 
 
 @dataclass(frozen=True)
 class MultiLabelDataset:
-    """One split: its images, their true labels, and those of them that are observed.
+    """One split: its images, their true labels, and the observed ones.
 
     root      folder that `names` are relative to
     names     (N,) str
@@ -73,17 +73,16 @@ class Splits:
     classes: Classes
 
     def named(self) -> dict[str, MultiLabelDataset]:
-        """The splits that there are."""
         every = {"train": self.train, "validation": self.val, "test": self.test}
         return {name: split for name, split in every.items() if split is not None}
 
     def positives_per_image(self) -> float | None:
-        """Mean number of true labels of an image that trains or validates, if the full labels of either are known."""
+        """Mean number of true labels of the training images or, if those are unknown, of the validation images."""
         known = [split.true for split in (self.train, self.val) if split is not None and split.true is not None]
         return float(known[0].sum(axis=1).mean()) if known else None
 
     def scored(self) -> MultiLabelDataset | None:
-        """The test set, if its full labels are known: scores are computed from nothing less."""
+        """The test set if its full labels are known, which scores need."""
         return self.test if self.test is not None and self.test.true is not None else None
 
     def key(self) -> str:
@@ -99,7 +98,7 @@ def load(
     need_images: bool = True,
     draw: int = 0,
 ) -> Splits:
-    """The splits of a formatted data set. One without validation images of its own sets a fifth of train aside.
+    """The splits of a formatted data set. If it has no validation split, a fifth of train is set aside.
 
     image_root    where the images lie, if not where the formatted files say
     skip_missing  drop images that are not on the disk, after the split is drawn
@@ -117,29 +116,23 @@ def load(
     train, val, test = (found.get(name) for name in ("train", files.VALIDATION, "val"))
     if val is None:
         train, val = (train.rows(rows) for rows in split_indices(len(train)))
-
-    def present(split: MultiLabelDataset | None, name: str) -> MultiLabelDataset | None:
-        if split is None or not len(split):
-            return None
-        return _present(split, name, skip_missing) if need_images else split
-
-    train = _present(train, "train", skip_missing) if need_images else train
-    return Splits(train, present(val, "validation"), present(test, "test"), classes)
+    splits = [split if split is not None and len(split) else None for split in (train, val, test)]
+    if need_images:
+        names = ("train", "validation", "test")
+        splits = [split and _present(split, name, skip_missing) for split, name in zip(splits, names, strict=True)]
+    return Splits(*splits, classes)
 
 
 def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:
-    """The split without its missing images; raises UserError if images may not be missing."""
+    """The split without its missing images. Raises UserError if all are missing, or any without skip_missing."""
     there = split.stamps[:, 0] >= 0
-    if not there.all() and not skip_missing:
+    if there.all():
+        return split
+    if not skip_missing or not there.any():
+        drop = ", or drop them with --skip-missing" if there.any() else ""
         raise UserError(
             f"{split.paths()[int(np.argmin(there))]} not found ({np.count_nonzero(~there):,} of {len(split):,} {name} "
-            f"images are missing); name their folder with --image-root DIR, or drop them with --skip-missing"
+            f"images are missing); name their folder with --image-root DIR{drop}"
         )
-    if not there.any():
-        raise UserError(
-            f"none of the {len(split):,} {name} images is below {split.root}; name their folder with --image-root DIR"
-        )
-    if not there.all():
-        print(f"--skip-missing: {np.count_nonzero(there):,} of {len(split):,} {name} images are on the disk")
-        return split.rows(np.flatnonzero(there))
-    return split
+    print(f"--skip-missing: {np.count_nonzero(there):,} of {len(split):,} {name} images are on the disk")
+    return split.rows(np.flatnonzero(there))

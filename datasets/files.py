@@ -44,14 +44,12 @@ class Description(msgspec.Struct):
 
     image_root    absolute, or relative to the folder
     prompt_names  empty: the names
-    digests       {file: digest of its array}, made when the array was written; a run's identity has them
     drawn         the splits whose observed labels were drawn from the full labels
     """
 
     classes: list[str]
     image_root: str
     prompt_names: list[str] = []
-    digests: dict[str, str] = {}
     drawn: list[str] = []
 
 
@@ -74,12 +72,10 @@ def read_classes(folder: str | Path) -> Classes:
 
 
 def image_root(folder: str | Path, override: str | None = None) -> Path:
-    """Where a data set's images lie."""
     return Path(override) if override else Path(folder) / read_description(folder).image_root
 
 
 def splits_of(folder: str | Path) -> list[str]:
-    """The splits that a data set has."""
     return [split for split in EVERY if split == "train" or array_path(folder, split, "images").exists()]
 
 
@@ -91,7 +87,7 @@ def read_split(folder: str | Path, split: str) -> tuple[np.ndarray, np.ndarray |
 
 
 def read_all(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]]:
-    """{split: (images as in read_split, full labels, observed labels (N, L) int8 in {-1, 0, +1})}."""
+    """{split: (images and full labels as in read_split, observed labels (N, L) int8 in {-1, 0, +1})}."""
     result, hint = {}, f"make it with `{observe_command(folder)}`"
     for split in splits_of(folder):
         observed = read_array(array_path(folder, split, "labels_obs"), hint).astype(np.int8, copy=False)
@@ -100,17 +96,12 @@ def read_all(folder: str | Path) -> dict[str, tuple[np.ndarray, np.ndarray | Non
 
 
 def digest(folder: str | Path) -> str:
-    """Digest of images, labels and class names; of an absent data set, too. An array that was written after
-    dataset.json is read."""
-    description = description_path(folder)
-    if not description.exists():
+    """Digest of images, labels and class names; empty if there is no data set."""
+    if not description_path(folder).exists():
         return ""
-    found, written, digests = read_description(folder), description.stat().st_mtime_ns, {}
-    for path in (array_path(folder, split, part) for split in EVERY for part in PARTS):
-        if path.exists():
-            known = found.digests.get(path.name) if path.stat().st_mtime_ns <= written else None
-            digests[path.name] = known or files.digest(read_array(path))
-    return files.digest(digests, found.classes, found.prompt_names or found.classes)
+    paths, classes = [array_path(folder, split, part) for split in EVERY for part in PARTS], read_classes(folder)
+    digests = {path.name: files.digest(read_array(path)) for path in paths if path.exists()}
+    return files.digest(digests, classes.names, classes.prompt_names)
 
 
 def write_formatted(
@@ -121,17 +112,12 @@ def write_formatted(
     image_root: str | Path,
 ) -> None:
     """Write {split: (images, full labels)}; observed labels are kept only if images and full labels are the same."""
-    old = read_description(folder).digests if description_path(folder).exists() else {}
-    observed: dict[str, np.ndarray | None] = {}
+    written, whole = description_path(folder).exists(), {}
     for split, arrays in splits.items():
-        paths = [array_path(folder, split, part) for part in PARTS]
-        same = all(
-            old.get(path.name) == files.digest(_array(part, array))
-            for path, part, array in zip(paths, PARTS, arrays, strict=False)
-        )
-        observed[split] = read_array(paths[2]) if same and paths[2].exists() else None
-    drawn = read_description(folder).drawn if old else []
-    whole = {split: (*arrays, observed[split]) for split, arrays in splits.items()}
+        observed = array_path(folder, split, "labels_obs")
+        same = written and observed.exists() and all(map(np.array_equal, read_split(folder, split), arrays))
+        whole[split] = (*arrays, read_array(observed) if same else None)
+    drawn = read_description(folder).drawn if written else ()
     write_own(folder, whole, names, prompt_names, image_root, drawn)
 
 
@@ -148,43 +134,37 @@ def write_own(
     Raises UserError if they do not fit together. An image root inside the folder is stored relative to it.
     """
     check(splits, names, prompt_names)
-    folder, image_root, digests = Path(folder), Path(image_root).resolve(), {}
+    folder, root = Path(folder), Path(image_root).resolve()
     description_path(folder).unlink(missing_ok=True)
     for split in EVERY:
         for part, array in zip(PARTS, splits.get(split, (None,) * 3), strict=True):
-            path = array_path(folder, split, part)
             if array is None:
-                path.unlink(missing_ok=True)
+                array_path(folder, split, part).unlink(missing_ok=True)
             else:
-                write_array(path, array := _array(part, array))
-                digests[path.name] = files.digest(array)
-    inside = image_root.is_relative_to(folder.resolve())
-    root = str(image_root.relative_to(folder.resolve()) if inside else image_root)
-    write_json(
-        description_path(folder),
-        msgspec.to_builtins(Description(list(names), root, list(prompt_names), digests, list(drawn))),
-    )
+                kind = np.str_ if part == "images" else np.int8
+                write_array(array_path(folder, split, part), np.asarray(array, dtype=kind))
+    root = root.relative_to(folder.resolve()) if root.is_relative_to(folder.resolve()) else root
+    _write_description(folder, Description(list(names), str(root), list(prompt_names), list(drawn)))
 
 
-def _array(part: str, array: Sequence[str] | np.ndarray) -> np.ndarray:
-    return np.asarray(array, dtype=np.str_ if part == "images" else np.int8)
-
-
-def write_drawn(folder: str | Path, drawn: dict[str, np.ndarray]) -> None:
-    """Write {split: observed labels that were drawn from its full labels}, and record that they were drawn."""
-    description = read_description(folder)
-    for split, observed in drawn.items():
-        path = array_path(folder, split, "labels_obs")
-        write_array(path, _array("labels_obs", observed))
-        description.digests[path.name] = files.digest(_array("labels_obs", observed))
-    description.drawn = sorted({*description.drawn, *drawn})
+def _write_description(folder: str | Path, description: Description) -> None:
     write_json(description_path(folder), msgspec.to_builtins(description))
 
 
-def check_drawn(folder: str | Path, split: str, new: np.ndarray) -> None:
-    """Raises UserError if a split has observed labels that `write_drawn` did not write and that differ from `new`."""
-    path, found = array_path(folder, split, "labels_obs"), read_description(folder)
-    old = read_array(path) if path.exists() else new
-    known = files.digest(_array("labels_obs", old)) == found.digests.get(path.name) and split in found.drawn
-    if not known and not np.array_equal(old, new):
-        raise UserError(f"{path} holds labels that this command did not draw; --overwrite replaces them")
+def write_drawn(folder: str | Path, drawn: dict[str, np.ndarray], overwrite: bool = True) -> None:
+    """Write {split: observed labels that were drawn from its full labels}, and record that they were drawn.
+
+    Without overwrite, raises UserError instead of replacing different labels that this function did not write. Those
+    that equal the full labels may be replaced.
+    """
+    description, written = read_description(folder), description_path(folder).stat().st_mtime_ns
+    for split, new in drawn.items():
+        path = array_path(folder, split, "labels_obs")
+        if path.exists() and not overwrite and not (split in description.drawn and path.stat().st_mtime_ns <= written):
+            old = read_array(path)
+            if (old == 0).any() and not np.array_equal(old, new):
+                raise UserError(f"{path} holds labels that this command did not draw; --overwrite replaces them")
+    for split, new in drawn.items():
+        write_array(array_path(folder, split, "labels_obs"), np.asarray(new, dtype=np.int8))
+    description.drawn = sorted({*description.drawn, *drawn})
+    _write_description(folder, description)

@@ -1,35 +1,28 @@
-"""Images: decoded once, kept where they are fast to reach, augmented on the device.
+"""Batches of images: decoded once, kept where they are fast to reach, augmented on the device.
 
 Pixels stay uint8 RGB until they enter a network. The backbone or the teacher sets size, mean and std.
 """
 
-import os
 import shutil
 import tempfile
 import time
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
-import datasets.walk  # noqa: F401  registers HEIC if its reader is installed
 from datasets.dataset import MultiLabelDataset
+from datasets.pixels import BadImage, decode, image_problem
 from util import distributed
 from util.devices import generator
-from util.errors import UserError, describe_error
+from util.errors import UserError
 from util.row_cache import cached_rows
 
-warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or reported in one line
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # long metadata does not make a PNG unreadable
 DECODED = 32  # images per block when a cache is filled
 MOVED = 1024  # images moved to the GPU at a time
 PLACES = ("gpu", "disk", "none")  # from the fastest to the slowest
@@ -40,25 +33,23 @@ QUIET = 1e9  # bytes of decoded images that are written without comparing rates
 TRAINED = {"cpu": 50.0, "mps": 300.0, "cuda": 1500.0}  # images/s that ResNet-50 trains at 448 px: estimates
 
 
-def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
-    """(size, size, 3) uint8 RGB, the whole image squashed to a square. Raises UserError naming a bad file.
+def ahead(make: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
+    """map(make, items) in order, computed by `workers` threads up to `depth` items before they are asked for.
 
-    resample: "bilinear" or "bicubic", with antialiasing. PyTorch computes Pillow's filter of that name to within 2 of
-    255 levels, and no library tried is much faster (benchmarks/decode.py).
+    Threads, not processes: decoding and resizing release the interpreter's lock, and nothing has to be copied.
     """
-    pixels = _read(path)
-    if isinstance(pixels, str):
-        raise BadImage(path, pixels)
-    return squash(pixels, size, resample)
-
-
-class BadImage(UserError):
-    """An image that cannot be read."""
-
-    def __init__(self, path: str, problem: str) -> None:
-        unreadable = f"is not a readable image ({problem}); replace it (--truncated accepts images that are cut short)"
-        missing = "not found; name its folder with --image-root DIR"
-        super().__init__(f"{path} {missing if problem == 'not found' else unreadable}")
+    with ThreadPoolExecutor(workers) as pool:
+        waiting = deque()
+        try:
+            for item in items:
+                waiting.append(pool.submit(make, item))
+                if len(waiting) > depth:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
 
 
 def bad_images(paths: list[str], workers: int) -> UserError:
@@ -73,101 +64,12 @@ def bad_images(paths: list[str], workers: int) -> UserError:
     )
 
 
-def image_problem(path: str) -> str | None:
-    """What is wrong with an image file, in a few words; None if it can be decoded."""
-    pixels = _read(path)
-    return pixels if isinstance(pixels, str) else None
-
-
-def _read(path: str) -> np.ndarray | str:
-    """The pixels as in `rgb`, or what is wrong with the file."""
-    if not os.path.isfile(path):  # a pipe would block
-        return "no regular file" if os.path.exists(path) else "not found"
-    try:
-        with open(path, "rb") as file, Image.open(file) as image:
-            return rgb(image)
-    except MemoryError:
-        raise
-    except UnidentifiedImageError:
-        return "of no known kind"
-    except Exception as error:  # each of Pillow's formats raises its own
-        return describe_error(error)
-
-
-def accept_truncated(accept: bool) -> None:
-    """Whether `decode` accepts images that are cut short, and leaves the missing part grey or black."""
-    ImageFile.LOAD_TRUNCATED_IMAGES = accept
-
-
-GREY_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
-
-
-def rgb(image: Image.Image) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a Pillow image, upright: turned and mirrored by its EXIF orientation.
-
-    What each of Pillow's modes becomes; increase dataset.PIXELS if a rule changes:
-
-    RGB                  as stored; Pillow keeps the high byte of 16-bit colours
-    1, L, P              the grey level or the palette's colour
-    RGBA, LA, PA, and any mode with a transparent colour or palette  composed on white
-    I;16, I;16B, I       grey of 8, 10, 12, 14 or 16 bits, the fewest that hold its largest value: its highest 8 bits.
-                         Values are clipped to 0..65535
-    F                    grey: times 255 if no value is above 1, else taken as 0..255; rounded, clipped, NaN is black
-    CMYK, YCbCr, others  Pillow's conversion, without colour profile
-
-    Of an animation, the frame that the image is at: of a file just opened, the first. Damaged EXIF is ignored.
-    """
-    image = image.copy()
-    with suppress(Exception):  # each kind of damage raises its own; the pixels are turned before EXIF is rewritten
-        ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I"):
-        values = np.asarray(image)
-        grey = values.clip(0, 65535).astype(np.uint16)
-        bits = next(bits for bits in GREY_BITS if grey.max() < 2**bits)
-        grey = (grey >> bits - 8).astype(np.uint8)
-        image = Image.fromarray(np.where(values == image.info.get("transparency"), np.uint8(255), grey))
-    elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        values = values * 255 if values.max() <= 1 else values
-        image = Image.fromarray(values.clip(0, 255).round().astype(np.uint8))
-    elif image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
-
-
-def squash(pixels: np.ndarray, size: int, resample: str = "bilinear") -> np.ndarray:
-    """(H, W, 3) uint8 -> (size, size, 3) uint8, the whole image; resample as for `decode`."""
-    image = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-    resized = F.interpolate(image, (size, size), mode=resample, antialias=True)
-    return resized[0].permute(1, 2, 0).numpy()
-
-
-def ahead(make: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
-    """map(make, items) in order, computed by `workers` threads up to `depth` items before they are asked for.
-
-    Threads, not processes: decoding and resizing release the interpreter's lock, and nothing has to be copied.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        waiting, items = deque(), iter(items)
-        try:
-            for item in items:
-                waiting.append(pool.submit(make, item))
-                if len(waiting) > depth:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            for future in waiting:
-                future.cancel()
-
-
 @dataclass(frozen=True)
 class Images:
-    """The images of one split at one size, wherever they are kept.
+    """The images of one split at one size.
 
     paths  N files
-    kept   (N, S, S, 3) uint8: a tensor on the device (gpu), a file (disk), or None: decoded each time
-           they are asked for (none)
+    kept   (N, S, S, 3) uint8: a tensor on the device (gpu), a file (disk), or None: decoded in every epoch (none)
     """
 
     paths: list[str]
@@ -206,24 +108,17 @@ def on_device(batches: Sequence[Tensor], device: torch.device) -> Sequence[Tenso
 
 
 def decode_batches(
-    paths: list[str],
-    size: int,
-    batches: Sequence[Tensor],
-    workers: int,
-    resample: str = "bilinear",
+    paths: list[str], size: int, batches: Sequence[Tensor], workers: int, resample: str = "bilinear"
 ) -> Iterator[np.ndarray]:
     """(B, size, size, 3) uint8 for each (B,) row tensor. Each image is one thread's work, so a batch of 8 can use 8."""
     names = (paths[row] for rows in batches for row in rows.tolist())
     largest = max(map(len, batches), default=1)
     images = ahead(lambda path: decode(path, size, resample), names, workers, AHEAD * largest)
     for rows in batches:
-        block = np.empty((len(rows), size, size, 3), dtype=np.uint8)
         try:
-            for image in block:
-                image[:] = next(images)
+            yield np.stack([next(images) for _ in rows])
         except BadImage:
             raise bad_images(paths, workers) from None
-        yield block
 
 
 def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:
@@ -243,47 +138,36 @@ def choose_cache(
     """
     if mode == "gpu" and device.type != "cuda":
         raise UserError("--cache gpu needs a GPU; take disk or auto")
-    image_bytes = 3 * size**2
-    to_write = image_bytes * sum(len(split) for split in splits if not cache_file(split, size, folder).exists())
+    to_write = 3 * size**2 * sum(len(split) for split in splits if not cache_file(split, size, folder).exists())
     if mode == "auto":
-        mode = _fastest(splits, size, device, workers, to_write, shutil.disk_usage(folder).free)
+        mode, trained = "disk", TRAINED[device.type] * (448 / size) ** 2
+        if to_write > shutil.disk_usage(folder).free / 2:
+            print(f"{to_write / 1e9:.1f} GB of decoded images are more than half of the free disk: decoding each epoch")
+            mode = "none"
+        elif to_write > QUIET and decoding_rate(splits[0].paths(), size, workers) > trained:
+            mode = "none"
+        elif device.type == "cuda":
+            torch.cuda.empty_cache()  # of what the teacher used
+            free = torch.cuda.mem_get_info(device)[0]
+            mode = "gpu" if 3 * size**2 * sum(map(len, splits)) < free - min(RESERVE, free / 2) else "disk"
     place = PLACES[distributed.maximum(PLACES.index(mode))]
     if place != "none" and to_write:
         print(f"writing {to_write / 1e6:,.0f} MB of decoded images to {folder} (--cache none decodes in every epoch)")
     return place
 
 
-def _fastest(
-    splits: list[MultiLabelDataset], size: int, device: torch.device, workers: int, to_write: int, free_disk: int
-) -> str:
-    if to_write > free_disk / 2:
-        print(f"{to_write / 1e9:.1f} GB of decoded images are more than half of the free disk: decoding in every epoch")
-        return "none"
-    if to_write > QUIET and decoding_rate(splits[0].paths(), size, workers) > TRAINED[device.type] * (448 / size) ** 2:
-        return "none"
-    if device.type != "cuda":
-        return "disk"
-    torch.cuda.empty_cache()  # of what the teacher used
-    free = torch.cuda.mem_get_info(device)[0]
-    return "gpu" if 3 * size**2 * sum(map(len, splits)) < free - min(RESERVE, free / 2) else "disk"
-
-
 def decoding_rate(paths: list[str], size: int, workers: int) -> float:
     """Images per second that `workers` threads decode, measured on a few."""
     rows = torch.linspace(0, len(paths) - 1, min(len(paths), 4 * DECODED)).long()
     began = time.perf_counter()
-    for _ in decode_batches(paths, size, rows.split(DECODED), workers):
-        pass
+    deque(decode_batches(paths, size, rows.split(DECODED), workers), maxlen=0)
     return len(rows) / (time.perf_counter() - began)
 
 
 def open_images(
     split: MultiLabelDataset, size: int, where: str, folder: Path, device: torch.device, workers: int
 ) -> Images:
-    """The images of a split, decoded into a file of `folder` on first use (unless where is none).
-
-    Raises UserError naming an image that cannot be read.
-    """
+    """The images of a split, decoded into a file of `folder` on first use unless `where` is none."""
     paths = split.paths()
     if where == "none":
         return Images(paths, size, None, workers)

@@ -20,7 +20,8 @@ from PIL import Image
 from safetensors.torch import save
 
 import models
-from datasets.images import ahead, decode, rgb, squash
+from datasets.images import ahead
+from datasets.pixels import decode, rgb, squash
 from models.backbone import Backbone
 from models.weights import load_state, read_weights
 from util.devices import autocast, default_workers, pick_precision

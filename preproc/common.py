@@ -11,11 +11,19 @@ from tqdm import tqdm
 
 from datasets import DATASETS
 from datasets.commands import observe_command
-from datasets.images import ahead, image_problem
+from datasets.images import ahead
+from datasets.pixels import image_problem
 from util.errors import OneLineParser, UserError
 from util.files import write_text
 
 SHOWN = 10  # bad images that are listed on the terminal
+
+
+def whole_number(text: str) -> int:
+    """The type of options that take a count or a seed."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"must be a whole number in [0, 4294967296), not {text!r}")
+    return int(text)
 
 
 def format_parser(docstring: str, name: str, load_help: str) -> argparse.ArgumentParser:
@@ -40,10 +48,11 @@ def report(name: str, save_path: str | Path, splits: dict[str, tuple[Sequence[st
     """Print what was written beside the counts of a complete data set, and the next command."""
     spec = DATASETS[name]
     for split, (images, labels) in splits.items():
-        found = {"images": len(images), "labels": labels.shape[1]}
-        expected = {"images": spec.train if split == "train" else spec.test, "labels": spec.labels}
-        counts = ", ".join(f"{found[what]:,} {what} (expected {expected[what]:,})" for what in found)
-        print(f"{split}: {counts}, {labels.sum(axis=1).mean():.2f} positives per image")
+        found, expected = (len(images), labels.shape[1]), (spec.train if split == "train" else spec.test, spec.labels)
+        print(
+            f"{split}: {found[0]:,} images (expected {expected[0]:,}), {found[1]:,} labels (expected {expected[1]:,}), "
+            f"{labels.sum(axis=1).mean():.2f} positives per image"
+        )
         if found != expected:
             print(f"WARNING: {split} differs from the published counts of {name}: is the download complete?")
     print(f"written to {save_path}; next: {observe_command(save_path)}")

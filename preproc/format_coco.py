@@ -11,30 +11,17 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import msgspec
 import numpy as np
 
 from datasets.files import write_formatted
-from preproc.annotations import Category, decode_json
+from preproc.annotations import read_instances
 from preproc.common import find_folder, format_parser, report
 from util.errors import run_script
 
 
-class Annotation(msgspec.Struct):
-    image_id: int
-    category_id: int
-
-
-class Instances(msgspec.Struct):
-    """The part of an instances file that matters here; the decoder skips the rest, segmentations above all."""
-
-    annotations: list[Annotation]
-    categories: list[Category]
-
-
 def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
     """Image files, (N, L) int8 labels in {0, 1}, and category names in the order of the file."""
-    content = decode_json(folder / f"annotations/instances_{split}2014.json", Instances)
+    content = read_instances(folder / f"annotations/instances_{split}2014.json")
     ids = sorted({annotation.image_id for annotation in content.annotations}, key=str)
     row = {image: place for place, image in enumerate(ids)}
     column = {category.id: place for place, category in enumerate(content.categories)}

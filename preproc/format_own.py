@@ -4,29 +4,32 @@
     python preproc/format_own.py --name mine --labels labels.csv --images photos/
     python preproc/format_own.py --name mine --train a.csv --val b.csv --test c.csv --images photos/
 
-docs/own_data.md lists what is read. What a list, a folder or annotations do not name is unknown, unless --complete
-states that they name all.
+docs/own_data.md lists the layouts. A label that a list, a folder or annotations do not name is unknown, unless
+--complete states that they name all.
 """
 
+import argparse
+import csv
 import os
 import shlex
 import sys
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import csv
-
 import numpy as np
+import pandas as pd
 
 from datasets import DATASETS, files
-from datasets.consistency import duplicate, is_file_name
-from datasets.images import accept_truncated
+from datasets.commands import observe_command
+from datasets.consistency import duplicate
+from datasets.pixels import accept_truncated
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
-from preproc.common import check_images, report_bad
-from preproc.sources import Source, align, clean_name, common_case, locate, merge
+from preproc.common import check_images, report_bad, whole_number
+from preproc.sources import Source, clean_name, locate, merge
 from preproc.tables import read_table
 from util.errors import OneLineParser, UserError, run_script
 from util.files import read_text
@@ -35,16 +38,28 @@ SPLITS = {"train": "train", "val": files.VALIDATION, "test": "val"}  # here: in 
 LISTED = 40  # classes whose positives are all listed
 
 
-def read_source(path: Path, options) -> dict[str, Source]:
+def read_source(path: Path, options: argparse.Namespace) -> dict[str, Source]:
     """The source of a table, a JSON file or a folder, as "all" or by split."""
-    if not path.exists():
-        raise UserError(f"{path} not found; name a table, a JSON file or a folder")
     if path.is_dir():
         found = read_folder(path, options.separator)
         return read_source(found, options) if isinstance(found, Path) else {"all": found}
     if path.suffix.lower() == ".json":
-        return {"all": read_coco(path, options.separator)}
+        return {"all": read_coco(path)}
     return read_table(path, options.delimiter, options.separator, options.absent)
+
+
+def read_sources(options: argparse.Namespace) -> dict[str, Source]:
+    """The sources by split; train alone if the labels do not name splits."""
+    paths, read = {"train": options.labels or options.train, "val": options.val, "test": options.test}, {}
+    for split, path in paths.items():
+        found = read_source(Path(os.path.abspath(path)), options) if path else {}
+        if len(found) > 1 and not options.labels:
+            raise UserError(f"{path} has a column of splits; give it as --labels")
+        for name, source in found.items():
+            read[name if options.labels and name != "all" else split] = source
+    if "train" not in read:
+        raise UserError(f"{options.labels} has no training images")
+    return read
 
 
 def read_classes(path: Path) -> dict[str, str]:
@@ -59,22 +74,27 @@ def read_classes(path: Path) -> dict[str, str]:
 
 
 def choose_classes(sources: list[Source], listed: dict[str, str] | None) -> dict[str, str]:
-    """{name: prompt name}: the listed classes, or all that the sources name. A line reports what a list leaves out."""
-    names = list(dict.fromkeys(name for source in sources for name in source.classes))
+    """{name: prompt name}: the listed classes, or all that the sources name."""
+    names = list(dict.fromkeys(name for source in sources for name in source.labels.columns))
     if listed is None:
         names = names if any(source.ordered for source in sources) else sorted(names)
-        if line := common_case(names):
-            print(line)
+        folded = Counter(map(str.casefold, names))
+        if twice := [repr(name) for name in names if folded[name.casefold()] > 1]:
+            print(f"note: classes differ in case only: {', '.join(twice)}")
         return {name: name for name in names}
-    counts = {name: 0 for name in names if name not in listed}
-    for source in sources:
-        for column, name in enumerate(source.classes):
-            if name in counts:
-                counts[name] += int(np.count_nonzero(source.labels[:, column] == 1))
-    if counts:
-        shown = ", ".join(f"{name!r} ({count:,} positives)" for name, count in list(counts.items())[:LISTED])
+    rest = [source.labels.drop(columns=list(listed), errors="ignore") for source in sources]
+    counts = pd.concat([(labels == 1).sum() for labels in rest]).groupby(level=0, sort=False).sum()
+    if len(counts):
+        shown = ", ".join(f"{name!r} ({count:,} positives)" for name, count in counts[:LISTED].items())
         print(f"--classes leaves out {len(counts):,} classes of the labels: {shown}")
     return listed
+
+
+def check_names(source: Source) -> None:
+    """Raises UserError for a path that leaves the folder of images."""
+    for name in source.images:
+        if os.path.isabs(name) or (".." in name and ".." in Path(name).parts):
+            raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
 
 
 def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, Source]:
@@ -82,113 +102,136 @@ def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, 
     total = len(source.images)
     order, start, parts = np.random.RandomState(seed).permutation(total), 0, {}
     for split, fraction in fractions.items():
-        end = start + round(fraction * total)
-        if end == start and fraction:
+        end = start + round(fraction * total) if 0 <= fraction < 1 else total
+        if end >= total or (end == start and fraction):
             raise UserError(
-                f"--{split}-fraction {fraction:g} of {total} images is none; at least {1 / total:.2g} is one"
+                f"--{split}-fraction {fraction:g} of {total} images must set some aside and leave some to train on; "
+                f"at least {1 / max(1, total):.2g} is one image, and 0 none"
             )
         parts[split], start = source.rows(np.sort(order[start:end])), end
-    if start >= total:
-        raise UserError(f"--val-fraction and --test-fraction leave none of {total} images to train on")
     if fractions.get("test") == 0:
         del parts["test"]
     return {"train": source.rows(np.sort(order[start:])) if fractions else source, **parts}
 
 
-def check_names(source: Source, outside: bool) -> None:
-    """Raises UserError for a path that leaves the folder of images, or that no file can have."""
-    for name in source.images:
-        if not is_file_name(name):
-            raise UserError(f"{name!r} is no name of an image")
-        if not outside and (os.path.isabs(name) or (".." in name and ".." in Path(name).parts)):
-            raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
+def skip_bad(read: dict[str, Source], root: Path, folder: Path, options: argparse.Namespace) -> dict[str, Source]:
+    """The sources without their bad images, and without the classes that lose all their positive training images.
+
+    Raises UserError unless bad images may be left out and others remain.
+    """
+    problems = {split: check_images(split, [str(root / name) for name in s.images]) for split, s in read.items()}
+    bad = {read[split].images[row]: line for split, found in problems.items() for row, line in found.items()}
+    if not bad:
+        return read
+    report_bad(bad, folder, sys.stdout)
+    total = sum(len(source.images) for source in read.values())
+    kept = {
+        split: source.rows(np.setdiff1d(np.arange(len(source.images)), list(problems[split])))
+        for split, source in read.items()
+    }
+    if not options.skip_bad or not kept["train"].images:
+        name, problem = next(iter(bad.items()))
+        skip = "" if options.skip_bad else ", or leave them out with --skip-bad"
+        raise UserError(
+            f"{len(bad):,} of {total:,} images are bad, the first {name} ({problem}); name their folder with "
+            f"--images DIR{skip}"
+        )
+    print(f"left out {len(bad):,} of {total:,} images")
+    before, after = ((sources["train"].labels == 1).any() for sources in (read, kept))
+    if (lost := before.index[before & ~after].tolist()) and after.any() and not options.keep_empty:
+        print(f"left out {len(lost):,} classes whose training images are all bad: {', '.join(map(repr, lost))}")
+        kept = {split: replace(source, labels=source.labels.drop(columns=lost)) for split, source in kept.items()}
+    return kept
 
 
-def check_classes(train: Source, options) -> None:
-    empty = np.flatnonzero(~(train.labels == 1).any(axis=0))
+def check_classes(train: Source, options: argparse.Namespace) -> None:
+    empty = train.labels.columns[~(train.labels == 1).any()]
     if len(empty) and not options.keep_empty:
         drawn = "another --seed may draw others, " if options.val_fraction or options.test_fraction else ""
         raise UserError(
-            f"{len(empty)} of {len(train.classes)} classes have no positive training image, the first "
-            f"{train.classes[empty[0]]!r}; {drawn}--classes FILE chooses classes, --keep-empty keeps all"
+            f"{len(empty)} of {train.labels.shape[1]} classes have no positive training image, the first {empty[0]!r}; "
+            f"{drawn}--classes FILE chooses classes, --keep-empty keeps all"
         )
 
 
-def report(split: str, source: Source, complete: bool) -> None:
+def report(split: str, labels: pd.DataFrame, duplicates: int, complete: bool) -> None:
     """What was found in a split."""
-    labels, (num_images, num_labels) = source.labels, source.labels.shape
-    positives, known = np.count_nonzero(labels == 1, axis=0), np.count_nonzero(labels)
-    nothing = num_images - int(labels.any(axis=1).sum())
+    positives, known = (labels == 1).sum(), np.count_nonzero(labels)
+    nothing = len(labels) - int(labels.any(axis=1).sum())
     unknown = "none is unknown" if complete else f"{1 - known / max(1, labels.size):.1%} are unknown"
     print(
-        f"{split}: {num_images:,} images, {num_labels:,} classes, {positives.sum():,} positives "
-        f"({positives.sum() / max(1, num_images):.2f} per image), {known - positives.sum():,} negatives; of all labels "
-        f"{unknown}"
+        f"{split}: {len(labels):,} images, {labels.shape[1]:,} classes, {positives.sum():,} positives "
+        f"({positives.sum() / max(1, len(labels)):.2f} per image), {known - positives.sum():,} negatives; of all "
+        f"labels {unknown}"
         + (f"; {nothing:,} images with nothing known" if nothing else "")
-        + (f"; {source.duplicates:,} entries were there twice" if source.duplicates else "")
+        + (f"; {duplicates:,} entries were there twice" if duplicates else "")
     )
-    order = np.argsort(-positives, kind="stable") if num_labels > LISTED else np.arange(num_labels)
-    shown = [f"{source.classes[column]} {positives[column]:,}" for column in order]
-    shown = shown if num_labels <= LISTED else [*shown[: LISTED // 4], "...", *shown[-LISTED // 4 :]]
+    if len(positives) > LISTED:
+        positives = positives.sort_values(ascending=False, kind="stable")
+    shown = [f"{name} {count:,}" for name, count in positives.items()]
+    shown = shown if len(shown) <= LISTED else [*shown[: LISTED // 4], "...", *shown[-LISTED // 4 :]]
     print(f"  positives: {', '.join(shown)}")
 
 
-def parse(argv: list[str] | None):
+def advise(options: argparse.Namespace, known: dict[str, tuple]) -> None:
+    """What comes next."""
+    if files.VALIDATION not in known:
+        print("no validation images were named: training sets a fifth of the training images aside")
+    effects = {
+        "train": "methods that read full labels (bce, iun) are",
+        "val": "choosing the epoch by full labels is",
+        "test": "a test score is",
+    }
+    for split, effect in effects.items():
+        images, full, _ = known.get(SPLITS[split], ((), None, None))
+        if full is None and len(images):
+            print(f"{split}: some labels are unknown, so {effect} not available")
+    folder = Path(options.data_root) / options.name
+    if known["train"][1] is not None:
+        print(f"every training label is known; to keep one positive per image: {observe_command(folder)}")
+    root = [] if options.data_root == "data" else ["--data-root", options.data_root]
+    images = ["--mode", "linear", "--features", "FILE.npz"] if options.no_images else ["--prompt", "a photo of a {}"]
+    print(f"written to {folder}; next: {shlex.join(['python', 'main.py', '-d', options.name, *root, *images])}")
+
+
+def character(text: str) -> str:
+    """The type of options that take one character; \\t is a tab."""
+    if len(text := text.replace("\\t", "\t")) != 1:
+        raise argparse.ArgumentTypeError(f"takes one character, not {text!r}")
+    return text
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(__doc__)
-    parser.add_argument("--name", required=True, help="of the data set: the folder below the data root")
-    parser.add_argument(
-        "--labels", help="table, JSON file, or folder of class folders or annotations, with all the data"
-    )
+    add = parser.add_argument
+    add("--name", required=True, help="of the data set: the folder below the data root")
+    add("--labels", help="table, JSON file, or folder of class folders or annotations, with all the data")
     for split, kind in (("train", "training"), ("val", "validation"), ("test", "test")):
-        parser.add_argument(f"--{split}", metavar="LABELS", help=f"the same for the {kind} images, instead of --labels")
+        add(f"--{split}", metavar="LABELS", help=f"the same for the {kind} images, instead of --labels")
     for split in ("val", "test"):
-        parser.add_argument(
-            f"--{split}-fraction", type=float, metavar="F", help=f"fraction set aside as {split}, at random"
-        )
-    parser.add_argument("--seed", type=int, default=SEED, help="of that draw (default: %(default)s)")
-    parser.add_argument("--images", help="folder of the images (default: where the labels lie)")
-    parser.add_argument("--no-images", action="store_true", help="there are no image files, as with main.py --features")
-    parser.add_argument(
-        "--classes", help="file of `name` or `name,prompt name`, a line each: the classes to use, in order"
-    )
-    parser.add_argument(
-        "--complete",
-        nargs="+",
-        default=[],
-        choices=("all", *SPLITS),
-        help="splits in which a label that is not named is absent, not unknown",
-    )
-    parser.add_argument("--delimiter", help="between the fields of a table (default: found from its header)")
-    parser.add_argument("--separator", help="between the labels in one field (default: |)")
-    parser.add_argument("--absent", type=int, choices=(0, -1), default=0, help="the mark of an absent label in a table")
-    parser.add_argument("--outside", action="store_true", help="allow absolute paths, and .. in paths")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out images that are missing or unreadable")
-    parser.add_argument("--truncated", action="store_true", help="accept images that are cut short")
-    parser.add_argument("--no-check", action="store_true", help="do not read the images")
-    parser.add_argument("--keep-empty", action="store_true", help="keep classes without a positive training image")
-    parser.add_argument("--overwrite", action="store_true", help="replace a data set of that name")
-    parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
+        add(f"--{split}-fraction", type=float, metavar="F", help=f"fraction set aside as {split}, at random")
+    add("--seed", type=whole_number, default=SEED, help="of that draw (default: %(default)s)")
+    add("--images", help="folder of the images (default: where the labels lie)")
+    add("--no-images", action="store_true", help="there are no image files, as with main.py --features")
+    add("--classes", help="file of `name` or `name,prompt name`, a line each: the classes to use, in order")
+    complete = "splits in which a label that is not named is absent, not unknown"
+    add("--complete", nargs="+", default=[], choices=("all", *SPLITS), help=complete)
+    add("--delimiter", type=character, help="between the fields of a table (default: found from its header)")
+    add("--separator", type=character, help="between the labels in one field (default: |)")
+    add("--absent", type=int, choices=(0, -1), default=0, help="the mark of an absent label in a table")
+    add("--outside", action="store_true", help="allow absolute paths, and .. in paths")
+    add("--skip-bad", action="store_true", help="leave out images that are missing or unreadable")
+    add("--truncated", action="store_true", help="accept images that are cut short")
+    add("--no-check", action="store_true", help="do not read the images")
+    add("--keep-empty", action="store_true", help="keep classes without a positive training image")
+    add("--overwrite", action="store_true", help="replace a data set of that name")
+    add("--data-root", default="data", help="(default: %(default)s)")
     options = parser.parse_args(argv)
-    folder, given = Path(options.data_root) / options.name, [options.train, options.val, options.test]
-    if len(Path(options.name).parts) != 1 or options.name in (".", "..") or options.name[0] == ".":
-        parser.error(f"--name takes a plain name, not {options.name!r}")
-    if options.name in DATASETS:
-        parser.error(f"{options.name} is the name of a published data set; choose another")
-    if bool(options.labels) == bool(options.train) or (options.labels and any(given)):
+    folder = Path(options.data_root) / options.name
+    if Path(options.name).name != options.name or options.name[:1] in (".", "") or options.name in DATASETS:
+        parser.error(f"--name takes a plain name that is not that of a published data set, not {options.name!r}")
+    if bool(options.labels) == bool(options.train) or (options.labels and (options.val or options.test)):
         parser.error("give --labels with all the data, or --train, and with it --val and --test if there are any")
-    for split in ("val", "test"):
-        fraction = getattr(options, f"{split}_fraction")
-        if fraction is not None and getattr(options, split):
-            parser.error(f"give --{split} or --{split}-fraction, not both")
-        if fraction is not None and not 0 <= fraction < 1:
-            parser.error(f"--{split}-fraction must lie in [0, 1), not {fraction}")
-    if not 0 <= options.seed < 2**32:
-        parser.error(f"--seed must lie in [0, 4294967296), not {options.seed}")
-    for name in ("delimiter", "separator"):
-        if (mark := getattr(options, name)) is not None:
-            setattr(options, name, mark := mark.replace("\\t", "\t"))
-            if len(mark) != 1:
-                parser.error(f"--{name} takes one character, not {mark!r}")
     if options.images and not Path(options.images).is_dir():
         parser.error(f"--images {options.images} is no folder")
     if files.description_path(folder).exists() and not options.overwrite:
@@ -201,38 +244,29 @@ def main(argv: list[str] | None = None) -> None:
     accept_truncated(options.truncated)
     folder = Path(options.data_root) / options.name
 
-    # What the labels say
-    if options.labels:
-        read = read_source(Path(os.path.abspath(options.labels)), options)
-        read = {"train" if split == "all" else split: source for split, source in read.items()}
-    else:
-        paths = {split: getattr(options, split) for split in SPLITS if getattr(options, split)}
-        read = {split: read_source(Path(os.path.abspath(path)), options) for split, path in paths.items()}
-        if several := next((paths[split] for split, found in read.items() if len(found) > 1), None):
-            raise UserError(f"{several} has a column of splits; give it as --labels")
-        read = {split: next(iter(found.values())) for split, found in read.items()}
-    if "train" not in read:
-        raise UserError(f"{options.labels} has no training images")
+    # The labels
+    read = read_sources(options)
+    fractions = {split: getattr(options, f"{split}_fraction") for split in ("val", "test")}
+    fractions = {split: fraction for split, fraction in fractions.items() if fraction is not None}
+    if clash := next((split for split in fractions if split in read), None):
+        raise UserError(f"the labels name {clash} images; leave out --{clash}-fraction")
     classes = choose_classes(list(read.values()), read_classes(Path(options.classes)) if options.classes else None)
 
-    # Which images they mean
+    # The images
     root = Path(os.path.abspath(options.images or os.path.commonpath([source.base for source in read.values()])))
     for split, source in read.items():
         places = [root, source.base] if options.images else [source.base, root]
         places = list(dict.fromkeys(place for place in places if place.is_relative_to(root)))
         source = merge(source) if options.no_images else locate(source, places, root)
-        read[split] = align(source, list(classes))
-        check_names(read[split], options.outside)
+        read[split] = replace(source, labels=source.labels.reindex(columns=list(classes), fill_value=0))
+        if not options.outside:
+            check_names(source)
     if twice := duplicate(name for source in read.values() for name in source.images):
         raise UserError(f"{twice!r} is in two of the splits; an image belongs to one")
     duplicates = {split: source.duplicates for split, source in read.items()}
-    fractions = {split: getattr(options, f"{split}_fraction") for split in ("val", "test")}
-    fractions = {split: fraction for split, fraction in fractions.items() if fraction is not None}
-    if clash := next((split for split in fractions if split in read), None):
-        raise UserError(f"the labels name {clash} images; leave out --{clash}-fraction")
-    read = divide(read["train"], fractions, options.seed) | {s: read[s] for s in read if s != "train"}
+    read = divide(read.pop("train"), fractions, options.seed) | read
     if not options.no_check and not options.no_images:
-        read = skip_bad(read, root, folder, options.skip_bad)
+        read = skip_bad(read, root, folder, options)
     check_classes(read["train"], options)
 
     # The formatted files
@@ -240,56 +274,14 @@ def main(argv: list[str] | None = None) -> None:
     for split, source in read.items():
         labels = source.labels
         if {"all", split} & set(options.complete):
-            labels[labels == 0] = -1
-        complete = bool(len(source.images)) and bool(labels.all())
-        report(split, replace(source, duplicates=duplicates.get(split, 0)), complete)
-        known[SPLITS[split]] = (source.images, (labels == 1).view(np.int8) if complete else None, labels)
-    files.write_own(folder, known, list(classes), list(classes.values()), root)
-    advise(options, read, known)
-
-
-def skip_bad(read: dict[str, Source], root: Path, folder: Path, skip: bool) -> dict[str, Source]:
-    """The sources without their bad images. Raises UserError unless these may be left out and others remain."""
-    problems = {split: check_images(split, [str(root / name) for name in s.images]) for split, s in read.items()}
-    bad = {f"{read[split].images[row]}": line for split, found in problems.items() for row, line in found.items()}
-    if not bad:
-        return read
-    report_bad(bad, folder, sys.stdout)
-    total = sum(len(source.images) for source in read.values())
-    if not skip:
-        name, problem = next(iter(bad.items()))
-        raise UserError(
-            f"{len(bad):,} of {total:,} images are bad, the first {name} ({problem}); name their folder with "
-            "--images DIR, or leave them out with --skip-bad"
-        )
-    kept = {
-        split: source.rows(np.setdiff1d(np.arange(len(source.images)), list(problems[split])))
-        for split, source in read.items()
-    }
-    if empty := next((split for split, source in kept.items() if read[split].images and not source.images), None):
-        raise UserError(f"no {empty} image is left; name their folder with --images DIR")
-    print(f"left out {len(bad):,} of {total:,} images")
-    return kept
-
-
-def advise(options, read: dict[str, Source], known: dict) -> None:
-    """What comes next."""
-    if "val" not in read:
-        print("no validation images were named: training sets a fifth of the training images aside")
-    for split in ("train", "val", "test"):
-        if split in read and known[SPLITS[split]][1] is None and read[split].images:
-            what = {
-                "train": "methods that read full labels (bce, iun) are",
-                "val": "choosing the epoch by full labels is",
-            }
-            print(f"{split}: some labels are unknown, so {what.get(split, 'a test score is')} not available")
-    root = [] if options.data_root == "data" else ["--data-root", options.data_root]
-    if known["train"][1] is not None:
-        draw = ["python", "preproc/generate_observed_labels.py", "--dataset", options.name, *root]
-        print(f"every training label is known; to keep one positive per image: {shlex.join(draw)}")
-    how = ["--mode", "linear", "--features", "FILE.npz"] if options.no_images else ["--prompt", "a photo of a {}"]
-    command = shlex.join(["python", "main.py", "-d", options.name, *root, *how])
-    print(f"written to {Path(options.data_root) / options.name}; next: {command}")
+            labels = labels.where(labels != 0, -1)
+        observed = np.ascontiguousarray(labels)
+        complete = bool(observed.size) and bool(observed.all())
+        report(split, labels, duplicates.get(split, 0), complete)
+        known[SPLITS[split]] = (source.images, (observed == 1).view(np.int8) if complete else None, observed)
+    names = read["train"].labels.columns.tolist()
+    files.write_own(folder, known, names, [classes[name] for name in names], root)
+    advise(options, known)
 
 
 if __name__ == "__main__":

@@ -25,25 +25,28 @@ SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing":
 
 @dataclass(frozen=True)
 class Source:
-    """images      N paths
-    classes     L names
-    labels      (N, L) int8 in {-1, 0, +1}; 0 = unknown
+    """labels      (N, L) int8 in {-1, 0, +1}, 0 = unknown; its index has the paths of images, its columns the classes
     base        folder beside which the images are expected
     ordered     whether the order of the classes is the file's own
     duplicates  entries that repeat an earlier one
     """
 
-    images: list[str]
-    classes: list[str]
-    labels: np.ndarray
+    labels: pd.DataFrame
     base: Path
     ordered: bool = False
     duplicates: int = 0
 
+    @property
+    def images(self) -> list[str]:
+        return self.labels.index.tolist()
+
     def rows(self, index: np.ndarray) -> "Source":
         """The source of some rows: their numbers, or (N,) bool."""
-        rows = np.arange(len(self.images))[index]
-        return replace(self, images=[self.images[row] for row in rows], labels=self.labels[rows], duplicates=0)
+        return replace(self, labels=self.labels.iloc[index], duplicates=0)
+
+
+def label_frame(labels: np.ndarray, images: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
+    return pd.DataFrame(labels, pd.Index(images, dtype=object), pd.Index(classes, dtype=object), copy=False)
 
 
 def clean_name(name: str) -> str:
@@ -64,7 +67,7 @@ def positives(
     rows, images = pd.factorize(np.asarray(images, dtype=object))
     codes, texts = pd.factorize(np.asarray(labels, dtype=object))
     parts = [split_text(text, separator or "|") if not classes else [text] if text else [] for text in texts]
-    if separator is None:
+    if separator is None and not classes:
         _check_separators(path, {name for names in parts for name in names})
     names = list(classes) or sorted({name for names in parts for name in names})
     if not names:
@@ -75,7 +78,7 @@ def positives(
         numbers = np.array([column[part[place]] if place < len(part) else -1 for part in parts])[codes]
         found[rows[numbers >= 0], numbers[numbers >= 0]] = 1
         total += np.count_nonzero(numbers >= 0)
-    return Source(images.tolist(), names, found, base, bool(classes), total - int(np.count_nonzero(found)))
+    return Source(label_frame(found, images, names), base, bool(classes), total - np.count_nonzero(found))
 
 
 def split_text(text: str, separator: str) -> list[str]:
@@ -112,72 +115,51 @@ def locate(source: Source, folders: list[Path], root: Path) -> Source:
     same name but for backslashes, case, %20 and the like, Unicode form, or a missing ending.
     """
     before = [os.path.relpath(folder, root) for folder in folders]
-    before = ["" if path == "." else path for path in before]
-    found = []
-    for name in source.images:
+    paths, missing, nearly = [], [], []
+    for row, name in enumerate(source.images):
         name = os.path.relpath(name, root) if name.startswith(f"{root}/") else name
-        places = (os.path.join(path, name) for path in before)
-        found.append(next((place for place in places if os.path.exists(os.path.join(root, place))), None))
-    missing = [row for row, place in enumerate(found) if place is None]
+        places = [_plain_path(os.path.join(path, name)) for path in before]
+        paths.append(next((place for place in places if os.path.exists(os.path.join(root, place))), places[0]))
+        if not os.path.exists(os.path.join(root, paths[-1])):
+            missing.append(row)
     index = defaultdict(set)
     for folder in folders if missing else ():
         for path in find_images(folder)[0]:
             key = _loose(path.relative_to(folder).as_posix())
             for name in (key, os.path.splitext(key)[0]):
                 index[name].add(os.path.relpath(path, root))
-    nearly = []
     for row in missing:
-        fits = index.get(_loose(source.images[row]), ())
-        found[row] = next(iter(fits)) if len(fits) == 1 else os.path.join(before[0], source.images[row])
-        nearly += [f"{source.images[row]!r} as {found[row]!r}"] if len(fits) == 1 else []
+        name = source.labels.index[row]
+        if len(fits := index.get(_loose(name), ())) == 1:
+            (paths[row],) = fits
+            nearly.append(f"{name!r} as {paths[row]!r}")
     if nearly:
         print(
             f"{len(nearly):,} names of images differ from the file's in case, ending, backslashes, %20 or Unicode "
             f"form, the first {nearly[0]}"
         )
-    return merge(replace(source, images=[plain_path(path) for path in found]))
+    return merge(replace(source, labels=source.labels.set_axis(pd.Index(paths, dtype=object))))
 
 
 def _loose(name: str) -> str:
     return unicodedata.normalize("NFC", unquote(name.replace("\\", "/"))).casefold().removeprefix("./")
 
 
-def plain_path(path: str) -> str:
-    """Without . and //; after a link, .. leads elsewhere than its name suggests, and stays."""
-    return os.path.normpath(path) if "//" in path or ("./" in path and ".." not in path) else path
+def _plain_path(path: str) -> str:
+    """Without . and //. After a link, .. leads elsewhere than its name suggests, so it stays."""
+    return path.removeprefix("./") if "../" in path else os.path.normpath(path)
 
 
 def merge(source: Source) -> Source:
     """The source with each image once. Raises UserError if two of its rows contradict each other."""
-    rows, images = pd.factorize(np.asarray(source.images, dtype=object))
-    if len(images) == len(rows):
+    labels = source.labels
+    if labels.index.is_unique:
         return source
-    first = np.unique(rows, return_index=True)[1]
-    labels = source.labels[first]
-    for row in np.setdiff1d(np.arange(len(rows)), first):
-        mine, new = labels[rows[row]], source.labels[row]
-        if clash := np.flatnonzero(mine * new < 0).tolist():
-            raise UserError(f"two rows of {images[rows[row]]!r} disagree on {source.classes[clash[0]]!r}; correct one")
-        labels[rows[row]] = np.where(new, new, mine)
-    repeated = source.duplicates + len(rows) - len(images)
-    return replace(source, images=images.tolist(), labels=labels, duplicates=repeated)
-
-
-def align(source: Source, names: list[str]) -> Source:
-    """The source with the classes `names`, in this order; a class that it lacks is unknown everywhere."""
-    if source.classes == names:
-        return source
-    column, labels = {name: place for place, name in enumerate(source.classes)}, []
-    known = [name for name in names if name in column]
-    labels = np.zeros((len(source.images), len(names)), dtype=np.int8)
-    labels[:, [names.index(name) for name in known]] = source.labels[:, [column[name] for name in known]]
-    return replace(source, classes=names, labels=labels)
-
-
-def common_case(names: list[str]) -> str:
-    """A line on classes whose names differ in case only; empty if there are none."""
-    spelled = defaultdict(list)
-    for name in names:
-        spelled[name.casefold()].append(name)
-    twice = [" and ".join(map(repr, found)) for found in spelled.values() if len(found) > 1]
-    return f"note: classes differ in case only: {'; '.join(twice)}" if twice else ""
+    groups = labels[labels.index.duplicated(keep=False)].groupby(level=0, sort=False)
+    high, low = groups.max(), groups.min()
+    if len(clash := np.argwhere((high > 0) & (low < 0))):
+        image, name = high.index[clash[0, 0]], high.columns[clash[0, 1]]
+        raise UserError(f"two rows of {image!r} disagree on {name!r}; correct one")
+    once = labels[~labels.index.duplicated()].copy()
+    once.loc[high.index] = high.where(high > 0, low)
+    return replace(source, labels=once, duplicates=source.duplicates + len(labels) - len(once))

@@ -13,7 +13,7 @@ from PIL import Image
 
 from config import Config
 from datasets import Classes, MultiLabelDataset, files, load
-from datasets.images import rgb
+from datasets.pixels import rgb
 from pseudo_labels import rules
 from reporting.runs import Run, read_per_class, read_predictions
 from util.devices import default_workers

@@ -14,7 +14,7 @@ import datasets
 import export
 import main
 import models
-from datasets.images import decode
+from datasets.pixels import decode
 from util.errors import UserError
 
 

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import config
-from datasets import images
+from datasets import pixels
 from models.teachers.file import load_similarity
 from preproc import download
 from runs import checkpoints
@@ -95,7 +95,7 @@ READERS = {  # name of the file, contents that are whole or hold a pickle, reade
         [saved(partial(torch.save, STATE)), saved(partial(torch.save, {"model": Pickled()}))],
         checkpoints.read,
     ),
-    "image": ("i.png", [picture(kind) for kind in ("PNG", "JPEG", "GIF")], lambda p: images.decode(str(p), 4)),
+    "image": ("i.png", [picture(kind) for kind in ("PNG", "JPEG", "GIF")], lambda p: pixels.decode(str(p), 4)),
     "zip": ("a.zip", [archive("zip")], extract),
     "tar": ("a.tar", [archive(""), archive("gz"), archive("xz"), archive("bz2")], extract),
 }

@@ -9,7 +9,8 @@ from conftest import make_toy
 from PIL import ExifTags, Image, PngImagePlugin
 
 from datasets import dataset, load
-from datasets.images import accept_truncated, cache_file, decode, image_problem, rgb
+from datasets.images import cache_file
+from datasets.pixels import accept_truncated, decode, image_problem, rgb
 from models.saved import Predictor
 from util.errors import UserError
 

@@ -70,7 +70,7 @@ def write_coco(root, annotations=((9, 3), (10, 1), (10, 3), (9, 3))):
     for split in ("train", "val"):
         content = {
             "info": {"ignored": [1, {"deeply": None}]},
-            "images": [{"id": 7}, {"id": 9}, {"id": 10}],
+            "images": [{"id": i, "file_name": f"COCO_{split}2014_{i:012d}.jpg"} for i in (7, 9, 10)],
             "annotations": [
                 {"segmentation": [[1.5]], "image_id": i, "category_id": c, "id": 1} for i, c in annotations
             ],
@@ -183,3 +183,15 @@ def test_check_lists_every_bad_image(tmp_path, capsys):
     assert "train: 4 of 30 images are bad" in out and "test: 1 of 10 images are bad" in out
     bad = ("001.png: not found", "002.png", "004.png", "005.png", "003.png: of no known kind")
     assert all(what in line for what, line in zip(bad, err.splitlines(), strict=True))
+
+
+def test_check_reports_in_one_line_that_a_data_set_of_features_has_no_pixels(tmp_path, fails):
+    line = fails(check.main, ["-d", "photos", "--data-root", str(tmp_path)])
+    assert "photos has no pixels to check: none of its images is below" in line and "--image-root DIR" in line
+
+
+def test_check_reports_arrays_that_do_not_fit_together(toy, fails):
+    path = files.array_path(toy, "train", "labels_obs")
+    np.save(path, -np.load(path))
+    line = fails(check.main, ["--dataset", "toy", "--data-root", str(toy.parent)])
+    assert "the observed labels of train contradict its full labels" in line

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 import datasets
 from config import parse
-from datasets.images import decode
+from datasets.pixels import decode
 from models import clip, teachers
 from models.teachers import ClipTeacher, FileTeacher, patches
 from models.teachers import clip as clip_teacher

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -148,9 +149,12 @@ def reading(path: str | Path, what: str, hint: str = "") -> Iterator[None]:
 
 
 def read_text(path: str | Path, hint: str = "") -> str:
-    """A text in UTF-8, without its byte order mark."""
+    """A text in UTF-8, or in UTF-16 with a byte order mark."""
     with reading(path, "text in UTF-8", hint):
-        return Path(path).read_bytes().decode("utf-8-sig")
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would block
+            raise UserError(f"{path} is no regular file")
+        content = Path(path).read_bytes()
+        return content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
 
 
 def read_json(path: str | Path, kind: object = object, hint: str = "") -> object:
