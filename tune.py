@@ -39,7 +39,7 @@ from reporting import tables
 from runs import run_folder
 from util import devices
 from util.errors import OneLineParser
-from util.files import atomic, digest, writable_folder
+from util.files import digest, writable_folder, write_text
 from util.settings import Setting, ends, flag
 
 RATES = (0.1, 10.0)  # the learning rates that are searched, as multiples of the default
@@ -197,9 +197,8 @@ def confirm(task: Task, options: argparse.Namespace, session: driver.Session) ->
     }  # fmt: skip
 
 
-def main(argv: list[str] | None = None) -> pd.DataFrame:
-    """Search and confirm by the command line `argv`; returns the table."""
-    argv = sys.argv[1:] if argv is None else argv
+def parse(argv: list[str]) -> tuple[argparse.Namespace, list[Config]]:
+    """The options of this command, and the settings of each method."""
     parser = OneLineParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-l", "--loss", nargs="+", required=True, metavar="METHOD", help="methods, or: all")
     parser.add_argument("--trials", type=int, default=16, help="settings tried for each method (default: 16)")
@@ -211,33 +210,38 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     options, rest = parser.parse_known_args(argv)
     if min(options.trials, options.draws, options.runs) < 1:
         raise UserError("--trials, --draws and --runs must be at least 1")
-    every = [name for name, method in LOSSES.items() if method.loss]
-    jobs = int(os.environ.get("JOBS", "1"))
-    others = [
-        subprocess.Popen([sys.executable, __file__, *argv], env=os.environ | {"JOBS": "1"}, stdout=subprocess.DEVNULL)
-        for _ in range(jobs - 1)
-    ]
-    configs = [
-        configuration.parse([*rest, "-l", name]) for name in (every if options.loss == ["all"] else options.loss)
-    ]
+    names = [name for name, method in LOSSES.items() if method.loss] if options.loss == ["all"] else options.loss
+    return options, [configuration.parse([*rest, "-l", name]) for name in names]
+
+
+def open_study(config: Config, storage: JournalStorage, draws: int) -> optuna.Study:
+    """The study of a method's trials, which other processes may share; made if it is not there."""
+    return optuna.create_study(
+        storage=storage,
+        study_name=f"{config.loss} {digest(run_folder.identity(config), draws)}",
+        direction="maximize",
+        load_if_exists=True,
+        sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM, multivariate=False, seed=random.randrange(2**31)),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
+    )
+
+
+def main(argv: list[str] | None = None) -> pd.DataFrame:
+    """Search and confirm by the command line `argv`; returns the table."""
+    argv = sys.argv[1:] if argv is None else argv
+    options, configs = parse(argv)
     datasets.prepare(configs[0].folder)
     results = writable_folder(Path(configs[0].results_dir), "--results-dir")
     journal = Path(options.study or results / f"tune_{configs[0].dataset_name}.journal")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = JournalStorage(JournalFileBackend(str(journal)))
     session = driver.Session(devices.pick_device(configs[0].gpu), memory={})
-    tasks = []
-    for config in configs:
-        config = driver.prepare_process(config, session.device)
-        sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM, multivariate=False, seed=random.randrange(2**31))
-        name = f"{config.loss} {digest(run_folder.identity(config), options.draws)}"
-        pruner = optuna.pruners.MedianPruner(n_startup_trials=4)
-        study = optuna.create_study(
-            storage=storage, study_name=name, direction="maximize", load_if_exists=True, sampler=sampler, pruner=pruner
-        )
-        tasks.append(Task(config, study))
+    configs = [driver.prepare_process(config, session.device) for config in configs]
+    tasks = [Task(config, open_study(config, storage, options.draws)) for config in configs]
+    command, more = [sys.executable, __file__, *argv], int(os.environ.get("JOBS", "1")) - 1
+    others = [subprocess.Popen(command, env=os.environ | {"JOBS": "1"}, stdout=subprocess.DEVNULL) for _ in range(more)]
+    rows, trials = [], []
     with session.stop:
-        rows = []
         for task in tasks:
             try:
                 search(task, options, session)
@@ -247,18 +251,14 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
                 print(f"{task.config.loss} is left out: {error}")
                 continue
             rows.append(confirm(task, options, session))
+            found = task.study.trials_dataframe(("number", "value", "state", "params"))
+            trials.append(found.assign(method=task.config.loss))
     for process in others:
         process.wait()
     table = pd.DataFrame(rows, columns=SHOWN)
-    frames = [
-        task.study.trials_dataframe(("number", "value", "state", "params")).assign(method=task.config.loss)
-        for task in tasks
-    ]
-    with atomic(journal.with_suffix(".csv")) as temporary:
-        pd.concat(frames).to_csv(temporary, index=False)
+    write_text(journal.with_suffix(".csv"), pd.concat(trials).to_csv(index=False))
     if options.csv:
-        with atomic(Path(options.csv)) as temporary:
-            table.to_csv(temporary, index=False)
+        write_text(Path(options.csv), table.to_csv(index=False))
     print(table.iloc[:, :6].to_markdown(index=False))
     print(f"test mAP, mean ± deviation over {options.runs} seeds and draws; settings chosen by validation mAP")
     print(f"trials: {journal.with_suffix('.csv')}")
