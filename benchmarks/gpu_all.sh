@@ -2,7 +2,7 @@
 # Every test and every figure that needs a GPU, in under nine minutes, as one Markdown file.
 #
 #   benchmarks/gpu_all.sh [results/gpu.md]         # or: make gpu
-#   GPU=cpu benchmarks/gpu_all.sh                  # the same at toy size on a CPU, where the tests are skipped
+#   GPU=cpu benchmarks/gpu_all.sh                  # the same at toy size on a CPU; the tests are skipped
 #
 # Needs PyTorch >= 2.11, torchvision, timm and scikit-learn, and for the teacher open_clip_torch with its ftfy and regex
 # (an unpacked wheel on PYTHONPATH will do). No internet, no data, no weights. The interpreter is PYTHON, else that of the
@@ -30,7 +30,7 @@ if [ "$gpu" = cpu ]; then
     small=(--image-size 32 --no-pretrained -m timm:test_resnet --official 20) patience=10
     few=(--test 10 --teacher models/digits_clip.json)
 elif ! reason=$("$python" -c 'import torch; torch.cuda.init()' 2>&1); then
-    echo "$python finds no GPU (${reason##*$'\n'}); PYTHON=... names another interpreter" >&2
+    echo "$python finds no GPU (${reason##*$'\n'}); PYTHON=... names a different interpreter" >&2
     exit 2
 fi
 mkdir -p "$(dirname "$out")" && : >"$out"

@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--sizes 100000x20 1000000x1000]
 
 A size is that of the official training set, of which four fifths train; metrics are those of predictions of that
-size. Each size is a process of its own.
+size. Each size runs in a separate process.
 """
 
 import argparse

@@ -5,7 +5,7 @@
     python benchmarks/train.py --cell -g 0                # a whole run of VOC's size, by the real command
 
 Weights are random: they do not change how long a step takes. Similarities are given, and (b)'s images are decoded
-before the clock starts; what that costs once is said beside the table.
+before the clock starts; that cost is stated beside the table.
 """
 
 import sys
