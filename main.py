@@ -214,7 +214,7 @@ def prepare_training(config: Config, session: Session, splits: datasets.Splits) 
     if config.features:
         place, images = "features", {}
         for name, split in read.items():
-            make = partial(linear.load_features, config.features, split.names, device)
+            make = partial(linear.load_features, config.features, split, device)
             images[name] = session.once(make, "given features", config.folder, config.features, name)
         torch.manual_seed(config.seed)
         model = backbone = linear.new_probe(images["train"], num_labels).to(device)
@@ -226,12 +226,13 @@ def prepare_training(config: Config, session: Session, splits: datasets.Splits) 
         }
         model = backbone = build_backbone(config, len(splits.train), num_labels, device)
     if config.mode == "linear" and not config.features:
-        options = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device)
+        weights = linear.weights_identity(config.model, config.weights, config.pretrained, config.seed)
+        options = dict(batch_size=config.eval_batch_size, precision=config.precision, device=device, weights=weights)
         for name, split in read.items():
             mirrored = name == "train" and config.flip > 0
-            make = partial(linear.features, backbone, config.model, split, images[name], config.cache_folder)
+            make = partial(linear.features, backbone, split, images[name], config.cache_folder)
             make = partial(make, mirrored=mirrored, **options)
-            key = ("features", config.folder, name, config.model, config.weights, config.pretrained)
+            key = ("features", config.folder, name, str(weights))
             images[name] = session.once(make, *key, config.image_size, mirrored, config.precision, config.skip_missing)
         model = linear.Probe(linear.head_of(backbone))
 

@@ -91,7 +91,7 @@ def make_pseudo_labels(
     views = similarities_of(config, classes, split, **where)
     rule, options = config.method.pseudo_labels, dict(calibration=calibration_of(config), pool=config.teacher_pool)
     pseudo, scores, notes = rules.make(rule, config.hparams, views, split.observed, **options)
-    return pseudo, scores, notes + rules.warnings(views)
+    return pseudo, scores, notes + rules.warnings(views, split.observed)
 
 
 def pseudo_labels_of(config: Config, splits: datasets.Splits, **where: object) -> tuple[np.ndarray | None, dict | None]:

@@ -64,8 +64,9 @@ def main(argv: list[str] | None = None) -> None:
     similarity = folder / "realdata/voc2012/clip_rn50x64_train_similarity.npz"
     with np.load(similarity, allow_pickle=False) as file:
         classes = file["classes"].tolist()
-    whole = teachers.load_similarity(similarity, images, classes)
-    tiles = teachers.load_similarity(similarity.with_name("clip_rn50x64_train_tiles.npz"), images, classes, "tiles_max")
+    (whole,) = teachers.load_similarities(similarity, images, classes)
+    file = similarity.with_name("clip_rn50x64_train_tiles.npz")
+    (tiles,) = teachers.load_similarities(file, images, classes, ["tiles_max"])
     views = {"image": [whole], "image and tiles": [whole, tiles[:, None]]}
     settings, observed, cells = dict(temperature=TEMPERATURE), observe(true), []
     for number, name in itertools.product(options.images, views):

@@ -15,14 +15,14 @@ from models.boostlu import no_maps, use_boostlu
 from models.clip import config_name, own_size
 from models.resnet import resnet50
 from models.saved import Predictor, load
-from models.timm_any import timm_any
+from models.timm_any import check_timm, timm_any
 from models.vit_clip import clip_tower, vit_clip
 from util.errors import UserError, describe_error
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """make: builds the backbone. settings: common settings that it sets otherwise than their defaults."""
+    """make: builds the backbone. settings: common settings whose defaults it changes."""
 
     make: Callable[..., Backbone]
     settings: dict[str, object] = field(default_factory=dict)
@@ -36,7 +36,7 @@ BACKBONES = {
 }
 FAMILIES = {"timm:": timm_any, "clip:": clip_tower}  # NAME of that library
 HEADS = ("linear", "boostlu")
-FEATURES = "features"  # the backbone of --features: another program's
+FEATURES = "features"  # the backbone of --features: computed by another program
 ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
 __all__ = [
@@ -46,39 +46,26 @@ __all__ = [
 
 
 def check_name(name: str) -> None:
-    """Raises UserError for a name that is none of BACKBONES, and no timm:NAME or clip:NAME that the library has."""
-    if name in BACKBONES:
-        return
-    if name == FEATURES:
-        raise UserError("a head on features that another program computed (--features) cannot read photographs")
+    """Raises UserError for a name that is neither in BACKBONES nor a timm:NAME or clip:NAME that the library has."""
     if name.startswith("clip:"):
         config_name(name.split(":")[1], "-m clip:")
-        return
-    if name.startswith("timm:"):
-        import timm
-
-        if timm.is_model(name.removeprefix("timm:")):
-            try:
-                timm.get_pretrained_cfg(name.removeprefix("timm:"))
-            except (RuntimeError, ValueError, KeyError) as error:  # a tag that the architecture does not have
-                raise UserError(f"timm has no model {name.removeprefix('timm:')!r}: {describe_error(error)}") from None
-            return
-        close = timm.list_models(f"*{name.removeprefix('timm:').split('.')[0]}*")[:6]
-        raise UserError(
-            f"timm has no model {name.removeprefix('timm:')!r}" + (f"; it has {', '.join(close)}" if close else "")
-        )
-    raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG")
+    elif name.startswith("timm:"):
+        check_timm(name.removeprefix("timm:"))
+    elif name == FEATURES:
+        raise UserError("a head on features that another program computed (--features) cannot read photographs")
+    elif name not in BACKBONES:
+        raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG")
 
 
 def settings_of(name: str) -> dict[str, object]:
-    """Common settings that a backbone sets otherwise than their defaults."""
+    """Common settings whose defaults a backbone changes."""
     if name.startswith("clip:"):
         return dict(image_size=own_size(name.split(":")[1]))
     return BACKBONES[name].settings if name in BACKBONES else {}
 
 
 def check_head(name: str, head: str, image_size: int) -> None:
-    """Raises UserError if the backbone has no feature maps and the head needs some; of shapes alone."""
+    """Raises UserError if the head needs feature maps and the backbone has none. Computes shapes alone."""
     if head != "linear":
         if name == "vit_clip" or name.startswith("clip:"):  # a transformer's patches, or a tower that pools
             raise no_maps(name)

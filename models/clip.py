@@ -4,12 +4,21 @@ import logging
 import os
 from pathlib import Path
 
+import msgspec
 import numpy as np
 from torch import nn
 
 from models.weights import file_identity, hub_file, load_state, read_weights, renamed
 from util.errors import UserError, describe_error
 from util.files import local_file, read_json
+
+
+class ModelConfig(msgspec.Struct):
+    """The parts that open_clip needs of a model config."""
+
+    embed_dim: int
+    vision_cfg: dict
+    text_cfg: dict
 
 
 def config_name(name: str, option: str = "--teacher ") -> str:
@@ -20,20 +29,27 @@ def config_name(name: str, option: str = "--teacher ") -> str:
     import open_clip
 
     if name.endswith(".json"):
-        path = local_file(name)
-        if path is None:
-            raise UserError(f"{option}{name}: no such file")
-        read_json(path, object, "it must be an open_clip model config")
+        path = local_file(name) or Path(name)
+        read_json(path, ModelConfig, "it must be an open_clip model config")
         open_clip.add_model_config(path)
-        if open_clip.get_model_config(path.stem) is None:
-            raise UserError(f"{path} is no open_clip model config: it needs embed_dim, vision_cfg and text_cfg")
         return path.stem
     if name not in open_clip.list_models():
         close = [known for known in open_clip.list_models() if known.startswith(name[:8])]
-        raise UserError(
-            f"{option}{name} is no open_clip model{f'; did you mean {chr(44).join(close[:6])}' if close else ''}"
-        )
+        hint = f"; did you mean {', '.join(close[:6])}" if close else ""
+        raise UserError(f"{option}{name} is no open_clip model{hint}")
     return name
+
+
+def model_config(name: str) -> dict:
+    """open_clip's config of a model."""
+    from open_clip import get_model_config
+
+    return get_model_config(config_name(name))
+
+
+def own_size(name: str) -> int:
+    """The image size that a model is made for, in pixels."""
+    return int(np.max(model_config(name)["vision_cfg"]["image_size"]))
 
 
 def tower_file(name: str) -> Path | None:
@@ -41,9 +57,9 @@ def tower_file(name: str) -> Path | None:
     return local_file(name.removeprefix("clip:")) if name.startswith("clip:") and name.endswith(".json") else None
 
 
-def tower_identity(name: str) -> object | None:
-    """What a run's identity calls that file."""
-    return file_identity(name.removeprefix("clip:")) if tower_file(name) else None
+def backbone_identity(name: str) -> object:
+    """How identities and keys of caches name a backbone: by its name, or by that file."""
+    return file_identity(name.removeprefix("clip:")) if tower_file(name) else name
 
 
 def tower_config(name: str) -> dict | None:
@@ -57,17 +73,17 @@ def clip_file(name: str, weights: str, model: str, otherwise: str) -> Path:
     Raises UserError if there is none, and if a tag was trained with a different GELU than the model has: such a pair
     runs, and scores a few points lower.
     """
-    from open_clip import get_model_config, list_pretrained_tags_by_model
+    from open_clip import list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
     if path := local_file(weights):
         return path
-    name = config_name(name)
+    config, name = model_config(name), config_name(name)
     tag = get_pretrained_cfg(name, weights)
     if not tag:
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
         raise UserError(f"weights {weights!r} of {name} are neither a file nor a tag of open_clip (its tags: {tags})")
-    if bool(get_model_config(name).get("quick_gelu")) != bool(tag.get("quick_gelu")):
+    if bool(config.get("quick_gelu")) != bool(tag.get("quick_gelu")):
         other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
         raise UserError(f"weights {weights!r} were trained with a different GELU than {name}; take --teacher {other}")
     repository, file = os.path.split(tag["hf_hub"])
@@ -83,7 +99,7 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
     from open_clip.convert import convert_state_dict
     from open_clip.model import convert_to_custom_text_state_dict, resize_pos_embed
 
-    is_timm = "timm_model_name" in open_clip.get_model_config(config_name(name))["vision_cfg"]
+    is_timm = "timm_model_name" in model_config(name)["vision_cfg"]
     logging.disable(logging.WARNING)  # open_clip warns that random weights are random
     try:
         model = open_clip.create_model(config_name(name), force_image_size=None if is_timm and file else image_size)
@@ -101,20 +117,6 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
         if is_timm and image_size:
             model.visual.set_input_size(image_size)
     return model
-
-
-def embedding_size(name: str) -> int:
-    """D, the width of image and text features."""
-    from open_clip import get_model_config
-
-    return get_model_config(config_name(name))["embed_dim"]
-
-
-def own_size(name: str) -> int:
-    """The image size that a model is made for, in pixels."""
-    from open_clip import get_model_config
-
-    return int(np.max(get_model_config(config_name(name))["vision_cfg"]["image_size"]))
 
 
 def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:

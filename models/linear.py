@@ -1,6 +1,6 @@
 """Linear classification on a frozen backbone: its features are computed once, and a head is trained on them.
 
-To the training a head is a backbone like any other (`Probe`) and features are images like any others (`Features`).
+To the training a head is a backbone like any other (`Probe`) and cached features replace images (`Features`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,12 +15,13 @@ from datasets.dataset import MultiLabelDataset
 from datasets.images import Images, on_device
 from models import saved
 from models.backbone import Backbone, Float32Linear
-from models.clip import tower_identity
-from models.weights import read_weights
+from models.clip import backbone_identity
+from models.named_rows import find_rows
+from models.weights import file_identity, read_weights
 from util import distributed
 from util.devices import autocast
 from util.errors import UserError
-from util.files import digest, local_file, read_arrays
+from util.files import digest, local_file, read_arrays, reading
 from util.row_cache import cached_rows
 
 
@@ -60,27 +61,22 @@ def new_probe(features: Features, num_labels: int) -> Probe:
     return Probe(Float32Linear(features.kept.shape[-1], num_labels))
 
 
-def load_features(path: str, images: np.ndarray, device: torch.device) -> Features:
-    """The features of `images` from an npz file of another program: images (N,), features (N, D), and if it holds them
-    mirrored (N, D), the features of the mirrored images.
+def load_features(path: str, split: MultiLabelDataset, device: torch.device) -> Features:
+    """The features of a split's images from an npz file of another program: images (N,), features (N, D), and if it
+    holds them mirrored (N, D), the features of the mirrored images.
 
-    Rows are found by the names of the images. Raises UserError for a file that is not such a file, and for the first
-    image that it lacks.
+    Rows are found by the names of the images. Raises UserError for a file that does not fit, and for the first image
+    that it lacks.
     """
     path = local_file(path) or path
-    names, *views = read_arrays(path, ("images", "features"))
-    with np.load(path, allow_pickle=False) as file:
-        views += [file["mirrored"]] if "mirrored" in file.files else []
+    with reading(path, "an npz file"), np.load(path) as file:
+        mirrored = [name for name in file.files if name == "mirrored"]
+    names, *views = read_arrays(path, ("images", "features", *mirrored))
     if names.dtype.kind != "U" or any(view.shape != (len(names), *views[0].shape[1:2]) for view in views):
-        shapes = ", ".join(f"{array.dtype} {array.shape}" for array in (names, *views))
-        raise UserError(f"{path}: expected images (N,) of strings and features (N, D), also mirrored; found {shapes}")
-    rows = {name: row for row, name in enumerate(names.tolist())}
-    if len(rows) < len(names):
-        raise UserError(f"{path} names an image more than once")
-    if absent := [name for name in images.tolist() if name not in rows]:
-        raise UserError(f"{path} has no features of the image {absent[0]!r} ({len(absent):,} are missing)")
-    chosen = [rows[name] for name in images.tolist()]
-    kept = torch.from_numpy(np.stack([view[chosen].astype(np.float32) for view in views], axis=1))
+        found = ", ".join(f"{array.dtype} {array.shape}" for array in (names, *views))
+        raise UserError(f"{path}: expected images (N,) of strings and features (N, D), also mirrored; found {found}")
+    rows = find_rows(path, "image", split.names.tolist(), names.tolist(), views, split.root)
+    kept = torch.from_numpy(np.stack([view[rows].astype(np.float32) for view in views], axis=1))
     if not kept.isfinite().all():
         raise UserError(f"{path}: the features are not all finite numbers")
     return Features(kept.to(device))
@@ -104,36 +100,39 @@ def load_head(model: Backbone, folder: Path) -> None:
 
 
 def with_head(model: Backbone, head: nn.Module) -> Backbone:
-    """The backbone with another head, in place."""
+    """The backbone with a different head, in place."""
     model.network.set_submodule(model.heads[0], head)
     return model
 
 
+def weights_identity(model: str, weights: str | None, pretrained: bool, seed: int) -> object:
+    """How caches name the weights of a backbone: by its name with the file, "published", or the seed of random ones."""
+    return [backbone_identity(model), file_identity(weights) if weights else "published" if pretrained else seed]
+
+
 def features(
     model: Backbone,
-    name: str,
     split: MultiLabelDataset,
     images: Images,
     folder: Path,
     *,
+    weights: object,
     mirrored: bool,
     batch_size: int,
     precision: str,
     device: torch.device,
 ) -> Features:
-    """What the backbone makes of a split's images before its head, from the cache in `folder`, which is filled first.
+    """The input of the backbone's head for a split's images, from the cache in `folder`, which is filled first.
 
-    name      of the architecture, a part of the cache's key like the weights, the images and their size
+    weights   `weights_identity` of the backbone
     mirrored  keep the features of the mirrored images beside them
     """
     head, frozen = head_of(model), with_head(model, nn.Identity()).eval()
-    weights = {key: digest(value.detach().cpu().numpy()) for key, value in frozen.state_dict().items()}
     key = {
         "images": split.image_key(),
         "image_size": images.size,
-        "backbone": tower_identity(name) or name,
-        "weights": digest(weights),
-        "normalisation": [frozen.mean.flatten().tolist(), frozen.std.flatten().tolist()],
+        "weights": weights,
+        "labels": head.out_features,  # random weights of some networks depend on it
         "precision": precision,
         "mirrored": mirrored,
     }
@@ -147,7 +146,7 @@ def features(
                 views = [frozen(frozen.to_input(batch, flip)).float() for flip in flips]
             block = torch.stack(views, dim=1).cpu().numpy()
             if not np.isfinite(block).all():
-                raise UserError(f"the features of {name} are not finite at --precision {precision}; take float32")
+                raise UserError(f"the backbone's features are not finite at --precision {precision}; take float32")
             yield block
 
     shape = (len(split), 1 + mirrored, head.in_features)

@@ -1,8 +1,8 @@
 """A trained model as two files, which are all that is needed to use it: the weights, and how to build and read it.
 
 model.safetensors  the weights of the chosen epoch, by the names that the backbone's library gives them
-model.json         backbone (of clip:FILE.json the content of that file), image size, mean and std, classes, thresholds,
-                   data, method, metrics
+model.json         backbone (for clip:FILE.json with the content of that file), image size, mean and std, classes,
+                   thresholds, data, method, metrics
 """
 
 import hashlib
@@ -10,12 +10,10 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
 from PIL import Image
 from safetensors.torch import save
 
@@ -31,35 +29,27 @@ from util.files import atomic, digest, read_json, write_json
 AHEAD = 3  # batches decoded before they are asked for
 
 Photo = str | Path | Image.Image | np.ndarray
-Means = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=3, max_length=3)]
-Deviations = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=3, max_length=3)]
 
 
 class Metadata(msgspec.Struct):
-    """model.json. It may come from the web, so every value is checked."""
+    """model.json."""
 
     model: str
-    image_size: Annotated[int, Meta(ge=1, le=4096)]
-    mean: Means
-    std: Deviations
-    classes: Annotated[list[str], Meta(min_length=1)]
-    thresholds: list[Annotated[float, Meta(ge=0, le=1)]]
-    weights: str  # digest of model.safetensors
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
+    thresholds: list[float]
+    weights: str  # checksum of model.safetensors
     heads: list[str] = []
-    head: Literal["linear", "boostlu"] = "linear"
-    precision: Literal["float32", "tf32", "bf16"] = "float32"
-    tower: dict | None = None  # of clip:FILE.json, the content of FILE.json
+    head: str = "linear"
+    precision: str = "float32"
+    tower: dict | None = None  # for clip:FILE.json, the content of FILE.json
     prompt_names: list[str] = []
     dataset: str = "unknown data"
     method: str = "unknown"
     paper: str = ""
     result: dict = {}
-
-    def __post_init__(self) -> None:
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError("two classes have the same name")
-        if len(self.thresholds) != len(self.classes):
-            raise ValueError(f"{len(self.thresholds)} thresholds for {len(self.classes)} classes")
 
 
 @dataclass(frozen=True)
@@ -106,23 +96,21 @@ class Predictor:
         """
         single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
         images = [images] if single else list(images)
-        workers = workers or default_workers()
         probs = np.full((len(images), len(self.classes)), np.nan, dtype=np.float32)
-        decoded = ahead(self._pixels, images, workers, AHEAD * batch_size)
+        decoded = ahead(self._pixels, images, workers or default_workers(), AHEAD * batch_size)
         for start in range(0, len(images), batch_size):
-            rows, block = [], []
-            for row in range(start, min(start + batch_size, len(images))):
-                pixels = next(decoded)
-                if not isinstance(pixels, UserError):
-                    rows.append(row)
-                    block.append(pixels)
+            batch = dict(zip(range(start, min(start + batch_size, len(images))), decoded, strict=False))
+            readable = []
+            for row, pixels in batch.items():
+                if isinstance(pixels, np.ndarray):
+                    readable.append(row)
                 elif on_bad:
                     on_bad(row, pixels)
                 else:
                     raise pixels
-            if rows:
-                probs[rows] = self._forward(np.stack(block))
-            on_batch(min(batch_size, len(images) - start))
+            if readable:
+                probs[readable] = self._forward(np.stack([batch[row] for row in readable]))
+            on_batch(len(batch))
         return probs
 
     def labels(self, probs: np.ndarray, thresholds: np.ndarray | float | None = None) -> list[list[str]]:
@@ -137,12 +125,10 @@ class Predictor:
 
     def _pixels(self, image: Photo) -> np.ndarray | UserError:
         """(S, S, 3) uint8, or the error of an image that cannot be read."""
-        if isinstance(image, Image.Image):
-            image = rgb(image)
+        if isinstance(image, np.ndarray | Image.Image):
+            return squash(image if isinstance(image, np.ndarray) else rgb(image), self.image_size)
         try:
-            return (
-                squash(image, self.image_size) if isinstance(image, np.ndarray) else decode(str(image), self.image_size)
-            )
+            return decode(str(image), self.image_size)
         except UserError as error:
             return error
 
@@ -157,9 +143,9 @@ class Predictor:
 
 
 def write(folder: Path, model: Backbone, metadata: dict) -> None:
-    """The two files of a model; model.json, which names the digest of the weights, last.
+    """The two files of a model; model.json, which holds the checksum of the weights, last.
 
-    metadata  of Metadata: model (its name), image_size, classes, thresholds, and whatever else should be known
+    metadata  fields of Metadata, at least model, image_size, classes and thresholds
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     path = folder / "model.safetensors"
@@ -174,10 +160,8 @@ def read(folder: Path) -> tuple[Metadata, Path]:
     """model.json and the path of the weights, whose checksum agrees with it."""
     hint = "name the folder of a finished run that trained a network (an unfinished one is finished by --resume)"
     metadata, path = read_json(folder / "model.json", Metadata, hint), folder / "model.safetensors"
-    if not path.is_file():
-        raise UserError(f"{path} not found; a model consists of model.safetensors and model.json: copy both")
-    if _checksum(path) != metadata.weights:
-        raise UserError(f"{path} is damaged, or belongs to a different model.json; copy both files again")
+    if not path.is_file() or _checksum(path) != metadata.weights:
+        raise UserError(f"{path} is absent, damaged, or does not belong to model.json; copy both files again")
     return metadata, path
 
 

@@ -9,8 +9,18 @@ from util.errors import UserError
 HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
 
 
+def check_timm(name: str) -> None:
+    """Raises UserError unless timm has the model, `architecture` or `architecture.tag`."""
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(name) or (tag and name not in timm.list_pretrained(f"{architecture}.*")):
+        close = ", ".join(timm.list_pretrained(f"*{architecture}*")[:6])
+        raise UserError(f"timm has no model {name!r}" + (f"; it has {close}" if close else ""))
+
+
 def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:
-    """A timm model, `architecture` or `architecture.tag`, with a new head of num_labels.
+    """A timm model with a new head of num_labels.
 
     A model of fixed input size (a ViT) is built for image_size, its position embeddings resampled.
     """

@@ -5,7 +5,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from models.backbone import OFFLINE, Backbone, Float32Linear
-from models.clip import clip_file, create_clip, embedding_size, normalisation
+from models.clip import clip_file, create_clip, model_config, normalisation
 from models.weights import load_weights
 from util.errors import UserError
 
@@ -26,14 +26,14 @@ def clip_tower(name: str, num_labels: int, *, image_size: int, pretrained: bool,
     """The image tower of an open_clip model, `NAME`, `NAME:TAG` or `FILE.json`, with a new head of num_labels.
 
     weights  a local file, of the tower or of a whole CLIP, instead of the tag's
-    Another image_size than the model's own resamples the position embeddings.
+    An image_size other than the default of the model resamples the position embeddings.
     """
     name, _, tag = name.partition(":")
     if pretrained and not weights and not tag:
         raise UserError(f"clip:{name} names no weights; take clip:{name}:TAG with a tag of open_clip, or {OFFLINE}")
     file = clip_file(name, tag, f"clip:{name}:{tag}", OFFLINE) if pretrained and not weights else None
     clip = create_clip(name, file, image_size)
-    network = TowerWithHead(clip.visual, embedding_size(name), num_labels)
+    network = TowerWithHead(clip.visual, model_config(name)["embed_dim"], num_labels)
     if weights:
         load_weights(network, weights, head=("head.",))
     return Backbone(network, *normalisation(name, weights or tag), heads=("head",))

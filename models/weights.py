@@ -8,6 +8,7 @@ import shlex
 import zipfile
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
 
@@ -17,11 +18,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from util.errors import UserError, describe_error, quiet
-from util.files import REPOSITORY, local_file
+from util.files import REPOSITORY, local_file, reading
 
 # where training programs keep a state dict inside a checkpoint, the preferred one first
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
-PREFIXES = {  # what they put before the names of a network: what the network has there
+PREFIXES = {  # of parameter names in checkpoints: their replacement in a network of ours
     **dict.fromkeys(("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "maps."), ""),
     "visual.": "tower.",  # the image tower of a whole CLIP
     "feature_extractor.": "",  # Cole et al. 2021: a ResNet's layers as an nn.Sequential, and its head
@@ -44,14 +45,12 @@ def _fetching(file: str, folder: str | Path, model: str, otherwise: str) -> Iter
         yield
     except Exception as error:
         status = getattr(getattr(error, "response", None), "status_code", None)
+        hint = f"with internet run `python models/download.py {shlex.quote(model)}` and copy that folder here"
         if status in (401, 403):
-            raise UserError(
-                f"the Hugging Face hub refuses {file} ({status}); log in with `hf auth login` or set HF_TOKEN, and "
-                f"accept the licence on the model's page; or {otherwise}"
-            ) from None
+            hint = "log in with `hf auth login` or set HF_TOKEN, and accept the licence on the model's page"
+        reason = f"refused with status {status}" if status in (401, 403) else describe_error(error)
         raise UserError(
-            f"weights {file} are not in {folder}, and fetching them failed ({describe_error(error)}); with internet "
-            f"run `python models/download.py {shlex.quote(model)}` and copy that folder here, or {otherwise}"
+            f"weights {file} are not in {folder} and cannot be fetched ({reason}); {hint}, or {otherwise}"
         ) from None
 
 
@@ -71,30 +70,22 @@ def torchvision_file(url: str, model: str, otherwise: str) -> Path:
 
 def hub_file(repository: str, names: list[str], model: str, otherwise: str) -> Path:
     """The local file of a Hugging Face repository, the first of `names` that it has, downloaded on first use."""
-    from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
+    from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 
     for name in names:
         if isinstance(found := try_to_load_from_cache(repository, name), str):
             return Path(found)
     folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
     with _fetching(f"{repository}/{names[0]}", folder, model, otherwise):
-        for name in names:
-            try:
-                get_hf_file_metadata(
-                    hf_hub_url(repository, name)
-                )  # fails at once; a download retries for half a minute
-                return Path(hf_hub_download(repository, name))
-            except EntryNotFoundError:
-                if name == names[-1]:
-                    raise
+        # file_exists fails at once without internet; a download retries for half a minute
+        return Path(hf_hub_download(repository, next(filter(partial(file_exists, repository), names), names[-1])))
 
 
 # Files
 
 
 def file_identity(value: object) -> object:
-    """What identities and keys of caches call the file that a setting names: a file of this repository by its name,
+    """How identities and keys of caches name the file that a setting names: a file of this repository by its name,
     any other by name, size and modification time. A value that names no file is returned as it is."""
     path = local_file(value) if isinstance(value, str) else None
     if path is None or path.resolve().is_relative_to(REPOSITORY / "models"):
@@ -104,17 +95,12 @@ def file_identity(value: object) -> object:
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their names: safetensors, PyTorch's own format, or a TorchScript archive."""
-    try:
-        with quiet():
-            checkpoint = _read(Path(path))
-    except Exception as error:  # zip, pickle, safetensors and PyTorch each raise their own
-        if isinstance(error, UnpicklingError) and (name := re.search(r"GLOBAL (\S+)", str(error))):
-            raise UserError(f"{path} holds other objects than tensors ({name[1]}); {_save_alone(path)}") from None
-        raise UserError(f"{path} is no readable file of weights ({_reason(error)}); {_replacing(path)}") from None
+    with reading(path, "a readable file of weights", _replacing(path)), quiet():
+        checkpoint = _read(Path(path))
     state = _state_dict(checkpoint)
     if state is None:
-        held = ", ".join(map(str, checkpoint))[:200] if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise UserError(f"{path} holds no state dict of tensors, but {held}; {_save_alone(path)}")
+        found = ", ".join(map(str, checkpoint))[:200] if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise _not_tensors_alone(path, found)
     return {str(name): tensor for name, tensor in state.items()}
 
 
@@ -122,39 +108,35 @@ def _read(path: Path) -> object:
     with open(path, "rb") as file:
         start = file.read(64)
     if start.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a pointer of Git LFS: `git lfs pull` fetches the file itself")
+        raise ValueError("it is a pointer of Git LFS, `git lfs pull` fetches the file itself")
     if start[8:9] == b"{":
         return load_file(path)
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as OpenAI publishes CLIP
                 return torch.jit.load(path, map_location="cpu").state_dict()
-    with torch.serialization.safe_globals(HARMLESS):
-        return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, OSError) and error.filename:  # absent, or not to be opened
-        return describe_error(error)
-    sign = "it is damaged, cut short, or of another kind"
-    return describe_error(error) if isinstance(error, ValueError) else sign
+    try:
+        with torch.serialization.safe_globals(HARMLESS):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        if name := re.search(r"GLOBAL (\S+)", str(error)):
+            raise _not_tensors_alone(path, name[1]) from None
+        raise
 
 
 def _replacing(path: str | Path) -> str:
     from huggingface_hub import constants
 
     real = Path(path).resolve()  # of a link in the hub's cache
-    if any(real.is_relative_to(Path(folder).resolve()) for folder in (constants.HF_HUB_CACHE, torch.hub.get_dir())):
-        return f"remove {real}, and it is fetched again"
-    return "fetch it again"
+    caches = [Path(folder).resolve() for folder in (constants.HF_HUB_CACHE, torch.hub.get_dir())]
+    return f"remove {real}, and it is fetched again" if any(map(real.is_relative_to, caches)) else "fetch it again"
 
 
-def _save_alone(path: str | Path) -> str:
+def _not_tensors_alone(path: str | Path, found: str) -> UserError:
     name = json.dumps(str(path))
-    code = f'import torch; c = torch.load({name}, weights_only=False); torch.save(c["state_dict"], "weights.pth")'
-    return (
-        f"if you trust it, save its tensors alone, by their key in place of state_dict: python -c {shlex.quote(code)}"
-    )
+    code = f'import torch; torch.save(torch.load({name}, weights_only=False)["state_dict"], "weights.pth")'
+    way_out = f"if you trust it, save its tensors alone, by their own key: python -c {shlex.quote(code)}"
+    return UserError(f"{path} holds other objects than a state dict of tensors ({found}); {way_out}")
 
 
 def _state_dict(checkpoint: object) -> dict[str, Tensor] | None:
@@ -185,7 +167,7 @@ def renamed(state: dict[str, Tensor], own: Container[str], path: str | Path) -> 
 def load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path, head: tuple[str, ...] = ()) -> None:
     """Give a network the tensors that were read from a file. Absent counters of batch norm keep their value.
 
-    head  prefixes of parameters that keep their values if those of the file have another shape
+    head  prefixes of parameters that keep their values if those of the file have a different shape
     """
     own = network.state_dict()
     found = renamed(state, own, path)

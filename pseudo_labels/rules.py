@@ -197,7 +197,17 @@ def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:
     return [view if view.ndim == 2 else np.concatenate([one(view[rows]) for rows in _slices(view)]) for view in views]
 
 
-def warnings(views: list[np.ndarray]) -> list[str]:
-    """A line if the teacher's similarities are useless."""
-    useless = not any(view.any() for view in views)
-    return ["warning: every similarity is 0; is this the file or the teacher that was meant?"] if useless else []
+def warnings(views: list[np.ndarray], observed: np.ndarray) -> list[str]:
+    """A line if the teacher's similarities rank the observed positives no better than chance.
+
+    A positive's rank, the fraction of the image's classes that score below it, is compared with the mean rank of its
+    class over all images, because teachers prefer some classes.
+    """
+    ranks = views[0].argsort(axis=1, kind="stable").argsort(axis=1) / observed.shape[1]
+    gain = (ranks - ranks.mean(axis=0))[observed == 1]
+    if not len(gain) or gain.mean() > 2 * gain.std() / len(gain) ** 0.5 + 1e-9:
+        return []
+    return [
+        "warning: the observed labels rank no better than chance in the teacher's similarities; check that they belong "
+        "to these images and classes"
+    ]

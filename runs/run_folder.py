@@ -31,7 +31,7 @@ import torch
 from config import Config, effective_settings
 from datasets import Splits, files
 from models import Backbone, saved
-from models.clip import tower_identity
+from models.clip import backbone_identity
 from models.weights import file_identity
 from pseudo_labels import label_quality
 from runs import checkpoints
@@ -49,7 +49,7 @@ def identity(config: Config) -> dict:
     result |= {name: value for name, value in config.asked_teacher().identity().items() if name in result}
     result |= {name: file_identity(result[name]) for name in ("weights", "features") if name in result}
     if "model" in result:
-        result["model"] = tower_identity(config.model) or config.model
+        result["model"] = backbone_identity(config.model)
     result = {name: _without_time(value) for name, value in result.items()}
     return result | {"data": files.digest(config.folder), "code": config.method.code_digest()}
 

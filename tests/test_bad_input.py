@@ -11,7 +11,7 @@ import torch
 from conftest import REPOSITORY, toy_arguments
 
 import main
-from models.teachers import load_similarity
+from models.teachers import load_similarities
 from models.teachers.clip import read_text_features
 from models.weights import load_weights
 from util import devices, distributed, errors
@@ -128,7 +128,7 @@ def test_text_features_that_are_0_or_no_float32_are_told(tmp_path):
     for features in (np.eye(3, 8) * [[1], [1], [0]], np.full((3, 8), 1e300), np.array([["a"]] * 3)):
         write_array(tmp_path / "text.npy", features)
         with pytest.raises(UserError, match="expected finite floats"):
-            read_text_features(str(tmp_path / "text.npy"), 3)
+            read_text_features(str(tmp_path / "text.npy"), (3, 8))
 
 
 def test_similarities_that_contradict_each_other_are_told(tmp_path):
@@ -141,19 +141,19 @@ def test_similarities_that_contradict_each_other_are_told(tmp_path):
         )
 
     save([[1, 2], [3, 4], [1, 2]])
-    assert load_similarity(tmp_path / "s.npz", np.array(["a"]), ["y"]).tolist() == [[2]]
+    assert load_similarities(tmp_path / "s.npz", np.array(["a"]), ["y"])[0].tolist() == [[2]]
     save([[1, 2], [3, 4], [1, 9]])
-    with pytest.raises(UserError, match="more than one row for the image 'a', and they contradict"):
-        load_similarity(tmp_path / "s.npz", np.array(["a"]), ["y"])
+    with pytest.raises(UserError, match="rows for the same image that contradict each other"):
+        load_similarities(tmp_path / "s.npz", np.array(["a"]), ["y"])
     save([[1, 2], [3, 4], [1e37, 1e37]])
     with pytest.raises(UserError, match="contradict"):
-        load_similarity(tmp_path / "s.npz", np.array(["a"]), ["y"])
+        load_similarities(tmp_path / "s.npz", np.array(["a"]), ["y"])
 
 
 def test_similarities_that_no_softmax_can_take_are_told(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.array(["a"]), classes=np.array(["x"]), similarity=np.full((1, 1), 1e37))
-    with pytest.raises(UserError, match="finite numbers of at most 1e"):
-        load_similarity(tmp_path / "s.npz", np.array(["a"]), ["x"])
+    with pytest.raises(UserError, match="finite similarities of at most 1e"):
+        load_similarities(tmp_path / "s.npz", np.array(["a"]), ["x"])
 
 
 def ends(capsys, function) -> tuple[int, str]:

@@ -22,7 +22,7 @@ from PIL import Image
 
 import config
 from datasets import pixels
-from models.teachers.file import load_similarity
+from models.teachers.file import load_similarities
 from preproc import download
 from runs import checkpoints
 from util.errors import UserError
@@ -88,7 +88,7 @@ READERS = {  # name of the file, contents that are whole or hold a pickle, reade
             saved(partial(np.savez, **SIMILARITIES)),
             saved(partial(np.savez, **SIMILARITIES | {"similarity": np.array([[Pickled()]])})),
         ],
-        lambda p: load_similarity(p, NAMES, CLASSES),
+        lambda p: load_similarities(p, NAMES, CLASSES),
     ),
     "checkpoint": (
         "last.pt",

@@ -1,6 +1,8 @@
 """Backbones, with random weights saved to files and loaded back; nothing is fetched."""
 
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -177,10 +179,10 @@ class Evil:
 @pytest.mark.parametrize(
     "kind, says",
     [
-        ("text", "no readable file of weights"),
-        ("pickle", "holds other objects than tensors"),
+        ("text", "not a readable file of weights"),
+        ("pickle", "state dict of tensors .print.; if you trust it, save its tensors alone"),
         ("other", "does not fit this network"),
-        ("list", "no state dict"),
+        ("list", "holds other objects than a state dict of tensors .list."),
     ],
 )
 def test_a_checkpoint_that_does_not_fit_is_told_and_never_unpickled(tmp_path, kind, says, capsys):
@@ -192,6 +194,40 @@ def test_a_checkpoint_that_does_not_fit_is_told_and_never_unpickled(tmp_path, ki
     with pytest.raises(UserError, match=says):
         models.build("timm:test_resnet", 5, **UNTRAINED, weights=str(file))
     assert "unpickled" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "status, says", [(401, "log in with `hf auth login`"), (403, "accept the licence"), (404, "404")]
+)
+def test_weights_that_the_hub_refuses_are_asked_for_with_the_users_token(monkeypatch, tmp_path, status, says):
+    from huggingface_hub import constants, hf_api
+
+    tokens = []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            tokens.append(self.headers.get("authorization"))
+            self.send_response(status)
+            self.send_header("content-length", "0")
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("HF_TOKEN", "hf_mine")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(hf_api.api, "endpoint", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        with pytest.raises(UserError, match=says) as error:
+            models.build("timm:test_resnet", 5, image_size=64)
+        server.shutdown()
+    assert set(tokens) == {"Bearer hf_mine"} and ("models/download.py" in str(error.value)) == (status == 404)
 
 
 @pytest.mark.parametrize(

@@ -57,10 +57,14 @@ def save(path, **arrays):
     return str(path)
 
 
+def split_of(*names: str) -> datasets.MultiLabelDataset:
+    return datasets.MultiLabelDataset(Path(), np.array(names), None, np.zeros((len(names), 1)))
+
+
 def test_features_are_found_by_name_with_their_mirrored_images(tmp_path):
     names, values = np.array(["a", "b", "c"]), np.arange(6, dtype=np.float16).reshape(3, 2)
     path = save(tmp_path / "f.npz", images=names, features=values, mirrored=-values)
-    found = linear.load_features(path, np.array(["c", "a"]), "cpu").kept
+    found = linear.load_features(path, split_of("c", "a"), "cpu").kept
     assert found.tolist() == [[[4, 5], [-4, -5]], [[0, 1], [0, -1]]]
 
 
@@ -68,8 +72,8 @@ def test_features_are_found_by_name_with_their_mirrored_images(tmp_path):
     "change, message",
     [
         ({"features": np.zeros((2, 2))}, "expected images"),
-        ({"images": np.array(["a", "a", "c"])}, "more than once"),
-        ({"images": np.array(["a", "b", "d"])}, "no features of the image 'c'"),
+        ({"images": np.array(["a", "a", "c"]), "features": np.eye(3, 2)}, "contradict each other"),
+        ({"images": np.array(["a", "b", "d"])}, "no row for the image 'c'"),
         ({"features": np.full((3, 2), np.nan)}, "not all finite"),
         ({"mirrored": np.zeros((3, 1))}, "expected images"),
     ],
@@ -77,7 +81,7 @@ def test_features_are_found_by_name_with_their_mirrored_images(tmp_path):
 def test_a_file_of_features_that_does_not_serve_is_reported(tmp_path, change, message):
     arrays = {"images": np.array(["a", "b", "c"]), "features": np.zeros((3, 2))} | change
     with pytest.raises(UserError, match=message):
-        linear.load_features(save(tmp_path / "f.npz", **arrays), np.array(["a", "b", "c"]), "cpu")
+        linear.load_features(save(tmp_path / "f.npz", **arrays), split_of("a", "b", "c"), "cpu")
 
 
 def test_features_go_with_a_linear_head_alone(finished, capsys):

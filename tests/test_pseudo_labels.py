@@ -49,9 +49,15 @@ def test_among_the_lowest_a_label_is_negative_even_above_the_threshold():
 
 
 def test_useless_similarities_print_a_warning():
-    similarity = np.array([[0.3, 0.2, 0.1]])
-    assert rules.warnings([similarity]) == []
-    assert "every similarity is 0" in rules.warnings([0 * similarity])[0]
+    random = np.random.RandomState(0)
+    true = random.rand(300, 5) < [0.9, 0.5, 0.3, 0.2, 0.2]  # classes differ in how frequent they are
+    true[~true.any(axis=1), 0] = True
+    observed = observe(true.astype(np.int8))
+    good = 0.2 + 0.03 * true + 0.02 * random.randn(300, 5) + [0.05, 0, 0, 0, 0]  # and in how high they score
+    assert rules.warnings([good], observed) == []
+    for bad in (0 * good, good + 1 - good, -good, random.permutation(good), good[:, [1, 2, 3, 4, 0]]):
+        (line,) = rules.warnings([bad], observed)
+        assert "rank no better than chance" in line
 
 
 # Tiles
@@ -121,11 +127,8 @@ def test_a_rule_of_tiles_reads_each_tile():
 def test_the_real_teacher_labels_VOC_as_measured(real):
     """The figures of the published zero-shot cache against the 5,717 true label rows."""
     labels = np.load(real / "reference/voc2012_protocol.npz")
-    similarity = teachers.load_similarity(
-        real / "realdata/voc2012/clip_rn50x64_train_similarity.npz",
-        labels["train_images"],
-        format_pascal.CLASSES,
-    )
+    file = real / "realdata/voc2012/clip_rn50x64_train_similarity.npz"
+    (similarity,) = teachers.load_similarities(file, labels["train_images"], format_pascal.CLASSES)
     true = labels["train_labels"]
     for threshold, precision, recall in ((0.1, 0.7669, 0.7002), (0.3, 0.8834, 0.6284), (0.5, 0.9278, 0.5846)):
         scores = rules.softmax(similarity, temperature=0.01)
@@ -140,7 +143,7 @@ def test_over_unobserved_entries_the_real_teacher_is_worse_and_calibration_mends
     """VLPL's rule: precision 0.60 and recall 0.40; at that precision the calibrated scores find more."""
     labels = np.load(real / "reference/voc2012_protocol.npz")
     file = real / "realdata/voc2012/clip_rn50x64_train_similarity.npz"
-    views = [teachers.load_similarity(file, labels["train_images"], format_pascal.CLASSES)]
+    views = teachers.load_similarities(file, labels["train_images"], format_pascal.CLASSES)
     true, observed = labels["train_labels"], observe(labels["train_labels"])
     rule, settings = rules.THRESHOLD_RULE, dict(temperature=0.01, threshold=0.3, negative_fraction=0.0)
     pseudo, scores, _ = rules.make(rule, settings, views, observed)

@@ -8,9 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import taught_arguments, toy_arguments, toy_similarity
 from safetensors.torch import save_file
 
+import assess_teacher
 import datasets
+import main
 from config import parse
 from datasets.pixels import decode
 from models import clip, teachers
@@ -32,7 +35,7 @@ def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "its tags|other GELU"),
         ("ViT-L-14-336-quickgelu", "nowhere.pt", "its tags: openai"),
         ("ViT-L-15", "openai", "no open_clip model"),
-        ("nowhere.json", "openai", "no such file"),
+        ("nowhere.json", "openai", "nowhere.json not found; it must be an open_clip model config"),
     ],
 )
 def test_a_teacher_that_does_not_go_with_its_weights_is_an_error(name, tag, says):
@@ -87,7 +90,8 @@ def test_the_reference_preprocessing_is_what_the_published_code_fed_it(toy, tiny
     mean, std = torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1), torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     mirrored = 0
     with torch.no_grad():
-        text = clip_teacher.encode_captions(model, "tiny_clip", [splits.classes.names])
+        names = splits.classes.names
+        text = clip_teacher.encode_captions(model, "tiny_clip", [names], names)
         for row in range(8):
             pixels = decode(splits.train.paths()[row], 448)  # to within rounding Pillow's, which test_pixels shows
             plain = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
@@ -160,7 +164,7 @@ def test_similarities_that_overflow_are_one_line(toy, tiny_clip, tmp_path, monke
         clip_teacher.Scorer, "forward", lambda self, images, flip=None: torch.full((len(images), 3), torch.inf)
     )
     teacher, splits = teaching(toy, tiny_clip)
-    with pytest.raises(UserError, match="not finite in float16; take --precision float32"):
+    with pytest.raises(UserError, match=r"not finite in torch\.float16; take --precision float32"):
         scores(replace(teacher, precision="bf16"), splits, tmp_path / "cache")
 
 
@@ -214,7 +218,9 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(toy, tiny_clip, tmp_path, 
     assert starts == [0, 12]
 
 
-@pytest.mark.parametrize("shape, says", [((4, 8), r"\(3, D\)"), ((3, 9), "9 numbers per label"), (None, "not a plain")])
+@pytest.mark.parametrize(
+    "shape, says", [((4, 8), r"float64 \(4, 8\), expected .* \(3, 8\)"), ((3, 9), r"\(3, 8\)"), (None, "not a plain")]
+)
 def test_text_features_that_do_not_fit_are_told(toy, tiny_clip, tmp_path, shape, says):
     np.save(tmp_path / "t.npy", np.ones(shape) if shape else np.array([None]))
     teacher, splits = teaching(toy, tiny_clip, text_features=str(tmp_path / "t.npy"))
@@ -224,10 +230,7 @@ def test_text_features_that_do_not_fit_are_told(toy, tiny_clip, tmp_path, shape,
 
 def test_the_published_text_features_fit_the_data_sets(real):
     for name, labels in (("VOC20text_feature_labelonly", 20), ("CoCo80text_feature", 80), ("CUB312text_feature", 312)):
-        assert clip_teacher.read_text_features(str(real / f"reference/text_features/{name}.npy"), labels).shape == (
-            labels,
-            768,
-        )
+        clip_teacher.read_text_features(str(real / f"reference/text_features/{name}.npy"), (labels, 768))
 
 
 # Prompts
@@ -250,6 +253,19 @@ def test_imagenet_names_the_templates_of_CLIP(tiny_clip):
     assert all("{}" in template for template in templates)
     classes = datasets.Classes(["x"], ["cat"])
     assert ClipTeacher(*tiny_clip, prompt=("imagenet",)).captions(classes)[0] == [templates[0].replace("{}", "cat")]
+
+
+def test_a_caption_that_is_cut_is_reported_and_classes_that_become_the_same_are_refused(toy, tiny_clip, capsys, fails):
+    """The tiny text tower reads 16 tokens."""
+    words = " ".join(["photo"] * 15)
+    given = taught_arguments(toy, "--teacher", tiny_clip[0], "--teacher-weights", tiny_clip[1])
+    line = fails(main.main, [*given, "--prompt", f"{words} {{}}"])
+    assert "the captions of red and green are the same in the first 16 tokens" in line
+    more = ["--out", str(toy / "out"), "--prompt", "{}", "--prompt"]
+    assess_teacher.main([*given, *more, f"{words} {{}}"])  # the first caption still differs
+    assert "3 of 3 classes have longer ones, the first red (18 tokens)" in capsys.readouterr().out
+    assess_teacher.main([*given, *more, "a photo of {}"])
+    assert "tokens" not in capsys.readouterr().out
 
 
 # Views
@@ -422,30 +438,62 @@ def save(path: Path, **changes) -> Path:
 
 def test_rows_and_columns_are_found_by_name(tmp_path):
     path = save(tmp_path / "s.npz")
-    got = teachers.load_similarity(path, np.array(["c", "a"]), ["y", "x"])
+    (got,) = teachers.load_similarities(path, np.array(["c", "a"]), ["y", "x"])
     assert got.tolist() == [[5, 4], [1, 0]]
+
+
+def with_names(toy: Path, rename, rows=slice(None)) -> list[str]:
+    """The arguments of a run whose similarity file has other names, or its rows in a different order."""
+    with np.load(toy_similarity(toy)) as file:
+        arrays = dict(file)
+    images = np.array([rename(name) for name in arrays["images"]])
+    np.savez(toy / "renamed.npz", **arrays | {"images": images, "similarity": arrays["similarity"][rows]})
+    return [*toy_arguments(toy, "--epochs", "1"), "--similarity", str(toy / "renamed.npz")]
+
+
+def test_images_in_a_different_folder_are_found_by_file_names_that_are_unique(toy, capsys, fails):
+    result = main.main(with_names(toy, lambda name: f"C:\\photos\\{name[6:]}"))
+    out = capsys.readouterr().out
+    assert "note: 24 image names were found in" in out and "chance" not in out
+    assert result["pseudo_labels"]["mAP of the teacher, %"] > 99
+    assert "no row for the image 'train/" in fails(main.main, with_names(toy, lambda name: f"{name[6:9]}/0.png"))
+    line = fails(main.main, with_names(toy, lambda name: name.replace("train", "val")))  # other images of this data set
+    assert "no row for the image 'train/" in line
+
+
+@pytest.mark.parametrize("change", [lambda rows: rows[::-1], lambda rows: np.full(len(rows), 3)])
+def test_one_warning_if_the_known_labels_rank_no_better_than_chance(toy, capsys, change):
+    given = with_names(toy, str, change(np.arange(30)))
+    for command in (main.main, lambda given: assess_teacher.main([*given, "--out", str(toy / "out")])):
+        command(given)
+        assert capsys.readouterr().out.count("warning: the observed labels rank no better than chance") == 1
 
 
 @pytest.mark.parametrize(
     "changes, images, classes, message",
     [
         ({}, ["a", "zebra.jpg"], ["x"], "no row for the image 'zebra.jpg'"),
-        ({}, ["a"], ["x", "gnu"], "no column for the class 'gnu'"),
+        ({}, ["a"], ["x", "gnu"], "no row for the class 'gnu'"),
         ({"similarity": None}, ["a"], ["x"], "not an npz file"),
-        ({"similarity": np.zeros((2, 2), np.float32)}, ["a"], ["x"], "expected float of 3 images x 2 classes"),
-        ({"similarity": np.full((3, 2), np.nan)}, ["a"], ["x"], "similarities of a are not all finite"),
+        (
+            {"similarity": np.zeros((2, 2), np.float32)},
+            ["a"],
+            ["x"],
+            r"expected .* similarity \(N, L\) of floats; found .* float32 \(2, 2\)",
+        ),
+        ({"similarity": np.full((3, 2), np.nan)}, ["a"], ["x"], "expected finite similarities"),
         ({"images": np.array(["a", "b", None], dtype=object)}, ["a"], ["x"], "not an npz file"),
     ],
 )
 def test_a_similarity_file_that_does_not_fit_is_told(tmp_path, changes, images, classes, message):
     with pytest.raises(UserError, match=message):
-        teachers.load_similarity(save(tmp_path / "s.npz", **changes), np.array(images), classes)
+        teachers.load_similarities(save(tmp_path / "s.npz", **changes), np.array(images), classes)
 
 
 def test_a_file_that_is_no_npz_is_told(tmp_path):
     (tmp_path / "s.npz").write_text("hello")
     with pytest.raises(UserError, match="not an npz file"):
-        teachers.load_similarity(tmp_path / "s.npz", np.array(["a"]), ["x"])
+        teachers.load_similarities(tmp_path / "s.npz", np.array(["a"]), ["x"])
 
 
 def test_a_file_may_hold_the_scores_of_tiles(tmp_path):
@@ -460,7 +508,7 @@ def test_a_file_may_hold_the_scores_of_tiles(tmp_path):
     each = np.stack([largest, -largest], axis=1)
     _, tiles = tiles_of(save(tmp_path / "t.npz", tiles=each))
     assert tiles.tolist() == [[[11, 10], [-11, -10]], [[7, 6], [-7, -6]]]
-    with pytest.raises(UserError, match="not an npz file with images, classes and tiles_max"):
+    with pytest.raises(UserError, match="not an npz file with images, classes, similarity and tiles_max"):
         tiles_of(save(tmp_path / "n.npz"))
-    with pytest.raises(UserError, match="expected float of 3 images x tiles x 2 classes"):
+    with pytest.raises(UserError, match=r"tiles \(N, K, L\) of floats"):
         tiles_of(save(tmp_path / "w.npz", tiles=largest))

@@ -5,7 +5,7 @@ from dataclasses import fields
 
 from models.teachers.base import Teacher
 from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, VIEWS, ClipTeacher
-from models.teachers.file import FileTeacher, load_similarity
+from models.teachers.file import FileTeacher, load_similarities
 
 TEACHERS = {  # KIND of --teacher KIND:NAME
     "clip": ClipTeacher,
@@ -15,7 +15,7 @@ SETTINGS = {field.name for kind in TEACHERS.values() for field in fields(kind)}
 
 __all__ = [
     "DEFAULT", "DEFAULT_WEIGHTS", "SETTINGS", "TEACHERS", "VIEWS", "ClipTeacher", "FileTeacher", "Teacher", "find",
-    "load_similarity",
+    "load_similarities",
 ]  # fmt: skip
 
 

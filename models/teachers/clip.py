@@ -1,11 +1,11 @@
 """CLIP as the teacher: it scores every training image against every class name, once, before training.
 
-It looks at the whole image (view `global`), and on request at its tiles or patches too. The similarities of each view
-are cached beside the data set. What follows from them (temperature, threshold, calibration) is not, so a sweep over
-these never runs the teacher again.
+It scores the whole image (view `global`), and on request its tiles or patches too. The similarities of each view are
+cached beside the data set. Temperature, threshold and calibration are applied to them afterwards, so a sweep over these
+never runs the teacher again.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
 from datasets.images import decode_batches, moved, to_input
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
-from models.clip import clip_file, config_name, create_clip, embedding_size, normalisation
+from models.clip import clip_file, config_name, create_clip, model_config, normalisation
 from models.teachers.base import Teacher
 from models.teachers.patches import patch_features
 from models.vit_clip import NAME, TAG
@@ -29,9 +29,6 @@ from util.row_cache import cached_rows
 
 DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
-NO_TOKENIZER = (  # the models whose tokenizer is not open_clip's own, such as SigLIP
-    "it needs the network once and `pip install transformers`; or give the classes' features by --text-features FILE"
-)
 PATCH_TEMPERATURE = 0.01  # of the softmax of each patch: CLIP's own
 RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
@@ -52,7 +49,7 @@ class ClipTeacher(Teacher):
     teacher_preprocess  own, or reference: the published preprocessing
     text_features       FILE.npy of (L, D) class text features, instead of the text tower
     precision           float32, or any other: half precision
-    teacher_views       a key of VIEWS: what it looks at
+    teacher_views       a key of VIEWS
     teacher_tiles       the view `tiles` consists of teacher_tiles x teacher_tiles parts of the image
     """
 
@@ -75,13 +72,13 @@ class ClipTeacher(Teacher):
 
     def key(self, classes: Classes, split: MultiLabelDataset, view: str) -> dict[str, object]:
         """The key of the cached similarities of a view."""
-        key = self.identity() | {
+        return self.identity() | {
             "images": split.image_key(),
             "prompt": None if self.text_features else self.captions(classes),
             "precision": "float32" if self.precision == "float32" else f"{HALF} weights",
             "teacher_views": view,
+            "teacher_tiles": self.teacher_tiles if view == "tiles" else None,
         }
-        return key if view == "tiles" else key | {"teacher_tiles": None}
 
     def similarities(
         self,
@@ -101,14 +98,13 @@ class ClipTeacher(Teacher):
                 scorer = build(self, classes).to(device)
                 if checked and self.precision != "float32":
                     check_half(scorer, split.paths(), rows[:CHECKED], device, workers)
-                scorer.to_precision(self.precision)
                 options = dict(view=view, tiles=self.teacher_tiles)
+                scorer.to_precision(self.precision)
                 return score(scorer, split.paths(), rows, batch_size, device, workers, **options)
 
-            key, shape = self.key(classes, split, view), (len(split), len(classes.names))
-            if view == "tiles":
-                shape = (len(split), self.teacher_tiles**2, len(classes.names))
+            key, tiles = self.key(classes, split, view), [self.teacher_tiles**2] if view == "tiles" else []
             path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
+            shape = (len(split), *tiles, len(classes.names))
             return np.array(cached_rows(path, shape, np.float32, rows_from, description, key))
 
         return [of_view(view) for view in VIEWS[self.teacher_views]]
@@ -116,8 +112,6 @@ class ClipTeacher(Teacher):
 
 def templates(prompts: tuple[str, ...]) -> list[str]:
     """The prompts, with `imagenet` replaced by the templates that CLIP's authors wrote for ImageNet."""
-    if "imagenet" not in prompts:
-        return list(prompts)
     from open_clip import OPENAI_IMAGENET_TEMPLATES
 
     named = {"imagenet": [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]}
@@ -127,7 +121,7 @@ def templates(prompts: tuple[str, ...]) -> list[str]:
 class Scorer(nn.Module):
     """Pixels to cosine similarities.
 
-    clip           an open_clip model, whose image tower this one changes
+    clip           an open_clip model, whose image tower is changed in place
     text_features  (L, D) float, any norm
     """
 
@@ -136,9 +130,8 @@ class Scorer(nn.Module):
     ) -> None:
         super().__init__()
         fold_quick_gelu(clip.visual)
-        self.clip, self.dtype = clip, torch.float32
+        self.clip, self.dtype, self.preprocess = clip, torch.float32, preprocess
         self.size = int(torch.tensor(clip.visual.image_size).max())
-        self.preprocess = preprocess
         if preprocess == "reference":  # differs: published always so
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         self.register_buffer("text_features", F.normalize(text_features.float(), dim=1))
@@ -146,8 +139,8 @@ class Scorer(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def to_precision(self, precision: str) -> "Scorer":
-        """The same with the image tower's weights in half precision, unless precision is float32. Without autocast,
-        which would cast them for every batch and keep PyTorch from its fused attention."""
+        """The same with the image tower's weights in half precision, unless precision is float32. Autocast would cast
+        them for every batch and keep PyTorch from its fused attention."""
         self.dtype = torch.float32 if precision == "float32" else HALF
         self.clip.visual.to(self.dtype)
         return self
@@ -187,27 +180,22 @@ def cut(images: Tensor, tiles: int) -> Tensor:
     return parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def read_text_features(path: str, num_labels: int) -> np.ndarray:
+def read_text_features(path: str, shape: tuple[int, int]) -> Tensor:
     """(L, D) float32 from an .npy file; raises UserError for any other."""
-    given = read_array(path)
-    with np.errstate(over="ignore"):
-        features = given.astype(np.float32) if given.dtype.kind == "f" else given
-    if (
-        given.ndim != 2
-        or len(given) != num_labels
-        or given.dtype.kind != "f"
-        or not np.isfinite(features).all()
-        or not features.any(axis=1).all()
-    ):
-        raise UserError(
-            f"--text-features {path} is {given.dtype} of shape {given.shape}, expected finite floats of shape "
-            f"({num_labels}, D), one row per label, none of them 0 alone"
-        )
-    return features
+    features = read_array(path)
+    if features.shape == shape and features.dtype.kind == "f":
+        with np.errstate(over="ignore"):
+            norms = np.linalg.norm(features.astype(np.float32), axis=1)
+        if ((norms > 0) & (norms < np.inf)).all():
+            return torch.from_numpy(features.astype(np.float32))
+    raise UserError(
+        f"--text-features {path} is {features.dtype} {features.shape}, expected finite floats {shape}: a row for each "
+        "label, none of them 0 alone, of the teacher's width"
+    )
 
 
 @torch.inference_mode()
-def encode_captions(clip: nn.Module, name: str, captions: list[list[str]]) -> Tensor:
+def encode_captions(clip: nn.Module, name: str, captions: list[list[str]], classes: list[str]) -> Tensor:
     """(L, D) text features; of several captions of a class the mean of the normalised ones.
 
     Raises UserError if the model's tokenizer cannot be had.
@@ -216,24 +204,46 @@ def encode_captions(clip: nn.Module, name: str, captions: list[list[str]]) -> Te
 
     try:
         tokenizer = get_tokenizer(name)
-    except Exception as error:  # Hugging Face's libraries each raise their own
-        raise UserError(f"the tokenizer of {name} cannot be had ({describe_error(error)}); {NO_TOKENIZER}") from None
+    except Exception as error:  # of models such as SigLIP; Hugging Face's libraries each raise their own
+        raise UserError(
+            f"the tokenizer of {name} cannot be had ({describe_error(error)}); it needs the network once and `pip "
+            "install transformers`; or give the classes' features by --text-features FILE"
+        ) from None
+    check_length(tokenizer, captions, classes)
     features = [clip.encode_text(tokenizer(texts)) for texts in captions]
     return features[0] if len(features) == 1 else torch.stack([F.normalize(part, dim=1) for part in features]).mean(0)
+
+
+def check_length(tokenizer: Callable, captions: list[list[str]], classes: list[str]) -> None:
+    """Print a line if captions are longer than the text tower's context, and are cut. Raises UserError if the captions
+    of two classes are then the same."""
+    read = torch.stack([tokenizer(texts) for texts in captions], dim=1)  # (L, prompts, tokens)
+    enough = read.shape[2] + max(len(text.encode()) for texts in captions for text in texts)
+    whole = torch.stack([tokenizer(texts, context_length=enough) for texts in captions], dim=1)
+    lengths = (whole != whole[..., -1:]).sum(dim=2).amax(dim=1)  # without padding
+    for label in (longer := (lengths > read.shape[2]).nonzero().flatten().tolist()):
+        if len(same := (read == read[label]).all(dim=2).all(dim=1).nonzero().flatten().tolist()) > 1:
+            one, other = (classes[row] for row in same[:2])
+            raise UserError(
+                f"the captions of {one} and {other} are the same in the first {read.shape[2]} tokens, and the teacher "
+                "reads no more; shorten the names of the classes or --prompt"
+            )
+    if longer:
+        print(
+            f"note: the teacher reads the first {read.shape[2]} tokens of a caption; {len(longer)} of {len(classes)} "
+            f"classes have longer ones, the first {classes[longer[0]]} ({lengths[longer[0]]} tokens)"
+        )
 
 
 def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
     """The teacher's network on the CPU. Raises UserError if its weights cannot be had or do not fit."""
     name, weights = teacher.teacher, teacher.teacher_weights
-    given = read_text_features(teacher.text_features, len(classes.names)) if teacher.text_features else None
+    if teacher.text_features:
+        given = read_text_features(teacher.text_features, (len(classes.names), model_config(name)["embed_dim"]))
     clip = create_clip(name, clip_file(name, weights, f"clip:{name}:{weights}", OFFLINE)).eval().requires_grad_(False)
-    if given is None:
-        features = encode_captions(clip, config_name(name), teacher.captions(classes))
-    elif given.shape[1] != (width := embedding_size(name)):
-        raise UserError(f"--text-features have {given.shape[1]} numbers per label, {name} has {width}")
-    else:
-        features = torch.from_numpy(given)
-    return Scorer(clip, features, *normalisation(name, weights), teacher.teacher_preprocess)
+    if not teacher.text_features:
+        given = encode_captions(clip, config_name(name), teacher.captions(classes), classes.names)
+    return Scorer(clip, given, *normalisation(name, weights), teacher.teacher_preprocess)
 
 
 @torch.inference_mode()
@@ -268,39 +278,39 @@ def score(
 
     for block in read_behind(launched()):
         if not np.isfinite(block).all():
-            precision = str(scorer.dtype).removeprefix("torch.")
-            way_out = "another teacher" if scorer.dtype == torch.float32 else "--precision float32"
-            raise UserError(f"the teacher's similarities are not finite in {precision}; take {way_out}")
+            raise UserError(
+                f"the teacher's similarities are not finite in {scorer.dtype}; take --precision float32, or a "
+                "different teacher"
+            )
         yield block
 
 
 def check_half(scorer: Scorer, paths: list[str], rows: np.ndarray, device: torch.device, workers: int) -> None:
     """Raises UserError if a teacher, given in float32, differs in half precision, on whole images."""
-    whole = np.concatenate(list(score(scorer, paths, rows, len(rows), device, workers)))
-    half = np.concatenate(list(score(deepcopy(scorer).to_precision("half"), paths, rows, len(rows), device, workers)))
-    difference = np.abs(whole - half).max()
-    if not difference <= SAME_SIMILARITY:
+    whole, half = (
+        np.concatenate(list(score(one, paths, rows, len(rows), device, workers)))
+        for one in (scorer, deepcopy(scorer).to_precision("half"))
+    )
+    if not (difference := np.abs(whole - half).max()) <= SAME_SIMILARITY:
         raise UserError(
             f"the teacher's similarities in half precision differ by {difference:.2g} from those in float32 (at most "
-            f"{SAME_SIMILARITY:g}); take --precision float32 (--no-checks goes on)"
+            f"{SAME_SIMILARITY:g}); take --precision float32 (--no-checks skips this check)"
         )
 
 
 def read_behind(results: Iterable[Tensor]) -> Iterator[np.ndarray]:
-    """The values of tensors on a device, each read when the next one has been launched, so that a GPU never waits."""
-    before = None
+    """The values of tensors on a device, each read after the next one was launched, so that a GPU never waits."""
+    copies = []
     for result in results:
-        after = result.to("cpu", non_blocking=result.is_cuda), torch.cuda.Event() if result.is_cuda else None
-        if after[1] is not None:
-            after[1].record()
-        if before is not None:
-            yield _read(*before)
-        before = after
-    if before is not None:
-        yield _read(*before)
+        copies.append((result.to("cpu", non_blocking=result.is_cuda), torch.cuda.Event() if result.is_cuda else None))
+        if copies[-1][1]:
+            copies[-1][1].record()
+        if len(copies) > 1:
+            yield _read(*copies.pop(0))
+    yield from (_read(*copy) for copy in copies)
 
 
 def _read(values: Tensor, copied: torch.cuda.Event | None) -> np.ndarray:
-    if copied is not None:
+    if copied:
         copied.synchronize()
     return values.numpy()
