@@ -62,7 +62,7 @@ def main(argv: list[str] | None = None) -> None:
     train, classes = splits.train, splits.classes.names
     where = dict(cache=cache, device=device, workers=config.workers or devices.default_workers())
     similarities = supervision.similarities_of(config, splits.classes, train, **where)
-    for line in pseudo_labels.warnings(similarities, train.observed):
+    for line in rules.warnings(similarities, train.observed):
         print(line)
     true = None if options.observed_only else train.true
     known = options.positives_per_image or (None if options.observed_only else splits.positives_per_image())
