@@ -356,7 +356,7 @@ def test_a_teacher_without_a_ViT_has_no_patches(toy, tmp_path):
 @pytest.mark.parametrize(
     "line, says",
     [
-        ("--prompt photo", "needs {} where the class name goes, or the name imagenet"),
+        ("--prompt photo", "needs {} in place of the class name, or the name imagenet"),
         ("--teacher-views tiles --teacher-preprocess reference", "goes with --teacher-views global"),
         ("--teacher-views patches --similarity README.md", "needs a teacher"),
         ("--teacher-tiles 1", "[2, 16]"),
