@@ -399,13 +399,8 @@ def _add(group: argparse._ArgumentGroup, name: str, setting: Setting, kind: obje
     if typing.get_origin(kind) is tuple:
         group.add_argument(*names, dest=name, action="append", metavar=metavar, help=help)
         return
-    kind = _plain_type(kind)
+    kind = next(part for part in (typing.get_args(kind) or (kind,)) if part is not type(None))  # str of str | None
     group.add_argument(*names, dest=name, type=kind, choices=setting.choices or None, metavar=metavar, help=help)
-
-
-def _plain_type(kind: object) -> type:
-    """float of float, str of str | None."""
-    return next(part for part in (typing.get_args(kind) or (kind,)) if part is not type(None))
 
 
 def _described(help: str, facts: list[str]) -> str:
@@ -430,17 +425,20 @@ def _values(name: str, setting: Setting, method: str | None) -> list[str]:
     return [*parts, f"in {setting.within}"] if setting.within else parts
 
 
-SHOWN = ("epochs", "batch_size", "lr", "image_size")  # common settings shown before a run
+SHOWN = ("epochs", "batch_size", "lr", "linear_epochs", "linear_lr", "image_size")  # common settings shown before a run
+TEACHERS = ("calibrate", "teacher_views")  # likewise, after the method's own
 MOST = 10  # settings shown before a run; all of them are in config.json
 
 
 def show(config: Config) -> str:
     """What is trained, what differs from this method's defaults, and the defaults that matter most, at most MOST."""
     read = effective_settings(config)
-    default = default_settings(config, "model", "weights", "mode") | {"mode": Config.mode}
+    default = default_settings(config, "model", "weights", "mode")
+    default |= {"mode": default_settings(config).get("mode")}
     named = ("dataset", "loss", "model", "seed")
     changed = [name for name in read if name not in named and default.get(name, read[name]) not in (read[name], "auto")]
-    rest = [name for name in (*SHOWN, *config.hparams) if name in read and name not in changed][: MOST - len(changed)]
+    rest = [name for name in (*SHOWN, *config.hparams, *TEACHERS) if name in read and name not in changed]
+    rest = rest[: MOST - len(changed)]
     lines = [", ".join(f"seed {read[name]}" if name == "seed" else read[name] for name in named if name in read)]
     for title, names in (("changed", changed), ("defaults", rest)):
         if names:
