@@ -60,8 +60,8 @@ def main(argv: list[str] | None = None) -> None:
     read = dict(image_root=config.image_root, skip_missing=config.skip_missing, draw=config.draw)
     splits = datasets.load(config.folder, need_images=config.asked_teacher().scores_new_images, **read)
     train, classes = splits.train, splits.classes.names
-    where = dict(cache=cache, device=device, workers=config.workers or devices.default_workers())
-    similarities = supervision.similarities_of(config, splits.classes, train, **where)
+    runtime = dict(cache=cache, device=device, workers=config.workers or devices.default_workers())
+    similarities = supervision.similarities_of(config, splits.classes, train, **runtime)
     for line in rules.warnings(similarities, train.observed):
         print(line)
     true = None if options.observed_only else train.true

@@ -52,7 +52,7 @@ class TrainingSet:
     def on(
         cls, device: torch.device, images: Images | Features, split: MultiLabelDataset, pseudo: np.ndarray | None
     ) -> "TrainingSet":
-        """The only place where labels become tensors."""
+        """Labels become tensors here only."""
         labels = (split.observed, split.true, pseudo)
         return cls(images, *(None if part is None else torch.from_numpy(part).to(device) for part in labels))
 

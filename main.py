@@ -202,10 +202,10 @@ class Prepared:
 def prepare_training(config: Config, session: Session, splits: datasets.Splits) -> Prepared:
     """Pseudo-labels, images or features, backbone and loss."""
     device, workers = session.device, config.workers or devices.default_workers()
-    where = dict(cache=config.cache_folder, device=device, workers=workers)
+    runtime = dict(cache=config.cache_folder, device=device, workers=workers)
 
     # Pseudo-labels, once per image, before training
-    make = partial(supervision.pseudo_labels_of, config, splits, **where)
+    make = partial(supervision.pseudo_labels_of, config, splits, **runtime)
     pseudo, quality = session.once(make, "pseudo-labels", *supervision.depends_on(config)) or (None, None)
 
     # Images, decoded or read as --cache chooses, and the backbone; a linear run trains a head on features instead
@@ -264,10 +264,10 @@ def score_by_teacher(
 ) -> dict:
     """The run of a teacher alone: its scores of the test images are the predictions."""
     workers = config.workers or devices.default_workers()
-    where = dict(cache=config.cache_folder, device=session.device, workers=workers)
+    runtime = dict(cache=config.cache_folder, device=session.device, workers=workers)
     with run_folder.open_run(config, splits, session.device) as folder:
         val_probs, probs = (
-            supervision.make_pseudo_labels(config, splits.classes, part, **where)[0] if part is not None else None
+            supervision.make_pseudo_labels(config, splits.classes, part, **runtime)[0] if part is not None else None
             for part in (splits.val, splits.scored())
         )
         best = {"epoch": 0, "val_mAP": None if val_probs is None else selection.score(val_probs)}

@@ -81,26 +81,28 @@ def depends_on(config: Config) -> tuple:
 
 
 def make_pseudo_labels(
-    config: Config, classes: datasets.Classes, split: datasets.MultiLabelDataset, **where: object
+    config: Config, classes: datasets.Classes, split: datasets.MultiLabelDataset, **runtime: object
 ) -> tuple[np.ndarray, np.ndarray, list[str]]:
     """Pseudo-labels (N, L) of a split's images by the method's rule, the scores (N, L) that they are made of, and
     messages to print.
 
-    where  cache, device and workers, as in similarities_of
+    runtime  cache, device and workers, as in similarities_of
     """
-    views = similarities_of(config, classes, split, **where)
+    views = similarities_of(config, classes, split, **runtime)
     rule, options = config.method.pseudo_labels, dict(calibration=calibration_of(config), pool=config.teacher_pool)
     pseudo, scores, notes = rules.make(rule, config.hparams, views, split.observed, **options)
     return pseudo, scores, notes + rules.warnings(views, split.observed)
 
 
-def pseudo_labels_of(config: Config, splits: datasets.Splits, **where: object) -> tuple[np.ndarray | None, dict | None]:
+def pseudo_labels_of(
+    config: Config, splits: datasets.Splits, **runtime: object
+) -> tuple[np.ndarray | None, dict | None]:
     """(N, L) pseudo-labels of the training images, and the content of pseudo_labels.json: their quality, also at other
     thresholds. None and None for a method without a teacher."""
     if config.method.pseudo_labels is None:
         return None, None
     train = splits.train
-    pseudo, scores, notes = make_pseudo_labels(config, splits.classes, train, **where)
+    pseudo, scores, notes = make_pseudo_labels(config, splits.classes, train, **runtime)
     quality = label_quality.describe(pseudo, scores, train.observed, train.true)
     print("\n".join([label_quality.table(quality), *notes]))
     threshold = config.method.pseudo_labels.threshold(config.hparams)

@@ -137,8 +137,8 @@ def search(task: Task, options: argparse.Namespace, session: driver.Session) -> 
         try:
             configuration.check(config)
             for draw in range(options.draws):
-                where = Watch(trial, draw * config.epochs, options.prune and not is_default)
-                scores.append(validate(replace(config, draw=task.config.draw + draw), session, where))
+                storage = Watch(trial, draw * config.epochs, options.prune and not is_default)
+                scores.append(validate(replace(config, draw=task.config.draw + draw), session, storage))
         except UserError as error:  # a rate at which the loss diverges, say
             if is_default:
                 raise

@@ -30,10 +30,10 @@ def recipe(method: Method) -> list[str]:
     for name, by_dataset in method.recipe.items():
         unset = [f"not {dataset}" for dataset, own in by_dataset.items() if own is None]
         for value in dict.fromkeys(own for own in by_dataset.values() if own is not None):
-            where = [dataset for dataset, own in by_dataset.items() if own == value and dataset != "*"]
-            where = ", ".join(where or unset)
+            names = [dataset for dataset, own in by_dataset.items() if own == value and dataset != "*"]
+            names = ", ".join(names or unset)
             shown = " ".join(f'"{part}"' for part in value) if isinstance(value, tuple) else value
-            rows.append(f"`{flag(name)} {shown}`" + (f" ({where})" if where else ""))
+            rows.append(f"`{flag(name)} {shown}`" + (f" ({names})" if names else ""))
     return rows
 
 

@@ -6,7 +6,7 @@ The formulas in this folder share names, shapes and values. Their docstrings add
     observed  (B, L) int8 in {-1, 0, +1}; 0 = unknown
     true      (B, L) int8 in {0, 1}; only oracles read them; None if they are not known
     pseudo    (B, L) int8 in {-1, 0, +1}, 0 = the teacher abstains; or soft labels, float in [0, 1]; None: no teacher.
-              A loss reads it only where observed is 0
+              A loss reads it only if observed is 0
     index     (B,) int64 row of each image in the training set
     returns   (B, L), one loss per label, not reduced; of a regulariser: ()
 """
@@ -99,7 +99,7 @@ class Method:
     paper          authors, year, identifier
     at_half        the loss per label at p = 1/2, calculated by hand for the tests, at default settings and before the
                    first epoch: of five labels that are observed as +1, 0, 0, 0, -1, whose true labels are 1, 1, 1, 0,
-                   0, and whose pseudo-labels are 0, +1, -1 where observed is 0
+                   0, and whose pseudo-labels are 0, +1, -1 for the labels observed as 0
     settings       the method's own, by name; every keyword-only argument of its functions must be among them
     pseudo_labels  the rule by which a teacher's similarities become pseudo-labels; None: no teacher
     regulariser    a pure function (logits, targets by name, *, settings by name) -> (), added to the mean
@@ -107,7 +107,7 @@ class Method:
     check          called with the settings and facts that it names; raises UserError if they contradict each other
     check_labels   called with the observed labels of the training set (N, L); raises UserError if they do not suffice
     published      test mAP by data set (ImageNet ResNet-50, 448 px, the protocol's split and choice of epoch)
-    source         where the published numbers are from, if not from `paper`
+    source         of the published numbers, if it is not `paper`
     note           how the numbers depart from the protocol (start, size, split, choice of the epoch); further numbers
     """
 

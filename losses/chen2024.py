@@ -14,7 +14,7 @@ from losses.base import Loss, Method
 from losses.terms import HEAD_RATE, nlls
 from util.settings import Setting
 
-FIRST = dict(slope=0.0, offset=-2.0, mu=0.5, sigma=2.0)  # where the schedules begin; the settings are where they end
+FIRST = dict(slope=0.0, offset=-2.0, mu=0.5, sigma=2.0)  # first values of the schedules; the settings are the last
 SLOPE = "last value of w in K = sigmoid(w p + b), by which an unknown label counts as positive"
 OFFSET = "last value of b in K = sigmoid(w p + b)"
 Q3 = "robustness of an unknown label's negative loss (1 - (1-p)^q) / q: nll(1-p) for q towards 0, p at 1"

@@ -30,7 +30,7 @@ def ctl(
 CTL = Method(
     summary="this project's own: soft targets from a teacher that the known labels calibrate",
     loss=ctl,
-    equation="t nll(p) + w (1-t) nll(1-p); t = 1 or 0 where observed, else min(1, scale q), q the calibrated score; "
+    equation="t nll(p) + w (1-t) nll(1-p); t = 1 or 0 if observed, else min(1, scale q), q the calibrated score; "
     "w = negative_weight / (L-1)",
     paper="this project, docs/ctl.md",
     at_half=(NLL, NLL / 4, NLL, NLL / 4, NLL / 4),  # q = 0 or 1; w = 1 / (5 - 1)

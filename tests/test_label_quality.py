@@ -112,8 +112,8 @@ def test_a_share_of_nothing_is_null_and_not_nan():
 @pytest.mark.parametrize("loss, threshold", [("EM_PL", 0.3), ("gpr", None), ("CTL", None)])
 def test_figures_at_the_threshold_are_kept_if_it_alone_makes_the_labels(toy, tmp_path, loss, threshold):
     config, splits = parse(toy_arguments(toy, "-l", loss)), datasets.load(toy, need_images=False)
-    where = dict(cache=tmp_path, device=torch.device("cpu"), workers=1)
-    _, quality = supervision.pseudo_labels_of(config, splits, **where)
+    runtime = dict(cache=tmp_path, device=torch.device("cpu"), workers=1)
+    _, quality = supervision.pseudo_labels_of(config, splits, **runtime)
     assert quality["threshold"] == threshold and ("classes" in quality) == (threshold is not None)
 
 
