@@ -1,22 +1,24 @@
 """Finished runs as tables: methods down, data sets across, mean and deviation over seeds and draws.
 
-    python report.py [RESULTS ...] [--where dataset=pascal threshold=0.3] [--columns method val test] [--latex]
+    python report.py [RESULTS ...] [--where dataset=pascal threshold=0.3] [--columns loss val test] [--latex]
 
 RESULTS are folders of runs, or single runs. Runs are averaged only if they differ in nothing but the seed and the draw
-of the known labels. If one cell of the table would hold runs that differ in more, each setting has a row of its own
-that names the difference. Bold marks the row that validation mAP chooses.
+of the known labels. If one cell of the table would hold runs that differ in more, each setting has its own row, whose
+name states the difference. Bold marks the row that validation mAP chooses.
 """
 
 import argparse
+import os
 import shlex
 import sys
 import time
+from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
 
 from reporting import compare, tables
 from reporting.runs import Run, Runs, read_history, read_runs, seconds_since_written
-from util.errors import OneLineParser, UserError, describe_error, run_script
+from util.errors import OneLineParser, UserError, run_script
 from util.files import check_outputs, write_text
 
 WATCH_SECONDS = 10.0
@@ -31,13 +33,14 @@ def main(argv: list[str] | None = None) -> None:
     chosen, unfinished = meeting(runs, options.where)
     rows = tables.group(chosen)
     for run in unfinished:
-        runs.unread.append((run.folder.name, f"unfinished, {progress(run)}: --resume continues it"))
+        runs.left_out.append((run.folder.name, f"unfinished, {progress(run)}: --resume continues it"))
     if rows:
         baseline = compare.baselines(rows, options.baseline)
         print_tables(rows, baseline, options)
         write_table(rows, options)
-    if runs.unread:
-        print("not in the table: " + ", ".join(f"{name} ({reason})" for name, reason in runs.unread))
+    if runs.left_out:
+        reasons = ", ".join(f"{name} ({reason})" for name, reason in runs.left_out)
+        print(f"{'% ' if options.latex else ''}not in the table: {reasons}")
     if not rows:
         what = " that meets --where" if runs.finished else ""
         raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
@@ -45,7 +48,8 @@ def main(argv: list[str] | None = None) -> None:
         figures = import_module("reporting.figures")  # imports matplotlib, which tables do not need
         print(f"figures: {', '.join(map(str, figures.write(rows, options.figures)))}", file=sys.stderr)
     if options.html:
-        text = import_module("reporting.page").make(runs, chosen, rows, baseline, shlex.join(["report.py", *arguments]))
+        page, command = import_module("reporting.page"), shlex.join(["report.py", *arguments])
+        text = page.make(rows, baseline, runs.left_out, options.results, command)
         write_text(options.html, text)
         print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
 
@@ -65,23 +69,19 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help=help)
     parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) instead of Markdown")
     parser.add_argument("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
-    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables, charts and a gallery")
-    parser.add_argument("--figures", type=nonempty, metavar="DIR", help="write figures for a paper, as PDF and PNG")
+    help = "write one page with tables, charts, the trials of tune.py and a gallery"
+    parser.add_argument("--html", type=Path, metavar="FILE", help=help)
+    parser.add_argument("--figures", metavar="DIR", help="write figures for a paper, as PDF and PNG")
     help = "line or method that others are compared with (default: the first that trains and is no oracle)"
-    parser.add_argument("--baseline", type=nonempty, metavar="LINE", help=help)
+    parser.add_argument("--baseline", metavar="LINE", help=help)
     parser.add_argument("--watch", action="store_true", help="show the unfinished runs and how far they are")
     parser.add_argument("--overwrite", action="store_true", help="replace files of other origin at --csv and --html")
     options = parser.parse_intermixed_args(argv)
     options.results = options.results or [Path("results")]
     outputs = {"--csv": options.csv, "--html": options.html}
-    check_outputs(outputs, options.overwrite, ours=(b"mean,deviation,n,", b"class,", b"<!doctype html>"))
+    ours = (b"mean,deviation,n,", b"class,", b"dataset,class,", b"<!doctype html>")
+    check_outputs(outputs, options.overwrite, ours)
     return options
-
-
-def nonempty(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("expected a text that is not empty")
-    return text
 
 
 def meeting(runs: Runs, conditions: list[str]) -> tuple[list[Run], list[Run]]:
@@ -91,18 +91,16 @@ def meeting(runs: Runs, conditions: list[str]) -> tuple[list[Run], list[Run]]:
 
 
 def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], options: argparse.Namespace) -> None:
-    comment, winners = "% " if options.latex else "", compare.winners(rows)
-    bold = [(row.line, row.dataset) for row in winners]
+    comment, bold = "% " if options.latex else "", []
     if options.per_class:
-        frame, bold = tables.per_class(rows), []
+        frame = tables.per_class(rows)
     elif options.best:
         rows, frame = compare.best(rows)
-        bold = []
     elif options.columns:
         frame = tables.flat(rows, options.columns)
-        bold = []
     else:
         frame = tables.pivot(rows, (lambda row: tables.spread(row.test)) if options.latex else tables.cell)
+        bold = [(row.known, row.line, row.dataset) for row in compare.winners(rows)]
     print(tables.render(frame, options.latex, bold))
     chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows if row.trained))
     counts = ", ".join(sorted({row.count for row in rows}))
@@ -111,12 +109,12 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
     if options.per_class or options.best:
         return
     found, left_out = compare.differences(rows, baseline)
-    if found:
-        print(f"\n{tables.render(compare.differences_table(found), options.latex)}")
+    if len(found):
+        print(f"\n{tables.render(found, options.latex)}")
     if left_out:
-        print(f"{comment}without two seeds or draws in common with the baseline: {', '.join(left_out)}")
-    if options.bootstrap:
-        for row in (row for row in rows if row.test):
+        print(f"{comment}left out, without two seeds or draws in common with the baseline: {', '.join(left_out)}")
+    for row in rows:
+        if options.bootstrap and len(row.test):
             low, high = compare.bootstrap(row, options.bootstrap)
             interval = f"{tables.spread(row.test)}, over test images [{low:.2f}, {high:.2f}]"
             print(f"{comment}{row.dataset}, {row.line}: {interval}")
@@ -125,16 +123,12 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
 
 
 def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
+    place = options.results[0]
     if options.csv:
-        frame = tables.per_class(rows).to_csv(index=False) if options.per_class else tables.to_csv(rows)
-        write_text(options.csv, frame)
-    elif len(options.results) == 1 and not (options.results[0] / "config.json").exists():
-        try:
-            write_text(options.results[0] / "summary.csv", tables.to_csv(rows))
-        except (OSError, UserError) as error:  # somebody else's results, which may only be read
-            print(
-                f"note: summary.csv is not written ({describe_error(error)}); --csv names another file", file=sys.stderr
-            )
+        text = tables.per_class(rows).to_csv(index=False) if options.per_class else tables.to_csv(rows)
+        write_text(options.csv, text)
+    elif len(options.results) == 1 and not (place / "config.json").exists() and os.access(place, os.W_OK):
+        write_text(place / "summary.csv", tables.to_csv(rows))
 
 
 def watch(options: argparse.Namespace) -> None:
@@ -144,9 +138,10 @@ def watch(options: argparse.Namespace) -> None:
         finished, unfinished = meeting(runs, options.where)
         if sys.stdout.isatty():
             print("\033[2J\033[H", end="")
-        print(f"{len(finished)} finished, {len(unfinished)} unfinished, {len(runs.unread)} unreadable runs")
+        print(f"{len(finished)} finished, {len(unfinished)} unfinished, {len(runs.left_out)} unreadable runs")
         for run in unfinished:
-            print(f"  {run.folder.name}: {progress(run)}, last written {ago(seconds_since_written(run.folder))}")
+            age = timedelta(seconds=round(seconds_since_written(run.folder)))
+            print(f"  {run.folder.name}: {progress(run)}, last written {age} ago")
         if not unfinished or not sys.stdout.isatty():
             return
         time.sleep(WATCH_SECONDS)
@@ -157,13 +152,6 @@ def progress(run: Run) -> str:
     history = read_history(run.folder)
     best = f", best val mAP {history['val_mAP'].max():.2f}" if history["val_mAP"].notna().any() else ""
     return f"{len(history)} of {run.config.get('epochs', '?')} epochs{best}"
-
-
-def ago(seconds: float) -> str:
-    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.0f} {unit} ago"
-    return f"{seconds:.0f} s ago"
 
 
 if __name__ == "__main__":

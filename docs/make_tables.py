@@ -18,66 +18,62 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in place of this fo
 import pandas as pd
 
 from losses import LOSSES
-from reporting import compare, tables
+from reporting.tables import ORACLES, SECTION, SINGLE, render
 from util.errors import OneLineParser, UserError, run_script
-from util.files import read_text, replace_block
+from util.files import replace_block
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
-RUNS = DOCS / "digits_runs.csv"
-TUNED = {"photos": DOCS / "photos_tuned.csv", "linear": DOCS / "linear_tuned.csv"}
 TEN = ("bce", "an", "wan", "role", "EM", "EM_APL", "hill", "LL_R", "gr", "EM_PL", "CTL")  # oracle and ten methods
 
 
-def tuned_table(path: Path, methods: Iterable[str], settings: bool) -> str:
-    """The table of tune.py: methods down, test mAP of default and tuned settings across, the choice of validation in
-    bold."""
+def tuned_table(path: Path, columns: Iterable[str], methods: Iterable[str] = LOSSES) -> str:
+    """The table of tune.py: methods down, test mAP of default and tuned settings across."""
     frame = pd.read_csv(path, dtype=str).set_index("method")
-    frame = frame.loc[[loss for loss in LOSSES if loss in methods and loss in frame.index]].reset_index()
-    known = [tables.ORACLES if LOSSES[loss].oracle else tables.SINGLE for loss in frame["method"]]
-    single = frame[[section == tables.SINGLE for section in known]]
-    bold = []
-    for title in ("default", "tuned"):
-        means = single[f"{title} validation"].str.split().str[0].astype(float)
-        bold.append((single["method"][means.idxmax()], title))
-    frame.insert(0, tables.SECTION, known)
-    return tables.render(
-        frame[[tables.SECTION, "method", "default", "tuned", *["chosen settings"] * settings]], bold=bold
-    )
+    titles = ("default", "tuned")
+    means = {title: frame[f"{title} validation"].str.split().str[0].astype(float) for title in titles}
+    return table(frame[list(columns)], pd.DataFrame(means), methods)
 
 
-def table(rows: list[tables.Row]) -> str:
-    """Methods down; test mAP, the choice of validation in bold; and what a method does."""
-    most = max(len(row.test) for row in rows)  # seeds and draws
-    records = {
-        row.loss: {
-            tables.SECTION: row.known,
-            f"`-l` (n {most})": row.loss,
-            "end to end": tables.spread(row.test) + ("" if len(row.test) == most else f" (n {len(row.test)})"),
-            " ": LOSSES[row.loss].summary,
-        }
-        for row in rows
-    }
-    frame = pd.DataFrame([records[loss] for loss in LOSSES if loss in records])
-    return tables.render(frame, bold=[(row.loss, "end to end") for row in compare.winners(rows)])
+def runs_table(path: Path) -> str:
+    """The table of report.py's runs: methods down; test mAP, and what a method does."""
+    frame = pd.read_csv(path).set_index("loss")
+    most = frame["n"].max()  # seeds and draws
+    deviation = frame["deviation"].map(" ± {:.2f}".format).where(frame["n"] > 1, "")
+    few = frame["n"].map(" (n {})".format).where(frame["n"] < most, "")
+    shown = pd.DataFrame({"end to end": frame["mean"].map("{:.2f}".format) + deviation + few})
+    shown[" "] = [LOSSES[loss].summary for loss in frame.index]
+    means = frame["val_mAPs"].map(lambda text: pd.Series(str(text).split(), dtype=float).mean())
+    trained = frame.index.map(lambda loss: LOSSES[loss].loss is not None)
+    return table(shown.rename_axis(f"`-l` (n {most})"), means[trained].to_frame("end to end"))
 
 
-def read(path: Path) -> list[tables.Row]:
-    return tables.from_csv(read_text(path, f"write it with `python report.py RESULTS --csv {path}`"))
+def table(frame: pd.DataFrame, validation: pd.DataFrame, methods: Iterable[str] = LOSSES) -> str:
+    """The methods in the order of their list; bold is the best single-positive one by validation mAP."""
+    frame = frame.loc[[loss for loss in LOSSES if loss in methods and loss in frame.index]]
+    known = [ORACLES if LOSSES[loss].oracle else SINGLE for loss in frame.index]
+    fair = validation.reindex([loss for loss, section in zip(frame.index, known, strict=True) if section == SINGLE])
+    bold = [(SINGLE, fair[column].idxmax(), column) for column in fair]
+    frame = frame.reset_index()
+    frame.insert(0, SECTION, known)
+    return render(frame, bold=bold)
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
     parser.add_argument("--check", action="store_true", help="fail if the README is not current; write nothing")
     options = parser.parse_args(argv)
-    tuned = {name: tuned_table(path, LOSSES, settings=True) for name, path in TUNED.items()}
-    pages = {
-        README: {"photos": tuned_table(TUNED["photos"], TEN, settings=False)},
-        DOCS / "results_tables.md": tuned | {"digits": table(read(RUNS))},
+    photos, columns = DOCS / "photos_tuned.csv", ("default", "tuned")
+    all_columns = (*columns, "chosen settings")
+    blocks = {
+        "photos": tuned_table(photos, all_columns),
+        "linear": tuned_table(DOCS / "linear_tuned.csv", all_columns),
+        "digits": runs_table(DOCS / "digits_runs.csv"),
     }
-    for page, blocks in pages.items():
+    pages = {README: {"photos": tuned_table(photos, columns, TEN)}, DOCS / "results_tables.md": blocks}
+    for page, contents in pages.items():
         before = after = page.read_text()
-        for name, content in blocks.items():
+        for name, content in contents.items():
             after = replace_block(after, f"table: {name}", content)
         if options.check and after != before:
             raise UserError(f"{page} does not show what docs/*.csv hold; run `python docs/make_tables.py`")

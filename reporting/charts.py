@@ -2,7 +2,6 @@
 
 import io
 import re
-from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
@@ -64,54 +63,66 @@ def _chart(description: str, draw, width: float = 4.4, height: float = 2.9) -> M
         return _svg(figure, description)
 
 
-def draw_band(axes: Axes, histories: list[pd.DataFrame], name: str, **options: object) -> None:
-    """Mean of a column of the histories over the epochs, with a band of one standard deviation."""
+def draw_band(axes: Axes, histories: list[pd.DataFrame], name: str, gid: str = "", **options: object) -> bool:
+    """Mean of a column of the histories over the epochs, with a band of one deviation; False if it is empty."""
     table = pd.concat([history.set_index("epoch")[name] for history in histories], axis=1).dropna(how="all")
-    if table.empty:
-        return
-    middle, spread = table.mean(axis=1), table.std(axis=1, ddof=1).fillna(0)
-    gid = options.pop("gid", None)
-    axes.plot(
-        middle.index, middle, linewidth=1.3, marker="o" if len(middle) < 3 else None, markersize=3, gid=gid, **options
-    )
-    band = axes.fill_between(middle.index, middle - spread, middle + spread, color=options["color"], alpha=0.15, lw=0)
-    band.set_gid(gid and f"{gid}-band")
+    middle, spread = table.mean(axis=1), table.std(axis=1).fillna(0)
+    if len(table):
+        marker = "o" if len(table) < 3 else None
+        axes.plot(middle.index, middle, linewidth=1.3, marker=marker, markersize=3, gid=gid, **options)
+        band = (middle.index, middle - spread, middle + spread)
+        axes.fill_between(*band, color=options["color"], alpha=0.15, lw=0, gid=f"{gid}-band")
+    return len(table) > 0
 
 
-def curves(rows: Sequence[tuple[int, list[pd.DataFrame]]], name: str, title: str) -> Markup | None:
+def curves(rows: dict[int, list[pd.DataFrame]], name: str, title: str) -> Markup | None:
     """Mean and deviation of each row over its runs; None if no run has such numbers.
 
-    rows  (number of the row in the table, histories of its runs); the line's id is NAME-ROW
+    rows  {number of the row: histories of its runs}; the line's id is NAME-NUMBER
     name  train_loss or val_mAP
     """
-    if not any(history[name].notna().any() for _, histories in rows for history in histories):
+    if not any(history[name].notna().any() for histories in rows.values() for history in histories):
         return None
 
     def draw(axes: Axes) -> None:
-        for row, histories in rows:
-            draw_band(axes, histories, name, gid=f"{name}-{row}", **look(row))
+        for number, histories in rows.items():
+            draw_band(axes, histories, name, gid=f"{name}-{number}", **look(number))
         axes.set(xlabel="epoch", title=title)
+        if name == "val_mAP":
+            axes.set_ylim(top=min(axes.get_ylim()[1], 100))
         axes.xaxis.get_major_locator().set_params(integer=True)
 
     return _chart(f"{title} of {len(rows)} settings", draw)
 
 
-def class_differences(differences: pd.Series, title: str) -> Markup:
-    """Horizontal bars by class, the largest gain on top."""
-    ordered = differences.sort_values(ascending=False, kind="stable")
-    if len(ordered) > MOST_BARS:
-        ordered = pd.concat([ordered[: MOST_BARS // 2], ordered[-MOST_BARS // 2 :]])
+def bars(values: pd.Series, title: str, xlabel: str) -> Markup:
+    """Horizontal bars, in the order of the series from the top; of many those at both ends."""
+    if len(values) > MOST_BARS:
+        values = pd.concat([values[: MOST_BARS // 2], values[-MOST_BARS // 2 :]])
 
     def draw(axes: Axes) -> None:
-        axes.barh(range(len(ordered)), ordered, color=np.where(ordered >= 0, COLOURS[2], COLOURS[3]))
-        axes.set_yticks(range(len(ordered)), map(shorten, ordered.index), fontsize=8)
+        axes.barh(range(len(values)), values, color=np.where(values >= 0, COLOURS[2], COLOURS[3]))
+        axes.set_yticks(range(len(values)), map(shorten, values.index), fontsize=8)
         axes.invert_yaxis()
         axes.axvline(0, color=INK, linewidth=0.8)
-        axes.set(xlabel="difference of test AP, percentage points", title=title)
+        axes.set(xlabel=xlabel, title=title)
         axes.grid(axis="y", visible=False)
         axes.margins(y=0.01)
 
-    return _chart(f"Difference of test AP per class: {title}", draw, height=max(2.2, 0.9 + 0.19 * len(ordered)))
+    return _chart(f"{xlabel}: {title}", draw, height=max(2.2, 0.9 + 0.19 * len(values)))
+
+
+def trials(values: pd.Series, title: str) -> Markup:
+    """A point for each trial, its validation mAP against its number, and a line for the best so far."""
+
+    def draw(axes: Axes) -> None:
+        axes.scatter(values.index, values, s=18, color=COLOURS[0], alpha=0.8, linewidths=0, label="trial")
+        axes.plot(values.index, values.cummax(), color=COLOURS[3], linewidth=1.3, drawstyle="steps-post", label="best")
+        axes.set(xlabel="trial; number 0 has the default settings", ylabel="validation mAP, %", title=title)
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.legend(fontsize=8)
+
+    return _chart(f"validation mAP of {len(values)} trials", draw)
 
 
 def against_frequency(positives: pd.Series, differences: pd.Series, title: str) -> Markup:

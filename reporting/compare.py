@@ -1,6 +1,5 @@
 """Comparisons of rows: paired differences, the setting that validation chooses, intervals over test images."""
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +7,7 @@ import pandas as pd
 
 import metrics
 from reporting.runs import read_predictions
-from reporting.tables import SECTION, Repeat, Row, by, mean, spread
+from reporting.tables import SECTION, Row, by, spread
 from util.errors import UserError
 
 CONFIDENCE = 0.95  # of every interval
@@ -18,31 +17,28 @@ CONFIDENCE = 0.95  # of every interval
 class Paired:
     """The mean of the differences of two rows' test mAP, repeat by repeat, with its confidence interval."""
 
-    row: Row
     baseline: Row
     n: int
     mean: float
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
+
 
 def paired(row: Row, baseline: Row) -> Paired | None:
-    """None if fewer than two repeats are common to both that train, or one has no test score. The interval is
-    Student's t."""
-    trained = [set(one.test) for one in (row, baseline) if one.trained or not one.test]
-    repeats = sorted(set.intersection(*trained)) if trained else []
-    if len(repeats) < 2:
-        return None
-
-    def at(one: Row, repeat: Repeat) -> float:
-        return one.test[repeat] if one.trained else mean(one.test.values())
-
+    """None if fewer than two repeats are common to both. The one result of a teacher alone is compared with every
+    repeat. The interval is Student's t."""
     from scipy.special import stdtrit  # Student's quantile; scipy.stats takes seconds to import
 
-    differences = np.array([at(row, repeat) - at(baseline, repeat) for repeat in repeats])
-    error = differences.std(ddof=1) / math.sqrt(len(repeats))
-    half, middle = float(stdtrit(len(repeats) - 1, 0.5 + CONFIDENCE / 2) * error), float(differences.mean())
-    return Paired(row, baseline, len(repeats), middle, middle - half, middle + half)
+    one, other = (one.test if one.trained else one.test.mean() for one in (row, baseline))
+    differences = pd.Series(one - other, dtype=float).dropna()
+    n, mean = len(differences), float(differences.mean())
+    if n < 2:
+        return None
+    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * differences.sem())
+    return Paired(baseline, n, mean, mean - half, mean + half)
 
 
 def baselines(rows: list[Row], line: str | None = None) -> dict[str, Row]:
@@ -60,33 +56,21 @@ def baselines(rows: list[Row], line: str | None = None) -> dict[str, Row]:
     return chosen
 
 
-def differences(rows: list[Row], baseline: dict[str, Row]) -> tuple[list[Paired], list[str]]:
-    """The paired differences from the baselines, and the names of the rows that have no repeats in common with them."""
-    found, left_out = [], []
+def differences(rows: list[Row], baseline: dict[str, Row]) -> tuple[pd.DataFrame, list[str]]:
+    """A table of the paired differences from the baselines, and the rows without two repeats in common with them."""
+    records, left_out = [], []
     for row in rows:
-        base = baseline.get(row.dataset)
-        if base is not None and row is not base:
-            difference = paired(row, base)
-            found += [difference] if difference else []
-            left_out += [] if difference else [f"{row.line} on {row.dataset}"]
-    return found, left_out
-
-
-def differences_table(found: list[Paired]) -> pd.DataFrame:
-    interval = f"{100 * CONFIDENCE:.0f} % interval"
-    return pd.DataFrame(
-        [
-            {
-                "dataset": d.row.dataset,
-                "method": d.row.line,
-                "minus": d.baseline.line,
-                "test mAP": f"{d.mean:+.2f}",
-                interval: f"[{d.low:+.2f}, {d.high:+.2f}]",
-                "pairs": str(d.n),
-            }
-            for d in found
-        ]
-    )
+        base = baseline.get(row.dataset, row)
+        if row is base or row.test.empty or base.test.empty:
+            continue
+        if found := paired(row, base):
+            names = {SECTION: row.known, "dataset": row.dataset, "loss": row.line, "minus": base.line}
+            interval = f"[{found.low:+.2f}, {found.high:+.2f}]"
+            figures = {"test mAP": f"{found.mean:+.2f}", f"{100 * CONFIDENCE:.0f} % interval": interval}
+            records.append(names | figures | {"pairs": str(found.n)})
+        else:
+            left_out.append(f"{row.line} on {row.dataset}")
+    return pd.DataFrame(records), left_out
 
 
 def selections(rows: list[Row]) -> list[str]:
@@ -99,13 +83,12 @@ def selections(rows: list[Row]) -> list[str]:
         text = f"warning: {len(members)} settings of {loss} on {dataset} are compared by test mAP; report the one that "
         if len({row.chosen_by for row in members}) > 1:
             text += "validation mAP chooses among those that were validated on the same labels"
-        elif all(row.val for row in members):
-            chosen = max(members, key=lambda row: mean(row.val.values()))
-            details = ", ".join(f"{name} {value}" for name, value in chosen.distinguishing.items())
-            val = mean(chosen.val.values())
-            text += f"validation mAP chooses: {details} (val {val:.2f}, test {spread(chosen.test)})"
-        else:
+        elif any(row.val.empty for row in members):
             text += "validation mAP chooses; not all of these runs have one"
+        else:
+            row = ranked(members)[0]
+            details = ", ".join(f"{name} {value}" for name, value in row.distinguishing.items())
+            text += f"validation mAP chooses: {details} (val {row.val.mean():.2f}, test {spread(row.test)})"
         warnings.append(text)
     return warnings
 
@@ -117,10 +100,14 @@ def bootstrap(row: Row, resamples: int, seed: int = 0) -> tuple[float, float]:
     predictions = [read_predictions(run.folder)[1:] for run in row.runs]
     for _ in range(resamples):
         chosen = random.randint(len(predictions[0][0]), size=len(predictions[0][0]))
-        maps = (metrics.mean_average_precision(probs[chosen], labels[chosen]) for probs, labels in predictions)
-        scores.append(mean(maps))
+        scores.append(np.mean([metrics.mean_average_precision(p[chosen], true[chosen]) for p, true in predictions]))
     tail = 50 * (1 - CONFIDENCE)
     return tuple(np.percentile(scores, [tail, 100 - tail]).tolist())
+
+
+def ranked(rows: list[Row]) -> list[Row]:
+    """The rows with the best validation mAP first, and those without one last."""
+    return sorted(rows, key=lambda row: -row.val.mean() if len(row.val) else np.inf)
 
 
 def best(rows: list[Row]) -> tuple[list[Row], pd.DataFrame]:
@@ -128,16 +115,18 @@ def best(rows: list[Row]) -> tuple[list[Row], pd.DataFrame]:
     number of settings that were tried. Rows without validation mAP do not compete."""
     chosen, records = [], []
     for members in by(rows, lambda row: (row.dataset, row.known, row.loss)).values():
-        fair = [row for row in members if row.val and row.chosen_by == members[0].chosen_by]
+        fair = [row for row in members if len(row.val) and row.chosen_by == members[0].chosen_by]
         if fair:
-            chosen.append(max(fair, key=lambda row: mean(row.val.values())))
-            row = chosen[-1]
-            record = {SECTION: row.known, "dataset": row.dataset, "method": row.line, "settings tried": str(len(fair))}
+            row = ranked(fair)[0]
+            record = {SECTION: row.known, "dataset": row.dataset, "loss": row.line, "settings tried": str(len(fair))}
             records.append(record | {"n": row.count, "val": spread(row.val), "test": spread(row.test)})
+            chosen.append(row)
     return chosen, pd.DataFrame(records)
 
 
 def winners(rows: list[Row]) -> list[Row]:
-    """Of each data set the row that validation mAP chooses among those that are no oracles: tables show it in bold."""
-    groups = by((row for row in rows if row.val and row.trained and not row.oracle), lambda row: row.dataset).values()
-    return [max(members, key=lambda row: mean(row.val.values())) for members in groups if len(members) > 1]
+    """Of each data set and what was known the row that validation mAP chooses, among rows that are no oracles: tables
+    show it in bold."""
+    fair = [row for row in rows if len(row.val) and row.trained and not row.oracle]
+    groups = by(fair, lambda row: (row.dataset, row.known)).values()
+    return [ranked(members)[0] for members in groups if len(members) > 1]

@@ -1,19 +1,20 @@
 """Figures for a paper: PDF and PNG at the width of a column, with embedded fonts and colours for the colour-blind."""
 
 import json
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from pseudo_labels import label_quality
 from reporting.charts import COLOURS, draw_band, look, shorten
+from reporting.compare import ranked
 from reporting.runs import read_history, read_per_class
-from reporting.tables import Row, mean, natural
+from reporting.tables import Row, by, natural
 from util.files import atomic, writable_folder
 
 WIDTH = 3.25  # inches: a column of the usual two-column styles
@@ -25,10 +26,8 @@ MOST = 12  # settings in a figure, the best by validation mAP
 def write(rows: list[Row], folder: str | Path) -> list[Path]:
     """Write the figures of each data set; the files."""
     folder, written = writable_folder(Path(folder), "--figures"), []
-    for dataset in dict.fromkeys(row.dataset for row in rows):
-        here = [row for row in rows if row.dataset == dataset]
-        ranked = sorted(here, key=lambda row: -mean(row.val.values()) if row.val else np.inf)[:MOST]
-        here = [row for row in here if row in ranked]
+    for dataset, members in by(rows, lambda row: row.dataset).items():
+        here = sorted(ranked(members)[:MOST], key=lambda row: row.number)
         for name, draw in FIGURES.items():
             with matplotlib.rc_context(STYLE):
                 figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
@@ -41,54 +40,62 @@ def write(rows: list[Row], folder: str | Path) -> list[Path]:
     return written
 
 
+def _name(row: Row) -> str:
+    return "\n".join(textwrap.wrap(row.line, 34, max_lines=2, placeholder=" …"))
+
+
 def _legend(axes: Axes) -> None:
-    axes.figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    """A legend below the axes, for which the figure becomes higher."""
+    names = axes.get_legend_handles_labels()[1]
+    columns = 2 if max(map(len, names)) < 24 else 1
+    axes.figure.set_figheight(2 + 0.14 * sum(name.count("\n") + 1 for name in names) / columns)
+    axes.figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
 def learning_curves(figure: Figure, rows: list[Row]) -> bool:
     """Validation mAP over the epochs: mean and deviation over the runs of each row."""
-    axes, drawn = figure.subplots(), False
-    for number, row in enumerate(rows):
-        histories = [history for run in row.runs if len(history := read_history(run.folder))]
-        if any(history["val_mAP"].notna().any() for history in histories):
-            draw_band(axes, histories, "val_mAP", label=row.line, **look(number))
-            drawn = True
+    axes = figure.subplots()
+    drawn = [
+        draw_band(axes, [read_history(run.folder) for run in row.runs], "val_mAP", label=_name(row), **look(number))
+        for number, row in enumerate(rows)
+    ]
     axes.set(xlabel="epoch", ylabel="validation mAP, %")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    _legend(axes)
-    return drawn
+    if any(drawn):
+        _legend(axes)
+    return any(drawn)
 
 
 def test_scores(figure: Figure, rows: list[Row]) -> bool:
-    """Test mAP of each row, with its deviation."""
-    rows = [row for row in rows if row.test]
-    figure.set_figheight(0.8 + 0.18 * len(rows))
+    """Test mAP of each row, with its standard deviation."""
+    rows = [row for row in rows if len(row.test)]
+    if not rows:
+        return False
+    figure.set_figheight(0.8 + 0.2 * sum(_name(row).count("\n") + 1 for row in rows))
     axes = figure.subplots()
-    scores = [list(row.test.values()) for row in rows]
-    errors = [np.std(values, ddof=1) if len(values) > 1 else 0.0 for values in scores]
+    scores = pd.DataFrame([(row.test.mean(), row.test.std(), row.test.min()) for row in rows])
     colours = [COLOURS[7] if row.oracle else COLOURS[0] for row in rows]
-    axes.barh(range(len(rows)), [np.mean(values) for values in scores], xerr=errors, color=colours, height=0.7)
-    axes.set_yticks(range(len(rows)), [row.line for row in rows])
+    axes.barh(range(len(rows)), scores[0], xerr=scores[1].fillna(0), color=colours, height=0.7)
+    axes.set_yticks(range(len(rows)), map(_name, rows))
     axes.invert_yaxis()
-    axes.set(xlabel="test mAP, %, mean and standard deviation")
-    if scores:
-        axes.set_xlim(left=max(0.0, min(map(min, scores)) - 10))
-    return bool(rows)
+    axes.set(xlabel="test mAP, %", xlim=(max(0, scores[2].min() - 10), None))
+    return True
 
 
 def class_scores(figure: Figure, rows: list[Row]) -> bool:
     """Test AP per class, one mark for each row; classes by frequency."""
-    rows = [row for row in rows if row.test]
+    rows = [row for row in rows if len(row.test)]
     if not rows:
         return False
     positives = read_per_class(rows[0].runs[0].folder)["test_positives"].sort_values(ascending=False)
     names = list(positives.index[:40])
-    figure.set_size_inches(WIDTH if len(names) <= 20 else 2 * WIDTH, 2.8)
+    figure.set_figwidth(WIDTH if len(names) <= 20 else 2 * WIDTH)
     axes = figure.subplots()
     for number, row in enumerate(rows):
-        tables = pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1).mean(axis=1)
-        marks = tables.reindex(names)
-        axes.plot(range(len(names)), marks, ".", color=look(number)["color"], label=row.line, alpha=0.8)
+        scores = pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1).mean(axis=1)
+        axes.plot(
+            range(len(names)), scores.reindex(names), ".", color=look(number)["color"], label=_name(row), alpha=0.8
+        )
     axes.set_xticks(range(len(names)), map(shorten, names), rotation=90, fontsize=6)
     axes.set(ylabel="test AP, %", ylim=(0, 101))
     _legend(axes)
@@ -96,23 +103,17 @@ def class_scores(figure: Figure, rows: list[Row]) -> bool:
 
 
 def threshold_curve(figure: Figure, rows: list[Row]) -> bool:
-    """Test mAP against the teacher's threshold, for methods with runs of several thresholds."""
-    axes, drawn = figure.subplots(), 0
-    for loss in dict.fromkeys(row.loss for row in rows):
-        points = sorted(
-            (natural(row.distinguishing["threshold"]), row.test)
-            for row in rows
-            if row.loss == loss and row.test and set(row.distinguishing) == {"threshold"}
-        )
-        if len(points) > 1:
-            values = [list(test.values()) for _, test in points]
-            errors = [np.std(scores, ddof=1) if len(scores) > 1 else 0.0 for scores in values]
-            places = [place[0] for place, _ in points]
-            axes.errorbar(places, [np.mean(scores) for scores in values], errors, label=loss, capsize=2, **look(drawn))
-            drawn += 1
+    """Test mAP against the teacher's threshold, for methods whose rows differ in the threshold alone."""
+    swept = [row for row in rows if len(row.test) and set(row.distinguishing) == {"threshold"}]
+    axes, curves = figure.subplots(), [m for m in by(swept, lambda row: row.loss).values() if len(m) > 1]
+    for number, members in enumerate(curves):
+        points = sorted((natural(row.shown["threshold"])[0], row.test.mean(), row.test.std()) for row in members)
+        place, middle, spread = pd.DataFrame(points).fillna(0).to_numpy().T
+        axes.errorbar(place, middle, spread, label=members[0].loss, capsize=2, **look(number))
     axes.set(xlabel="threshold of the pseudo-labels", ylabel="test mAP, %")
-    _legend(axes)
-    return drawn > 0
+    if curves:
+        _legend(axes)
+    return bool(curves)
 
 
 def pseudo_label_quality(figure: Figure, rows: list[Row]) -> bool:

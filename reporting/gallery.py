@@ -93,7 +93,7 @@ def make(run: Run) -> Gallery:
     pictures = {row: _picture(root / str(images[row])) for row in rows}
     if absent := sum(not picture for picture in pictures.values()):
         gallery.notes.append(
-            f"{absent} of these {len(rows)} images cannot be read below {root}; have they moved since the run?"
+            f"{absent} of these {len(rows)} images are not shown, because no readable files are below {root}"
         )
     try:
         split = load(config.folder, need_images=False, draw=config.draw)

@@ -6,10 +6,10 @@ for (const table of all("table.sortable")) {
   const heads = all("th", table), body = table.tBodies[0];
   heads.forEach((head, column) => head.firstElementChild.addEventListener("click", () => {
     const down = head.getAttribute("aria-sort") !== "descending" && !(head.hasAttribute("aria-sort") === false && column === 0);
-    const value = row => row.cells[column].dataset.value;
-    const numeric = [...body.rows].every(row => value(row) === "" || !isNaN(value(row)));
+    const value = row => row.cells[column].textContent.trim();
+    const numeric = [...body.rows].every(row => value(row) === "" || !isNaN(parseFloat(value(row))));
     const compare = (a, b) => value(a) === "" || value(b) === "" ? (value(a) === "") - (value(b) === "")
-      : (numeric ? value(a) - value(b) : value(a).localeCompare(value(b), undefined, {numeric: true})) * (down ? -1 : 1);
+      : (numeric ? parseFloat(value(a)) - parseFloat(value(b)) : value(a).localeCompare(value(b))) * (down ? -1 : 1);
     body.append(...[...body.rows].sort(compare));
     heads.forEach(other => other.removeAttribute("aria-sort"));
     head.setAttribute("aria-sort", down ? "descending" : "ascending");

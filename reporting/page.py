@@ -14,33 +14,21 @@ from markupsafe import Markup
 
 from reporting import charts, compare, gallery, tables
 from reporting.gallery import Gallery
-from reporting.runs import Run, Runs, read_history, read_per_class
-from reporting.tables import Row, mean
+from reporting.runs import read_history, read_per_class
+from reporting.tables import Row
 from util.errors import UserError
 
 MOST_CURVES = 32  # settings of a data set, those with the best validation mAP
 MOST_CHARTS = 8  # settings of a data set that are compared class by class, and whose pseudo-labels are drawn
-MOST_SETTINGS = 20  # settings with a column of their own
+MOST_SETTINGS = 20  # settings with their own column
+FEWEST_TRIALS = 5  # for a correlation
 FIGURES = ("precision", "recall", "f1", "positives_per_image")  # of the pseudo-labels
-
-
-@dataclass
-class Line:
-    """A row of the page's table.
-
-    cells   what is shown, and what is sorted by
-    tokens  NAME=VALUE of everything that can be filtered by
-    """
-
-    number: int
-    row: Row
-    cells: list[tuple[str, float | str]]
-    tokens: str
+FORMATS = {"difference": "+.2f", "F1": ".3f", "minutes": ".1f"}  # of columns; others: .2f
 
 
 @dataclass
 class Choice:
-    """One of several drawings that a menu of the page chooses from."""
+    """One of several drawings that a menu of the page chooses from, with a table."""
 
     title: str
     parts: list[Markup]
@@ -52,156 +40,117 @@ class Section:
     """The page's part on one data set."""
 
     dataset: str
-    best: Row | None = None
-    best_difference: compare.Paired | None = None
-    curves: list[Markup] = field(default_factory=list)
-    legend: list[tuple[int, str]] = field(default_factory=list)
+    best: Row | None
+    best_difference: compare.Paired | None
+    curves: list[Markup]
+    legend: list[Row]
+    few_curves: bool
+    baseline: Row | None
     classes: list[Choice] = field(default_factory=list)
     nothing_to_compare: str = ""
-    baseline: str = ""
     pseudo: list[Choice] = field(default_factory=list)
     gallery: Gallery | None = None
-    suspects: str = ""
-    notes: list[str] = field(default_factory=list)
+    suspects: Markup = ""
+    no_gallery: str = "the test labels are not known, so no mistake can be shown"
 
 
-def make(runs: Runs, chosen: list[Run], rows: list[Row], baseline: dict[str, Row], command: str) -> str:
+def make(
+    rows: list[Row], baseline: dict[str, Row], left_out: list[tuple[str, str]], places: Iterable[Path], command: str
+) -> str:
     """The page's HTML.
 
-    chosen    the finished runs that `rows` are made of
     baseline  {data set: the row that others are compared with}
+    left_out  (name of a folder, why it is not in the table)
+    places    folders that may hold the trials of tune.py
     """
-    histories = {run.folder: read_history(run.folder) for run in chosen}
-    header, lines = _table(rows, histories, baseline)
-    numbers = {id(row): number for number, row in enumerate(rows)}
+    histories = {run.folder: read_history(run.folder) for row in rows for run in row.runs}
     sections = [
-        _section(dataset, [row for row in rows if row.dataset == dataset], numbers, histories, baseline.get(dataset))
-        for dataset in dict.fromkeys(row.dataset for row in rows)
+        _section(dataset, members, histories, baseline.get(dataset))
+        for dataset, members in tables.by(rows, lambda row: row.dataset).items()
     ]
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
     files = {name: Markup((Path(__file__).parent / f"page.{name}").read_text()) for name in ("css", "js")}
+    folder = FileSystemLoader(Path(__file__).parent)
+    environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html").render(
         **files,
-        header=header,
-        groups={known: [line for line in lines if line.row.known == known] for known in _groups(rows)},
+        cells=_cells(rows, histories, baseline),
+        groups={known: [row for row in rows if row.known == known] for known in tables.sections(r.known for r in rows)},
         sections=sections,
+        trials=_trials(places),
         warnings=compare.selections(rows),
-        unread=runs.unread,
-        num_runs=len(chosen),
+        left_out=left_out,
+        num_runs=len(histories),
         made=time.strftime("%Y-%m-%d %H:%M"),
         command=command,
         swatch=charts.swatch,
         spread=tables.spread,
-        mean=mean,
-        data_uri=_data_uri,
+        tokens=_tokens,
     )
 
 
-def _groups(rows: list[Row]) -> list[str]:
-    """What was known, single positives first and oracles last."""
-    return sorted(
-        {row.known for row in rows}, key=lambda known: (known == tables.ORACLES, known != tables.SINGLE, known)
-    )
+def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[str, Row]) -> pd.DataFrame:
+    """The texts of the table of runs, a line for each row; columns without content are left out."""
+    settings, records = list(dict.fromkeys(name for row in rows for name in row.distinguishing)), []
+    for row in rows:
+        base = baseline.get(row.dataset)
+        figures = {"loss": row.loss, "val mAP": row.val.mean(), "test mAP": row.test.mean(), "dataset": row.dataset}
+        figures |= {name: row.shown[name] for name in settings if name in row.shown}
+        figures |= {"n": row.count, "seeds": tables.COLUMNS["seeds"](row), "sd": row.test.std()}
+        published = math.nan if row.published is None else row.published
+        figures |= {"published": published, "difference": row.test.mean() - published}
+        compared = base is not None and len(base.test) and len(row.test)
+        paired = "baseline" if base is row else compared and (compare.paired(row, base) or "too few pairs")
+        figures["paired difference"] = str(paired) if compared else ""
+        figures["F1"] = row.figures.get("micro_F1@chosen", math.nan)
+        figures["minutes"] = sum(histories[run.folder]["seconds"].sum() for run in row.runs) / len(row.runs) / 60
+        records.append(figures)
+    first = ["loss", "val mAP", "test mAP", *(["dataset"] if len({row.dataset for row in rows}) > 1 else [])]
+    rest = [name for name in records[0] if name not in (*first, *settings, "dataset")]
+    frame = pd.DataFrame(records)[[*first, *settings[:MOST_SETTINGS], *rest]]
+    for name in frame:
+        form, empty = FORMATS.get(name, ".2f"), "-" if name in first else ""
+        frame[name] = [v if isinstance(v, str) else empty if math.isnan(v) else format(v, form) for v in frame[name]]
+    return frame.loc[:, (frame != "").any()]
 
 
-def _data_uri(text: str, kind: str) -> Markup:
-    content = base64.b64encode(text.encode(errors="backslashreplace")).decode()
-    return Markup(f"data:{kind};base64,{content}")
+def _tokens(row: Row) -> str:
+    """NAME=VALUE of every setting, by which rows can be filtered, as JSON."""
+    return json.dumps([f"{name}={value}".lower() for name, value in row.shown.items()])
 
 
-def _table(
-    rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[str, Row]
-) -> tuple[list[str], list[Line]]:
-    """Column titles, and a line for each row."""
-    settings = list(dict.fromkeys(name for row in rows for name in row.distinguishing))[:MOST_SETTINGS]
-    header = ["method", "val mAP", "test mAP", "dataset", *settings, "n", "seeds", "sd", "published", "difference"]
-    header += ["paired difference", "F1", "minutes"]
-    lines = []
-    for number, row in enumerate(rows):
-        test = mean(row.test.values())
-        paired = compare.paired(row, baseline[row.dataset]) if row.dataset in baseline else None
-        minutes = mean(histories[run.folder]["seconds"].sum() for run in row.runs) / 60
-        values = [row.distinguishing.get(name, "") for name in settings]
-        seeds = tables.COLUMNS["seeds"](row)
-        cells = [
-            (row.loss, row.loss),
-            _figure(mean(row.val.values())),
-            _figure(test),
-            (row.dataset, row.dataset),
-            *((value, value if tables.natural(value)[0] == math.inf else tables.natural(value)[0]) for value in values),
-            (row.count, len(row.repeats)),
-            (seeds, seeds),
-            _figure(tables.deviation(row.test.values())),
-            _figure(row.published),
-            _figure(None if row.published is None else test - row.published, "+.2f"),
-            ("baseline", "") if baseline.get(row.dataset) is row else _interval(paired),
-            _figure(row.figures.get("micro_F1@chosen"), ".3f"),
-            _figure(minutes or None, ".1f"),
-        ]
-        shown = {
-            name: row.shown[name] for name in ("dataset", "loss", "model") if name in row.shown
-        } | row.distinguishing
-        lines.append(Line(number, row, cells, json.dumps([f"{name}={value}".lower() for name, value in shown.items()])))
-    used = [place for place in range(len(header)) if any(line.cells[place][0] for line in lines)]
-    for line in lines:
-        line.cells = [line.cells[place] for place in used]
-    return [header[place] for place in used], lines
-
-
-def _figure(value: float | None, form: str = ".2f") -> tuple[str, float | str]:
-    return ("", "") if value is None or math.isnan(value) else (format(value, form), value)
-
-
-def _interval(paired: compare.Paired | None) -> tuple[str, float | str]:
-    if paired is None:
-        return "", ""
-    return f"{paired.mean:+.2f} [{paired.low:+.2f}, {paired.high:+.2f}]", paired.mean
-
-
-def _section(
-    dataset: str,
-    rows: list[Row],
-    numbers: dict[int, int],
-    histories: dict[Path, pd.DataFrame],
-    baseline: Row | None,
-) -> Section:
-    section = Section(dataset)
-    ranked = sorted(rows, key=lambda row: -mean(row.val.values()) if row.val else math.inf)
+def _section(dataset: str, rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: Row | None) -> Section:
+    ranked = compare.ranked(rows)
     ranked.sort(key=lambda row: "observed" in row.chosen_by)  # their validation mAP is a different figure
     fair = [row for row in ranked if not row.oracle]
-    section.best = fair[0] if fair else None
-    if section.best and baseline and section.best is not baseline:
-        section.best_difference = compare.paired(section.best, baseline)
-
-    drawn = [(numbers[id(row)], [histories[run.folder] for run in row.runs]) for row in ranked[:MOST_CURVES]]
-    drawn = [(number, found) for number, found in drawn if any(len(history) for history in found)]
-    made = (
-        charts.curves(drawn, *names) for names in (("train_loss", "training loss"), ("val_mAP", "validation mAP, %"))
+    best = fair[0] if fair else None
+    drawn = {row.number: [histories[run.folder] for run in row.runs] for row in ranked[:MOST_CURVES]}
+    curves = [charts.curves(drawn, "train_loss", "training loss"), charts.curves(drawn, "val_mAP", "validation mAP, %")]
+    section = Section(
+        dataset,
+        best=best,
+        best_difference=compare.paired(best, baseline) if best and baseline and best is not baseline else None,
+        curves=[chart for chart in curves if chart],
+        legend=[row for row in ranked[:MOST_CURVES] if any(map(len, drawn[row.number]))],
+        few_curves=len(ranked) > MOST_CURVES,
+        baseline=baseline,
     )
-    section.curves = [chart for chart in made if chart]
-    section.legend = [(numbers[id(row)], row.line) for row in ranked[:MOST_CURVES] if section.curves]
-    if len(ranked) > MOST_CURVES:
-        section.notes.append(f"curves of the {MOST_CURVES} settings with the best validation mAP")
-
-    scored = [row for row in [*fair, *(row for row in ranked if row.oracle)] if row.test]
-    if baseline is None or not baseline.test:
-        section.nothing_to_compare = "The baseline has no test score, because the test labels are not known."
-    elif scored == [baseline]:
+    scored = [row for row in sorted(ranked, key=lambda row: row.oracle) if len(row.test) and row is not baseline]
+    if not any(len(row.test) for row in rows):
+        section.nothing_to_compare = "No run has a test score, because the test labels are not known."
+    elif baseline is None or baseline.test.empty:
+        section.nothing_to_compare = "No row that could be the baseline has a test score; --baseline names one."
+    elif not scored:
         section.nothing_to_compare = f"{baseline.line} is the only setting with a test score."
     else:
-        section.baseline = baseline.line
-        section.classes = _classes([row for row in scored if row is not baseline][:MOST_CHARTS], baseline)
-        if not section.classes:
-            section.nothing_to_compare = f"No other setting has a class in common with {baseline.line}."
+        section.classes = _classes(scored[:MOST_CHARTS], baseline)
     section.pseudo = _pseudo(fair[:MOST_CHARTS])
-    if section.best and section.best.test:
+    if best and len(best.test):
         try:
-            section.gallery = gallery.make(section.best.runs[0])
-            section.suspects = section.gallery.suspects.to_csv(index=False, float_format="%.4f")
+            section.gallery = gallery.make(best.runs[0])
+            text = section.gallery.suspects.to_csv(index=False, float_format="%.4f").encode(errors="backslashreplace")
+            section.suspects = Markup("data:text/csv;base64," + base64.b64encode(text).decode())
         except UserError as error:
-            section.notes.append(f"no gallery: {error}")
+            section.no_gallery = f"no gallery: {error}"
     return section
 
 
@@ -216,35 +165,46 @@ def _classes(rows: list[Row], baseline: Row) -> list[Choice]:
     choices, base = [], _mean_per_class(baseline)
     for row in rows:
         both = base.join(_mean_per_class(row)["test_AP"].rename("own"), how="inner")
-        if both.empty:
-            continue
         both["difference"] = both["own"] - both["test_AP"]
-        ordered = both.sort_values("difference", ascending=False, kind="stable")
+        both = both.sort_values("difference", ascending=False, kind="stable")
         parts = [
-            charts.class_differences(both["difference"], "by class"),
+            charts.bars(both["difference"], "by class", "difference of test AP, percentage points"),
             charts.against_frequency(both["test_positives"], both["difference"], "by frequency"),
         ]
-        choices.append(Choice(f"{row.line} minus {baseline.line}", parts, list(ordered.itertuples(name=None))))
+        choices.append(Choice(f"{row.line} minus {baseline.line}", parts, list(both.itertuples(name=None))))
     return choices
 
 
 def _pseudo(rows: Iterable[Row]) -> list[Choice]:
-    """The pseudo-labels of each row, those of its first run."""
+    """The quality of the pseudo-labels of each row's first run."""
     choices = []
     for row in rows:
         path = row.runs[0].folder / "pseudo_labels.json"
-        if not path.exists():
-            continue
-        quality = json.loads(path.read_text())
-        entries = ("all", "unobserved") if "precision" in quality["unobserved"] else ("all",)
-        cells = []
-        if quality["threshold"] is not None and "precision" in quality["all"]:
-            at = quality["thresholds"].index(quality["threshold"])
-            cells = [(name, *(_at(quality[name], figure, at) for figure in FIGURES)) for name in entries]
-        choices.append(Choice(row.line, [charts.pseudo_labels(quality, name) for name in entries], cells))
+        if path.exists():
+            quality = json.loads(path.read_text())
+            entries = ("all", "unobserved") if "precision" in quality["unobserved"] else ("all",)
+            cells = []
+            if quality["threshold"] is not None and "precision" in quality["all"]:
+                at = quality["thresholds"].index(quality["threshold"])
+                figures = {name: [quality[name][figure][at] for figure in FIGURES] for name in entries}
+                cells = [(name, *(tables.or_dash(value, ".3f") for value in found)) for name, found in figures.items()]
+            choices.append(Choice(row.line, [charts.pseudo_labels(quality, name) for name in entries], cells))
     return choices
 
 
-def _at(curve: dict, figure: str, at: int) -> str:
-    value = curve.get(figure, {at: None})[at]
-    return "-" if value is None else f"{value:.3f}"
+def _trials(places: Iterable[Path]) -> list[Choice]:
+    """The trials of each method in tune.py's CSV files, and how strongly each setting goes with the validation mAP."""
+    choices = []
+    for path in (path for place in places for path in sorted(place.glob("tune_*.csv"))):
+        for method, trials in pd.read_csv(path).groupby("method", sort=False):
+            done = trials[trials["state"] == "COMPLETE"]
+            settings = done.filter(regex="^params_").rename(columns=lambda name: name.removeprefix("params_"))
+            settings = pd.get_dummies(settings.dropna(how="all").dropna(axis=1, how="all"), prefix_sep=" ", dtype=float)
+            matters = settings.assign(value=done["value"]).corr(method="spearman")["value"].drop("value").dropna()
+            matters = matters.sort_values(key=abs, ascending=False, kind="stable")
+            parts = [charts.trials(done.set_index("number")["value"], "trials")]
+            if len(settings) >= FEWEST_TRIALS:
+                parts.append(charts.bars(matters, "which settings matter", "rank correlation with validation mAP"))
+            title = f"{method} on {path.stem.removeprefix('tune_')}, {len(done)} of {len(trials)} trials finished"
+            choices.append(Choice(title, parts))
+    return choices

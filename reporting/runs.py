@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,6 @@ import pandas as pd
 from util.errors import UserError, describe_error
 from util.files import digest
 
-FILES = ("model", "weights", "text_features", "similarity", "features", "teacher", "teacher_weights")  # may name a file
 REPEATS = ("seed", "draw")  # settings over which a row of a table averages
 
 
@@ -20,21 +20,23 @@ REPEATS = ("seed", "draw")  # settings over which a row of a table averages
 class Run:
     """One run.
 
-    identity  what makes it this run: its settings, and what is known of the files that they name
-    shown     the settings as text, files by name
+    identity  what makes it this run: the settings that change its numbers, with a file as [name, size]
     config    all settings, as they were given
-    result    test.json; empty: the run is unfinished
+    result    test.json; empty if the run is unfinished
     """
 
     folder: Path
     identity: dict[str, object]
-    shown: dict[str, str]
     config: dict[str, object]
-    started: str
-    device: str
     result: dict[str, object] = field(default_factory=dict)
 
-    @property
+    @cached_property
+    def shown(self) -> dict[str, str]:
+        """The identity as text, with digests cut short."""
+        shown = {name: show(value) for name, value in self.identity.items()}
+        return shown | {name: shown[name][:6] for name in ("data", "code") if name in shown}
+
+    @cached_property
     def setting(self) -> dict[str, object]:
         """The identity without seed and draw: runs that share it are averaged."""
         return {name: value for name, value in self.identity.items() if name not in REPEATS}
@@ -53,11 +55,11 @@ class Run:
 
 @dataclass(frozen=True)
 class Runs:
-    """finished, unfinished; unread: (name of the folder, why it is not in the table)."""
+    """The finished and the unfinished runs, and the others: (name of the folder, why it is not in the table)."""
 
-    finished: list[Run]
-    unfinished: list[Run]
-    unread: list[tuple[str, str]]
+    finished: list[Run] = field(default_factory=list)
+    unfinished: list[Run] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
 def read_runs(places: Iterable[str | Path]) -> Runs:
@@ -65,16 +67,16 @@ def read_runs(places: Iterable[str | Path]) -> Runs:
 
     Raises UserError if a place is no folder.
     """
-    runs, seen = Runs([], [], []), {}
+    runs, seen = Runs(), {}
     for folder in find_runs(places):
         try:
             run = read_run(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            runs.unread.append((folder.name, f"damaged ({describe_error(error)}); --overwrite runs it again"))
+            runs.left_out.append((folder.name, f"damaged ({describe_error(error)}); --overwrite runs it again"))
             continue
         first = seen.setdefault(digest(run.identity), folder)
         if first != folder:
-            runs.unread.append((folder.name, f"the same run as {first}"))
+            runs.left_out.append((folder.name, f"the same run as {first}"))
         else:
             (runs.finished if run.result else runs.unfinished).append(run)
     return runs
@@ -94,31 +96,19 @@ def find_runs(places: Iterable[str | Path]) -> list[Path]:
 
 def read_run(folder: Path) -> Run:
     metadata, path = json.loads((folder / "config.json").read_text()), folder / "test.json"
-    identity, config = metadata["identity"], metadata["config"]
     result = json.loads(path.read_text()) if path.exists() else {}
     if result:
-        result["chosen_by"], identity["dataset"], identity["loss"]  # what every table needs: KeyError
-    return Run(folder, identity, _shown(identity, config), config, metadata["started"], metadata["device"], result)
-
-
-def _shown(identity: dict[str, object], config: dict[str, object]) -> dict[str, str]:
-    """The identity as text: numbers rounded, files by name."""
-    shown = {name: show(value) for name, value in identity.items()}
-    for name in FILES:
-        if isinstance(config.get(name), str) and name in shown and config[name] != identity[name]:
-            shown[name] = Path(config[name]).name
-    return shown | {name: shown[name][:6] for name in ("data", "code") if name in shown}
+        result["chosen_by"], metadata["identity"]["loss"]  # what every table needs: KeyError
+    return Run(folder, metadata["identity"], metadata["config"], result)
 
 
 def show(value: object) -> str:
-    """A setting's value as text."""
+    """A setting's value as text: numbers rounded, files by name."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if value is None:
-        return "-"
-    if isinstance(value, list | tuple):
-        return " + ".join(map(show, value))
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+    if isinstance(value, list):
+        return value[0] if [type(part) for part in value] == [str, int] else " + ".join(map(show, value))
+    return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def read_history(folder: Path) -> pd.DataFrame:

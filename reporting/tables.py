@@ -1,57 +1,57 @@
 """Finished runs as tables: a row for each setting, averaged over seeds and draws; Markdown, LaTeX and CSV by pandas."""
 
-import io
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
 
-import numpy as np
 import pandas as pd
 
 from datasets import DATASETS
 from losses import LOSSES
 from reporting.runs import Run, read_per_class
-from util.errors import UserError
+from util.errors import UserError, printable
 from util.files import digest
 
 ORACLES, SINGLE = "oracles", "single positives"
-Repeat = tuple[int, int]  # (draw of the known labels, seed)
 
 
-@dataclass
 class Row:
     """The runs of one setting.
 
-    setting        the identity without seed and draw;  shown  the same as text
-    test, val      {repeat: mAP in percent}; empty if one of the runs has none
-    chosen_by      what chose the epoch
-    known          which labels were known: ORACLES, SINGLE, or the number of known labels per image
-    figures        means of the other numbers of test.json
-    published      the published test mAP, if the runs repeat it
-    distinguishing {setting: value} by which it differs from other rows of its method and data set
-    runs           the runs themselves; none if the row was read from a CSV file
+    setting         the identity without seed and draw;  shown  the same as text
+    distinguishing  {setting: value} that name it among the rows of its method and data set
+    test, val       mAP in percent, indexed by draw and seed; empty if one of the runs has none
+    figures         means of the other numbers of test.json
+    chosen_by       what chose the epoch
+    known           which labels were known: ORACLES, SINGLE, or the number of known labels per image
+    trained         whether the runs train something; a teacher alone has one result, without a seed
+    published       the published test mAP, if the runs repeat it
+    number          its place among all rows
     """
 
-    setting: dict[str, object]
-    shown: dict[str, str]
-    test: dict[Repeat, float]
-    val: dict[Repeat, float]
-    repeats: list[Repeat]
-    chosen_by: str
-    known: str
-    figures: dict[str, float] = field(default_factory=dict)
-    published: float | None = None
-    distinguishing: dict[str, str] = field(default_factory=dict)
-    runs: list[Run] = field(default_factory=list)
+    number: int
 
-    @property
-    def dataset(self) -> str:
-        return self.shown["dataset"]
+    def __init__(self, runs: list[Run]) -> None:
+        self.runs = sorted(runs, key=lambda run: run.repeat)
+        first = self.runs[0]
+        self.setting = first.setting
+        self.shown = {name: first.shown[name] for name in first.setting}
+        self.dataset, self.loss = self.shown["dataset"], self.shown["loss"]
+        self.distinguishing: dict[str, str] = {}
+        self.test, self.val = self._scores("test_mAP"), self._scores("val_mAP")
+        self.figures = pd.DataFrame([run.figures for run in runs]).dropna(axis=1).mean().to_dict()
+        self.chosen_by = first.result["chosen_by"]
+        self.known = known_in_words(first)
+        self.oracle = self.known == ORACLES
+        self.trained = self.loss not in LOSSES or LOSSES[self.loss].loss is not None
+        published = {run.result.get("published") for run in runs}
+        self.published = published.pop() if len(published) == 1 else None
 
-    @property
-    def loss(self) -> str:
-        return self.shown["loss"]
+    def _scores(self, name: str) -> pd.Series:
+        repeats = pd.MultiIndex.from_tuples([run.repeat for run in self.runs], names=["draw", "seed"])
+        scores = pd.Series([run.result.get(name) for run in self.runs], repeats, dtype=float)
+        return scores if scores.notna().all() else scores[:0]
 
     @property
     def line(self) -> str:
@@ -60,70 +60,55 @@ class Row:
         return self.loss + (f" ({details})" if details else "")
 
     @property
-    def oracle(self) -> bool:
-        return self.known == ORACLES
-
-    @property
-    def trained(self) -> bool:
-        """Whether its runs train something. A teacher alone has no seed: its one result is compared with every seed."""
-        return self.loss not in LOSSES or LOSSES[self.loss].loss is not None
-
-    @property
     def count(self) -> str:
         """n, with the number of draws if there are several."""
-        draws = len({draw for draw, _ in self.repeats})
-        return f"{len(self.repeats)}" + (f" ({draws} draws)" if draws > 1 else "")
-
-
-def mean(values: Iterable[float]) -> float:
-    values = list(values)
-    return float(np.mean(values)) if values else math.nan
-
-
-def deviation(values: Iterable[float]) -> float:
-    """Standard deviation; NaN for fewer than two values."""
-    values = list(values)
-    return float(np.std(values, ddof=1)) if len(values) > 1 else math.nan
-
-
-def group(runs: list[Run]) -> list[Row]:
-    """The rows, in the order of the tables: data sets, then methods, each in the order of its list."""
-    by_setting = defaultdict(list)
-    for run in runs:
-        by_setting[digest(run.setting)].append(run)
-    rows = []
-    for members in by_setting.values():
-        members.sort(key=lambda run: run.repeat)
-        first = members[0]
-        test, val = ({run.repeat: run.result[name] for run in members if run.result.get(name) is not None}
-                     for name in ("test_mAP", "val_mAP"))  # fmt: skip
-        published = {run.result.get("published") for run in members}
-        rows.append(
-            Row(
-                setting=first.setting,
-                shown={name: value for name, value in first.shown.items() if name in first.setting},
-                test=test if len(test) == len(members) else {},
-                val=val if len(val) == len(members) else {},
-                repeats=[run.repeat for run in members],
-                chosen_by=first.result["chosen_by"],
-                known=known_in_words(first),
-                figures=pd.DataFrame([run.figures for run in members]).dropna(axis=1).mean().to_dict(),
-                published=published.pop() if len(published) == 1 else None,
-                runs=members,
-            )
-        )
-    add_distinguishing(rows)
-    return sorted(rows, key=_order)
+        draws = len({run.repeat[0] for run in self.runs})
+        return f"{len(self.runs)}" + (f" ({draws} draws)" if draws > 1 else "")
 
 
 def known_in_words(run: Run) -> str:
     """Which labels a run has trained on."""
-    method, known = LOSSES.get(run.identity["loss"]), run.result.get("known_labels")
-    if method and method.oracle:
+    known = run.result["known_labels"]
+    if run.identity["loss"] in LOSSES and LOSSES[run.identity["loss"]].oracle:
         return ORACLES
-    if known is None or (known["positive"] <= 1 and known["negative"] == 0):
+    if known["positive"] <= 1 and known["negative"] == 0:
         return SINGLE
     return f"{known['positive']:.2f} positive, {known['negative']:.2f} negative known labels per image"
+
+
+def group(runs: list[Run]) -> list[Row]:
+    """The rows, in the order of the tables: data sets, then methods, each in the order of its list."""
+    rows = [Row(members) for members in by(runs, lambda run: digest(run.setting)).values()]
+    for members in by(rows, lambda row: (row.dataset, row.loss)).values():
+        add_distinguishing(members)
+    rows.sort(key=_order)
+    for number, row in enumerate(rows):
+        row.number = number
+    return rows
+
+
+def add_distinguishing(rows: list[Row]) -> None:
+    """Set for each row the settings by which it differs from the others, without values that most of them share.
+    Settings that all rows have are preferred, because those that only some have follow from them."""
+    texts = pd.DataFrame([{name: str(value) for name, value in row.setting.items()} for row in rows])
+    differing = texts.loc[:, texts.nunique(dropna=False) > 1]
+    shared = differing.dropna(axis=1)
+    chosen = sorted(differing if shared.duplicated().any() or shared.empty else shared)
+    shown = pd.DataFrame([row.shown for row in rows]).reindex(columns=chosen).fillna("-")
+    for name in chosen:  # two files of one name, or two numbers that round to one
+        if shown[name].nunique() < texts[name].nunique(dropna=False):
+            shown[name] = texts[name].fillna("-")
+    shares = {name: shown[name].value_counts(normalize=True) for name in chosen}
+    usual = {name: share.index[0] for name, share in shares.items() if share.iloc[0] > 0.5}
+    for row, values in zip(rows, shown.to_dict("records"), strict=True):
+        row.distinguishing = {name: value for name, value in values.items() if value != usual.get(name)}
+
+
+def by(items: Iterable, key: Callable) -> dict[object, list]:
+    groups = defaultdict(list)
+    for item in items:
+        groups[key(item)].append(item)
+    return groups
 
 
 def _order(row: Row) -> tuple:
@@ -144,81 +129,59 @@ def natural(text: str) -> tuple[float, str]:
         return math.inf, text
 
 
-def add_distinguishing(rows: list[Row]) -> None:
-    """Set for each row the settings by which it differs from the others of its method and data set. Settings that all
-    rows have are preferred, because those that only some have follow from them."""
-    for members in by(rows, lambda row: (row.dataset, row.loss)).values():
-        texts = pd.DataFrame([{name: str(value) for name, value in row.setting.items()} for row in members])
-        differing = texts.loc[:, texts.nunique(dropna=False) > 1]
-        shared = differing.dropna(axis=1)
-        chosen = sorted(differing if shared.duplicated().any() or shared.empty else shared)
-        shown = pd.DataFrame([row.shown for row in members]).reindex(columns=chosen).fillna("-")
-        for name in chosen:  # two files of one name, or two numbers that round to one
-            if shown[name].nunique() < texts[name].nunique(dropna=False):
-                shown[name] = texts[name].fillna("-")
-        for row, values in zip(members, shown.to_dict("records"), strict=True):
-            row.distinguishing = values
-
-
-def by(rows: Iterable[Row], key: Callable[[Row], object]) -> dict[object, list[Row]]:
-    groups = defaultdict(list)
-    for row in rows:
-        groups[key(row)].append(row)
-    return groups
-
-
 def where(runs: list[Run], conditions: list[str]) -> list[Run]:
     """The runs that meet every condition NAME=VALUE; several of one NAME are alternatives.
 
     Raises UserError for a text that is no condition, and for a name that no run has.
     """
-    wanted = defaultdict(list)
-    for condition in conditions:
-        name, equals, value = condition.partition("=")
-        if not equals:
-            raise UserError(f"--where takes NAME=VALUE, such as dataset=pascal, not {condition!r}")
-        wanted[name].append(value)
     known = sorted({name for run in runs for name in run.shown})
-    if runs and (unknown := [name for name in wanted if name not in known]):
-        raise UserError(f"--where {unknown[0]}: no run has such a setting; there are {', '.join(known)}")
-    return [run for run in runs if all(_matches(run.shown.get(name, "-"), values) for name, values in wanted.items())]
+    for name, values in by((text.partition("=") for text in conditions), lambda parts: parts[0]).items():
+        if not values[0][1]:
+            raise UserError(f"--where takes NAME=VALUE, such as dataset=pascal, not {name!r}")
+        if runs and name not in known:
+            raise UserError(f"--where {name}: no run has such a setting; there are {', '.join(known)}")
+        runs = [run for run in runs if any(_equal(run.shown.get(name, "-"), value) for _, _, value in values)]
+    return runs
 
 
-def _matches(shown: str, values: list[str]) -> bool:
-    return any(shown == value or natural(shown)[0] == natural(value)[0] != math.inf for value in values)
+def _equal(one: str, other: str) -> bool:
+    return one == other or natural(one)[0] == natural(other)[0] != math.inf
 
 
 # Cells
 
 
-def spread(values: dict[object, float]) -> str:
+def spread(values: pd.Series | dict | list) -> str:
     """Mean ± standard deviation; a dash if there are no values."""
-    if not values:
-        return "-"
-    return f"{mean(values.values()):.2f}" + (f" ± {deviation(values.values()):.2f}" if len(values) > 1 else "")
+    values = pd.Series(values, dtype=float)
+    return or_dash(values.mean()) + (f" ± {values.std():.2f}" if len(values) > 1 else "")
+
+
+def or_dash(value: float | None, form: str = ".2f") -> str:
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def cell(row: Row) -> str:
     """Test mAP with n, validation mAP, the published number and the difference from it."""
-    parts = [f"n {row.count}"] + ([f"val {mean(row.val.values()):.2f}"] if row.val else [])
+    parts = [f"n {row.count}"] + ([] if row.val.empty else [f"val {row.val.mean():.2f}"])
     if row.published is not None:
-        parts.append(f"published {row.published:.2f}, {mean(row.test.values()) - row.published:+.2f}")
+        parts.append(f"published {row.published:.2f}, {row.test.mean() - row.published:+.2f}")
     return f"{spread(row.test)} ({'; '.join(parts)})"
 
 
-def _or_dash(value: float | None, form: str = ".2f") -> str:
-    return "-" if value is None or math.isnan(value) else format(value, form)
+def _repeats(row: Row, level: int) -> str:
+    return " ".join(map(str, sorted({run.repeat[level] for run in row.runs})))
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
-    "method": lambda row: row.line,
+    "loss": lambda row: row.line,
     "test": lambda row: spread(row.test),
     "val": lambda row: spread(row.val),
     "n": lambda row: row.count,
-    "seeds": lambda row: " ".join(str(seed) for seed in sorted({seed for _, seed in row.repeats})),
-    "draws": lambda row: " ".join(str(draw) for draw in sorted({draw for draw, _ in row.repeats})),
-    "published": lambda row: _or_dash(row.published),
-    "difference": lambda row: _or_dash(row.published and mean(row.test.values()) - row.published, "+.2f"),
+    "seeds": lambda row: _repeats(row, 1),
+    "draws": lambda row: _repeats(row, 0),
+    "published": lambda row: or_dash(row.published),
+    "difference": lambda row: or_dash(row.published and row.test.mean() - row.published, "+.2f"),
     "chosen_by": lambda row: row.chosen_by,
     "known": lambda row: row.known,
 }
@@ -227,6 +190,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 # Tables: a frame of texts, whose column SECTION divides its rows
 
 SECTION = "section"
+WORDS = ("loss", "minus", "class", "seeds", "draws", "chosen_by", "known")  # columns that LaTeX aligns at the left
 
 
 def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> pd.DataFrame:
@@ -234,69 +198,79 @@ def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> pd.DataFrame:
     lines: dict[tuple, dict[str, str]] = defaultdict(dict)
     for row in sorted(rows, key=lambda row: _order(row)[1:]):
         lines[row.known, row.line][row.dataset] = cell(row)
+    columns = [SECTION, "test mAP, %", *dict.fromkeys(row.dataset for row in rows)]
     records = [{SECTION: known, "test mAP, %": line} | cells for (known, line), cells in lines.items()]
-    return pd.DataFrame(records, columns=[SECTION, "test mAP, %", *dict.fromkeys(row.dataset for row in rows)]).fillna(
-        ""
-    )
+    return pd.DataFrame(records, columns=columns).fillna("")
 
 
 def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
     """A row for each setting; columns are names of COLUMNS, of figures of test.json, or of settings."""
-    figures = {name for row in rows for name in row.figures}
-    settings = {name for row in rows for name in row.shown}
-    if unknown := [name for name in columns if name not in {*COLUMNS, *figures, *settings}]:
-        known = ", ".join([*COLUMNS, *sorted(figures), *sorted(settings)])
-        raise UserError(f"--columns {unknown[0]}: there is no such column; there are {known}")
+    names = dict.fromkeys([*COLUMNS, *sorted({name for row in rows for name in (*row.figures, *row.shown)})])
+    if unknown := [name for name in columns if name not in names]:
+        raise UserError(f"--columns {unknown[0]}: there is no such column; there are {', '.join(names)}")
     if len({row.dataset for row in rows}) > 1 and "dataset" not in columns:
         columns = ["dataset", *columns]
 
     def value(row: Row, name: str) -> str:
-        if name == "method":  # settings that have columns of their own are not repeated
-            rest = {name: value for name, value in row.distinguishing.items() if name not in columns}
-            return replace(row, distinguishing=rest).line
         if name in COLUMNS:
             return COLUMNS[name](row)
-        return row.shown[name] if name in row.shown else _or_dash(row.figures.get(name), ".4g")
+        return row.shown[name] if name in row.shown else or_dash(row.figures.get(name), ".4g")
 
-    return pd.DataFrame([{SECTION: row.known} | {name: value(row, name) for name in columns} for row in rows])
+    records = []
+    for row in rows:
+        row = copy.copy(row)  # its line does not repeat settings that have their own columns
+        row.distinguishing = {name: value for name, value in row.distinguishing.items() if name not in columns}
+        records.append({SECTION: row.known} | {name: value(row, name) for name in columns})
+    return pd.DataFrame(records)
 
 
 def per_class(rows: list[Row]) -> pd.DataFrame:
     """Test AP in percent: classes down, the rows with a test score across, mean ± deviation."""
-    columns, several = {}, len({row.dataset for row in rows}) > 1
-    for row in (row for row in rows if row.test):
-        found = pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1)
-        name = f"{row.dataset}, {row.line}" if several else row.line
-        columns[name] = found.apply(lambda values: spread(dict(enumerate(values))), axis=1)
-    return pd.DataFrame(columns).fillna("").rename_axis("class").reset_index()
+    frames = {}
+    for dataset, members in by((row for row in rows if len(row.test)), lambda row: row.dataset).items():
+        found = {row.line: pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1)
+                 for row in members}  # fmt: skip
+        frames[dataset] = pd.DataFrame({line: scores.apply(spread, axis=1) for line, scores in found.items()})
+    if not frames:
+        raise UserError("--per-class: none of these runs has a test score")
+    frame = pd.concat(frames, names=["dataset", "class"]).fillna("").reset_index()
+    return frame if len(frames) > 1 else frame.drop(columns="dataset")
 
 
-def render(frame: pd.DataFrame, latex: bool = False, bold: Iterable[tuple[str, str]] = ()) -> str:
+def render(frame: pd.DataFrame, latex: bool = False, bold: Iterable[tuple[str, str, str]] = ()) -> str:
     """The frame as Markdown or as a LaTeX tabular with booktabs' rules.
 
-    bold  (text of a row's first cell, column) of the cells to set in bold
+    bold  (section, text of a row's first cell, column) of the cells to set in bold
     """
-    escape, strong, title = (_latex, r"\textbf{{{}}}", r"\emph{{{}}}") if latex else (_markdown, "**{}**", "*{}*")
+    strong, title = (r"\textbf{{{}}}", r"\emph{{{}}}") if latex else ("**{}**", "*{}*")
     columns = [name for name in frame if name != SECTION]
-    texts, bold = frame[columns].map(escape), set(bold)
-    for first, column in bold:
-        texts.loc[frame[columns[0]] == first, column] = texts[column].map(strong.format)
+
+    def escape(text: str) -> str:
+        return printable(" ".join(str(text).split())).translate(LATEX if latex else MARKDOWN)
+
+    texts = frame[columns].map(escape)
+    for section, first, column in bold:
+        cell = (frame[SECTION] == section) & (frame[columns[0]] == first), column
+        texts.loc[cell] = texts.loc[cell].map(strong.format)
     if SECTION in frame:
         parts = []
-        for name in sorted(frame[SECTION].unique(), key=lambda name: place((ORACLES, SINGLE), name)):
+        for name in sections(frame[SECTION]):
             head = pd.DataFrame([[title.format(escape(name))] + [""] * (len(columns) - 1)], columns=columns)
             parts += [head, texts[frame[SECTION] == name]]
         texts = pd.concat(parts)
     texts.columns = [escape(name) for name in columns]
     if latex:
-        return texts.to_latex(index=False, escape=False, column_format="l" + "r" * (len(columns) - 1)).rstrip()
+        form = "".join("l" if name == columns[0] or name in WORDS else "r" for name in columns)
+        return texts.to_latex(index=False, escape=False, column_format=form).rstrip()
     return texts.to_markdown(index=False, tablefmt="pipe", disable_numparse=True, colalign=["left"] * len(columns))
 
 
-def _markdown(text: str) -> str:
-    return " ".join(str(text).split()).translate(str.maketrans({"|": r"\|", "\\": r"\\", "<": "&lt;"}))
+def sections(known: Iterable[str]) -> list[str]:
+    """What was known, in the order of the tables."""
+    return sorted(set(known), key=lambda name: place((ORACLES, SINGLE), name))
 
 
+MARKDOWN = str.maketrans({"|": r"\|", "\\": r"\\", "<": "&lt;"})
 LATEX = str.maketrans(
     {character: f"\\{character}" for character in "&%$#_{}"}
     | {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$"}
@@ -304,44 +278,14 @@ LATEX = str.maketrans(
 )
 
 
-def _latex(text: str) -> str:
-    return " ".join("".join(c if c.isprintable() else " " for c in str(text)).split()).translate(LATEX)
-
-
 def to_csv(rows: list[Row]) -> str:
     """A line for each setting: figures, repeats (draw:seed) with their mAPs in the same order, and every setting."""
     records = [
-        {
-            "mean": mean(row.test.values()),
-            "deviation": deviation(row.test.values()),
-            "n": len(row.repeats),
-            "repeats": " ".join(f"{draw}:{seed}" for draw, seed in row.repeats),
-            "test_mAPs": " ".join(str(row.test[repeat]) for repeat in row.repeats if row.test),
-            "val_mAPs": " ".join(str(row.val[repeat]) for repeat in row.repeats if row.val),
-            "known": row.known,
-            "published": row.published,
-            "chosen_by": row.chosen_by,
-            **row.setting,
-        }
+        {"mean": row.test.mean(), "deviation": row.test.std(), "n": len(row.runs)}
+        | {"repeats": " ".join("{}:{}".format(*run.repeat) for run in row.runs)}
+        | {f"{name}_mAPs": " ".join(map(str, scores)) for name, scores in (("test", row.test), ("val", row.val))}
+        | {name: getattr(row, name) for name in ("known", "published", "chosen_by")}
+        | row.setting
         for row in rows
     ]
     return pd.DataFrame(records).to_csv(index=False, lineterminator="\n")
-
-
-def from_csv(text: str) -> list[Row]:
-    """The rows that to_csv wrote; settings are texts. Raises UserError if it did not."""
-    rows = []
-    try:
-        for line in pd.read_csv(io.StringIO(text), dtype=str, keep_default_na=False).to_dict("records"):
-            repeats = [tuple(map(int, repeat.split(":"))) for repeat in line["repeats"].split()]
-            test, val = ([float(value) for value in line[name].split()] for name in ("test_mAPs", "val_mAPs"))
-            names = list(line)[list(line).index("chosen_by") + 1 :]
-            setting = {name: line[name] for name in names if line[name] != ""}
-            scores = [dict(zip(repeats, values, strict=True)) if values else {} for values in (test, val)]
-            published = float(line["published"]) if line["published"] else None
-            rows.append(Row(setting, setting, *scores, repeats, line["chosen_by"], line["known"], published=published))
-            setting["dataset"], setting["loss"]
-    except (KeyError, ValueError) as error:
-        raise UserError(f"it is no table that report.py wrote with --csv ({error})") from None
-    add_distinguishing(rows)
-    return sorted(rows, key=_order)
