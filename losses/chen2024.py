@@ -38,20 +38,17 @@ def robust(logits: Tensor, q: float) -> Tensor:
 class GeneralizedRobust(Loss):
     """GR (Chen et al. 2024, section 3). Over E epochs slope and offset approach their last values, mu and sigma reach
     them, in equal steps.
-
-    State: `slope`, `offset`, `mu`, `sigma`, () float64 each, of the current epoch.
     """
 
     def __init__(self, observed: Tensor, *, slope: float, offset: float, mu: float, sigma: float, epochs: int) -> None:
         super().__init__()
         self.last, self.epochs = dict(slope=slope, offset=offset, mu=mu, sigma=sigma), epochs
-        for name, value in FIRST.items():
-            self.register_buffer(name, torch.tensor(value, dtype=torch.float64), persistent=False)
+        self.slope, self.offset, self.mu, self.sigma = FIRST.values()
 
     def start_epoch(self, epoch: int) -> None:
         for name, first in FIRST.items():
             steps = epoch - 1 if name in ("slope", "offset") else epoch
-            getattr(self, name).fill_(first + (self.last[name] - first) * steps / self.epochs)
+            setattr(self, name, first + (self.last[name] - first) * steps / self.epochs)
 
     def weights(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """K = sigmoid(w p + b), by which an unknown label counts as positive, and its weight V = exp(-(p - mu)^2 /

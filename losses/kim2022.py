@@ -4,7 +4,7 @@ Every unknown label is assumed negative. The unknown labels with the largest los
 they are left out (LL_R), count as positive in this step (LL_Ct), or count as positive from now on (LL_Cp).
 """
 
-from math import log
+from math import ceil, log
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +28,13 @@ def an(logits: Tensor, observed: Tensor) -> Tensor:
     return F.softplus(torch.where(observed == 1, -logits, logits))
 
 
-def is_large(logits: Tensor, observed: Tensor, share: Tensor) -> Tensor:
+def is_large(logits: Tensor, observed: Tensor, share: float) -> Tensor:
     """(B, L) bool: whether a label is unknown and its loss at least the k-th largest one of the batch's unknown labels,
-    k = ceil(share x B x L); none if k is 0.
-
-    With several processes, the k-th largest of the whole batch counts.
-
-    share  () float in [0, 1]
-    """
+    k = ceil(share x B x L); none if k is 0. With several processes, the k-th largest of the whole batch counts."""
     losses = F.softplus(logits.detach()).masked_fill(observed != 0, -torch.inf)
     descending = distributed.gather(losses).flatten().sort(descending=True).values
-    k = torch.ceil(share * len(descending)).long().clamp(max=len(descending))
-    largest = F.pad(descending, (1, 0), value=torch.inf)
-    return (observed == 0) & (losses >= largest.index_select(0, k[None]))  # largest[k] would wait for the device
+    k = min(ceil(share * len(descending)), len(descending))
+    return (observed == 0) & (losses >= (descending[k - 1] if k else torch.inf))
 
 
 class LargeLoss(Loss):
@@ -48,11 +42,10 @@ class LargeLoss(Loss):
 
     def __init__(self, observed: Tensor, *, delta: float) -> None:
         super().__init__()
-        self.delta = delta
-        self.register_buffer("share", torch.zeros((), dtype=torch.float64), persistent=False)
+        self.delta, self.share = delta, 0.0
 
     def start_epoch(self, epoch: int) -> None:
-        self.share.fill_((epoch - 1) * self.delta / 100)
+        self.share = (epoch - 1) * self.delta / 100
 
 
 class Rejection(LargeLoss):
@@ -81,7 +74,7 @@ class PermanentCorrection(LargeLoss):
         self.register_buffer("flipped", torch.zeros_like(observed, dtype=torch.bool))
 
     def start_epoch(self, epoch: int) -> None:
-        self.share.fill_((epoch > 1) * self.delta / 100)
+        self.share = (epoch > 1) * self.delta / 100
 
     def per_label(self, logits: Tensor, observed: Tensor, index: Tensor) -> Tensor:
         observed = observed.masked_fill(self.flipped[index], 1)

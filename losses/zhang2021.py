@@ -30,11 +30,10 @@ class SelfPacedLossCorrection(Loss):
 
     def __init__(self, observed: Tensor, *, warmup_epochs: int) -> None:
         super().__init__()
-        self.warmup_epochs = warmup_epochs
-        self.register_buffer("corrects", torch.tensor(False), persistent=False)
+        self.warmup_epochs, self.corrects = warmup_epochs, False
 
     def start_epoch(self, epoch: int) -> None:
-        self.corrects.fill_(epoch > self.warmup_epochs)
+        self.corrects = epoch > self.warmup_epochs
 
     def per_label(self, logits: Tensor, observed: Tensor, *, margin: float, gamma: float, tau: float) -> Tensor:
         logits = torch.where(observed == 1, logits - margin, logits)
