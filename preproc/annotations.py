@@ -47,9 +47,9 @@ class Instances(msgspec.Struct):
     categories: list[Category]
 
 
-def read_instances(path: Path) -> Instances:
-    text = read_text(path, "save it as UTF-8")
-    with reading(path, "a COCO-style file"):
+def read_instances(path: Path, hint: str = "") -> Instances:
+    text = read_text(path, hint)
+    with reading(path, "a COCO-style file", hint):
         try:
             return msgspec.json.decode(text, type=Instances)
         except msgspec.DecodeError:

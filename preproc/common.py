@@ -2,18 +2,18 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TextIO
 
-import numpy as np
 from tqdm import tqdm
 
 from datasets import DATASETS
 from datasets.commands import observe_command
+from datasets.files import write_formatted
 from datasets.images import ahead
 from datasets.pixels import image_problem
-from util.errors import OneLineParser, UserError
+from util.errors import OneLineParser
 from util.files import write_text
 
 SHOWN = 10  # bad images that are listed on the terminal
@@ -26,26 +26,28 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def format_parser(docstring: str, name: str, load_help: str) -> argparse.ArgumentParser:
+def fetch_hint(name: str) -> str:
+    return f"fetch it with `python preproc/download.py --dataset {name}`, or name its folder with --load-path"
+
+
+def first_folder(load_path: Path, below: Sequence[str], holds: str) -> Path:
+    """The first of load_path/below that holds a file or folder, or else load_path."""
+    return next((load_path / part for part in below if (load_path / part / holds).exists()), load_path)
+
+
+def format_published(
+    docstring: str, name: str, load_help: str, read: Callable[[Path], tuple], argv: list[str] | None
+) -> None:
+    """Format a published data set, and print its counts beside the expected ones, and the next command.
+
+    read(folder)  returns {split: (images, (N, L) labels in {0, 1})}, names, prompt names and the image root
+    """
     parser = OneLineParser(docstring)
     parser.add_argument("--load-path", default=f"data/{name}", help=f"{load_help} (default: %(default)s)")
     parser.add_argument("--save-path", default=f"data/{name}", help="folder to write to (default: %(default)s)")
-    return parser
-
-
-def find_folder(load_path: str, below: Sequence[str], holds: str, name: str) -> Path:
-    """The first of load_path/below that holds a file or folder. Raises UserError if none does."""
-    for part in below:
-        if (Path(load_path) / part / holds).exists():
-            return Path(load_path) / part
-    raise UserError(
-        f"{Path(load_path) / below[0] / holds} not found; fetch it with `python preproc/download.py --dataset {name}`, "
-        "or name its folder with --load-path"
-    )
-
-
-def report(name: str, save_path: str | Path, splits: dict[str, tuple[Sequence[str], np.ndarray]]) -> None:
-    """Print what was written beside the counts of a complete data set, and the next command."""
+    options = parser.parse_args(argv)
+    splits, *classes_and_root = read(Path(options.load_path))
+    write_formatted(options.save_path, splits, *classes_and_root)
     spec = DATASETS[name]
     for split, (images, labels) in splits.items():
         found, expected = (len(images), labels.shape[1]), (spec.train if split == "train" else spec.test, spec.labels)
@@ -55,7 +57,7 @@ def report(name: str, save_path: str | Path, splits: dict[str, tuple[Sequence[st
         )
         if found != expected:
             print(f"WARNING: {split} differs from the published counts of {name}: is the download complete?")
-    print(f"written to {save_path}; next: {observe_command(save_path)}")
+    print(f"written to {options.save_path}; next: {observe_command(options.save_path)}")
 
 
 def check_images(split: str, paths: list[str]) -> dict[int, str]:

@@ -22,7 +22,7 @@ from torchvision.datasets.voc import DATASET_YEAR_DICT
 
 from datasets.commands import format_command
 from util.errors import OneLineParser, UserError, describe_error, run_script
-from util.files import write_text
+from util.files import reading, write_text
 
 RANGE_NOT_SATISFIABLE = 416  # the answer to "from byte n on" if there are only n: the partial file is whole
 COCO = "http://images.cocodataset.org"
@@ -48,10 +48,6 @@ ARCHIVES = {
         Remote(f"{COCO}/zips/val2014.zip", "val2014.zip"),
     ],
     "cub": [Remote(CUB, "CUB_200_2011.tgz", "97eceeb196236b17998738112f37df78")],
-}
-BY_HAND = {
-    "nuswide": "the images are given on request only: ask for Flickr.zip at the NUS-WIDE site "
-    "(https://lms.comp.nus.edu.sg/research/NUS-WIDE.htm), extract it to {folder}/Flickr; "
 }
 
 
@@ -94,17 +90,16 @@ def extract(archive: Path, folder: Path) -> None:
 
 
 def zenodo_files() -> list[Remote]:
-    try:
+    with reading(ZENODO, "a record of files", "run the same command again"):
         with urllib.request.urlopen(ZENODO, timeout=30) as answer:
             record = json.load(answer)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{ZENODO} could not be read ({describe_error(error)}); run the same command again") from None
-    return [Remote(f["links"]["self"], f["key"], f["checksum"].removeprefix("md5:")) for f in record["files"]]
+        return [Remote(f["links"]["self"], f["key"], f["checksum"].removeprefix("md5:")) for f in record["files"]]
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
-    parser.add_argument("--dataset", choices=[*ARCHIVES, "nuswide"], required=True, help="fetched into DATA_ROOT/NAME")
+    choices = [*ARCHIVES, "nuswide"]
+    parser.add_argument("-d", "--dataset", choices=choices, required=True, help="fetched into DATA_ROOT/NAME")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
     options = parser.parse_args(argv)
     folder = Path(options.data_root) / options.dataset
@@ -118,7 +113,12 @@ def main(argv: list[str] | None = None) -> None:
             extract(path, folder)
             path.unlink()
         write_text(done, remote.url + "\n")
-    print(f"{BY_HAND.get(options.dataset, '').format(folder=folder)}next: {format_command(folder)}")
+    if options.dataset == "nuswide":
+        print(
+            "the images are given on request only: ask for Flickr.zip at the NUS-WIDE site "
+            f"(https://lms.comp.nus.edu.sg/research/NUS-WIDE.htm) and extract it to {folder}/Flickr"
+        )
+    print(f"next: {format_command(folder)}")
 
 
 if __name__ == "__main__":

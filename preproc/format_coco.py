@@ -13,15 +13,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from datasets.files import write_formatted
 from preproc.annotations import read_instances
-from preproc.common import find_folder, format_parser, report
+from preproc.common import fetch_hint, format_published
 from util.errors import run_script
 
 
 def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray, list[str]]:
     """Image files, (N, L) int8 labels in {0, 1}, and category names in the order of the file."""
-    content = read_instances(folder / f"annotations/instances_{split}2014.json")
+    content = read_instances(folder / f"annotations/instances_{split}2014.json", fetch_hint("coco"))
     ids = sorted({annotation.image_id for annotation in content.annotations}, key=str)
     row = {image: place for place, image in enumerate(ids)}
     column = {category.id: place for place, category in enumerate(content.categories)}
@@ -32,13 +31,13 @@ def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray, list[st
     return images, labels, [category.name for category in content.categories]
 
 
+def read(folder: Path) -> tuple:
+    (*train, names), (*val, _) = (read_split(folder, split) for split in ("train", "val"))
+    return {"train": train, "val": val}, names, names, folder
+
+
 def main(argv: list[str] | None = None) -> None:
-    options = format_parser(__doc__, "coco", "folder that holds annotations/, train2014/ and val2014/").parse_args(argv)
-    folder = find_folder(options.load_path, (".",), "annotations/instances_train2014.json", "coco")
-    found = {split: read_split(folder, split) for split in ("train", "val")}
-    splits = {split: (images, labels) for split, (images, labels, _) in found.items()}
-    write_formatted(options.save_path, splits, found["train"][2], found["train"][2], folder)
-    report("coco", options.save_path, splits)
+    format_published(__doc__, "coco", "folder that holds annotations/, train2014/ and val2014/", read, argv)
 
 
 if __name__ == "__main__":

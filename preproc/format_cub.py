@@ -12,17 +12,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from datasets.files import write_formatted
-from preproc.common import find_folder, format_parser, report
+from preproc.common import fetch_hint, first_folder, format_published
 from util.errors import UserError, run_script
 from util.files import read_text
-
-FETCH = "fetch it with `python preproc/download.py --dataset cub`"
 
 
 def read_pairs(path: Path) -> dict[int, str]:
     """A file of lines "number text" as {number: text}, in the order of the numbers."""
-    lines = [line.split(None, 1) for line in read_text(path, FETCH).splitlines() if line.strip()]
+    lines = [line.split(None, 1) for line in read_text(path, fetch_hint("cub")).splitlines() if line.strip()]
     return dict(sorted((int(number), text.strip()) for number, text in lines))
 
 
@@ -35,7 +32,7 @@ def read_labels(path: Path, images: list[int], attributes: list[int]) -> np.ndar
     labels = np.full((len(images), len(attributes)), -1, dtype=np.int8)
     labels[np.searchsorted(images, marks[:, 0]), np.searchsorted(attributes, marks[:, 1])] = marks[:, 2]
     if missing := int(np.count_nonzero(labels < 0)):
-        raise UserError(f"{path} lacks {missing:,} of {labels.size:,} labels; {FETCH}")
+        raise UserError(f"{path} lacks {missing:,} of {labels.size:,} labels; {fetch_hint('cub')}")
     return labels
 
 
@@ -46,21 +43,22 @@ def prompt_name(attribute: str) -> str:
     return f"{value} {part}".strip()
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = format_parser(__doc__, "cub", "folder that holds CUB_200_2011/").parse_args(argv)
-    folder = find_folder(options.load_path, ("CUB_200_2011", "."), "attributes/image_attribute_labels.txt", "cub")
+def read(load_path: Path) -> tuple:
+    folder = first_folder(load_path, ("CUB_200_2011",), "images.txt")
     images, is_train = read_pairs(folder / "images.txt"), read_pairs(folder / "train_test_split.txt")
     # the archive holds attributes.txt beside the CUB_200_2011 folder
-    places = [folder.parent / "attributes.txt", folder / "attributes.txt", folder / "attributes/attributes.txt"]
-    attributes = read_pairs(next((path for path in places if path.exists()), places[0]))
+    attributes = read_pairs(first_folder(folder, ("..", "attributes"), "attributes.txt") / "attributes.txt")
     labels = read_labels(folder / "attributes/image_attribute_labels.txt", list(images), list(attributes))
     splits, paths = {}, list(images.values())
     for split, mark in (("train", "1"), ("val", "0")):
         rows = [row for row, number in enumerate(images) if is_train[number] == mark]
         splits[split] = ([paths[row] for row in rows], labels[rows])
     names = list(attributes.values())
-    write_formatted(options.save_path, splits, names, [prompt_name(name) for name in names], folder / "images")
-    report("cub", options.save_path, splits)
+    return splits, names, [prompt_name(name) for name in names], folder / "images"
+
+
+def main(argv: list[str] | None = None) -> None:
+    format_published(__doc__, "cub", "folder that holds CUB_200_2011/", read, argv)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from datasets.files import SPLITS, array_path, read_split, write_formatted
-from preproc.common import find_folder, format_parser, report
-from util.errors import UserError, run_script
+from datasets.files import SPLITS, array_path
+from preproc.common import fetch_hint, format_published
+from util.errors import run_script
+from util.files import read_array
 
 CLASSES = (
     "airport animal beach bear birds boats book bridge buildings cars castle cat cityscape clouds computer coral cow "
@@ -24,24 +25,20 @@ CLASSES = (
 ).split()
 
 
-def main(argv: list[str] | None = None) -> None:
-    options = format_parser(__doc__, "nuswide", "folder that holds the downloaded arrays and Flickr/").parse_args(argv)
-    folder = Path(options.load_path)
-    for split in SPLITS:
-        for part in ("images", "labels"):
-            find_folder(options.load_path, (".",), array_path(Path(), split, part).name, "nuswide")
-    splits = {split: read_split(folder, split) for split in SPLITS}  # downloaded under these names
-    for split, (images, labels) in splits.items():
-        if labels.shape[1] != len(CLASSES):
-            raise UserError(
-                f"{array_path(folder, split, 'labels')} is {labels.shape}, expected ({len(images)}, {len(CLASSES)}); "
-                "fetch it again with `python preproc/download.py --dataset nuswide`"
-            )
-    root = folder / "Flickr" if not str(splits["train"][0][0]).startswith("Flickr") else folder
-    write_formatted(options.save_path, splits, CLASSES, CLASSES, root)
-    report("nuswide", options.save_path, splits)
+def read(folder: Path) -> tuple:
+    parts = ("images", "labels")  # downloaded under the names of formatted files
+    splits = {
+        split: [read_array(array_path(folder, split, part), fetch_hint("nuswide")) for part in parts]
+        for split in SPLITS
+    }
+    root = folder if str(splits["train"][0][0]).startswith("Flickr") else folder / "Flickr"
     if not (folder / "Flickr").is_dir():
-        print(f"next: ask for Flickr.zip at the NUS-WIDE site and extract it to {folder}/Flickr")
+        print(f"to do: ask for Flickr.zip at the NUS-WIDE site and extract it to {folder}/Flickr")
+    return splits, CLASSES, CLASSES, root
+
+
+def main(argv: list[str] | None = None) -> None:
+    format_published(__doc__, "nuswide", "folder that holds the downloaded arrays and Flickr/", read, argv)
 
 
 if __name__ == "__main__":

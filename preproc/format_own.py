@@ -65,11 +65,13 @@ def read_sources(options: argparse.Namespace) -> dict[str, Source]:
 def read_classes(path: Path) -> dict[str, str]:
     """{name: prompt name}, of lines of `name` or `name,prompt name`."""
     rows = [[clean_name(part) for part in row] for row in csv.reader(read_text(path).splitlines())]
-    rows = [row for row in rows if any(row)]
-    if wrong := next((row for row in rows if len(row) > 2 or not all(row)), None):
-        raise UserError(f"{path}: a line must be `name` or `name,prompt name`, not {','.join(wrong)!r}")
-    if not rows or (twice := duplicate(row[0] for row in rows)):
-        raise UserError(f"{path} " + (f"names the class {twice!r} twice" if rows else "names no classes"))
+    rows, seen = [row for row in rows if any(row)], set()
+    wrong = [row for row in rows if len(row) > 2 or not all(row) or row[0] in seen or seen.add(row[0])]
+    if wrong or not rows:
+        raise UserError(
+            f"{path} must name each class once, in lines of `name` or `name,prompt name`"
+            + (f", not {','.join(wrong[0])!r}" if wrong else "; it names no classes")
+        )
     return {row[0]: row[-1] for row in rows}
 
 
@@ -77,7 +79,6 @@ def choose_classes(sources: list[Source], listed: dict[str, str] | None) -> dict
     """{name: prompt name}: the listed classes, or all that the sources name."""
     names = list(dict.fromkeys(name for source in sources for name in source.labels.columns))
     if listed is None:
-        names = names if any(source.ordered for source in sources) else sorted(names)
         folded = Counter(map(str.casefold, names))
         if twice := [repr(name) for name in names if folded[name.casefold()] > 1]:
             print(f"note: classes differ in case only: {', '.join(twice)}")
@@ -88,13 +89,6 @@ def choose_classes(sources: list[Source], listed: dict[str, str] | None) -> dict
         shown = ", ".join(f"{name!r} ({count:,} positives)" for name, count in counts[:LISTED].items())
         print(f"--classes leaves out {len(counts):,} classes of the labels: {shown}")
     return listed
-
-
-def check_names(source: Source) -> None:
-    """Raises UserError for a path that leaves the folder of images."""
-    for name in source.images:
-        if os.path.isabs(name) or (".." in name and ".." in Path(name).parts):
-            raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
 
 
 def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, Source]:
@@ -109,8 +103,6 @@ def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, 
                 f"at least {1 / max(1, total):.2g} is one image, and 0 none"
             )
         parts[split], start = source.rows(np.sort(order[start:end])), end
-    if fractions.get("test") == 0:
-        del parts["test"]
     return {"train": source.rows(np.sort(order[start:])) if fractions else source, **parts}
 
 
@@ -142,16 +134,6 @@ def skip_bad(read: dict[str, Source], root: Path, folder: Path, options: argpars
         print(f"left out {len(lost):,} classes whose training images are all bad: {', '.join(map(repr, lost))}")
         kept = {split: replace(source, labels=source.labels.drop(columns=lost)) for split, source in kept.items()}
     return kept
-
-
-def check_classes(train: Source, options: argparse.Namespace) -> None:
-    empty = train.labels.columns[~(train.labels == 1).any()]
-    if len(empty) and not options.keep_empty:
-        drawn = "another --seed may draw others, " if options.val_fraction or options.test_fraction else ""
-        raise UserError(
-            f"{len(empty)} of {train.labels.shape[1]} classes have no positive training image, the first {empty[0]!r}; "
-            f"{drawn}--classes FILE chooses classes, --keep-empty keeps all"
-        )
 
 
 def report(split: str, labels: pd.DataFrame, duplicates: int, complete: bool) -> None:
@@ -246,7 +228,7 @@ def main(argv: list[str] | None = None) -> None:
 
     # The labels
     read = read_sources(options)
-    fractions = {split: getattr(options, f"{split}_fraction") for split in ("val", "test")}
+    fractions = {"val": options.val_fraction, "test": options.test_fraction or None}
     fractions = {split: fraction for split, fraction in fractions.items() if fraction is not None}
     if clash := next((split for split in fractions if split in read), None):
         raise UserError(f"the labels name {clash} images; leave out --{clash}-fraction")
@@ -259,15 +241,23 @@ def main(argv: list[str] | None = None) -> None:
         places = list(dict.fromkeys(place for place in places if place.is_relative_to(root)))
         source = merge(source) if options.no_images else locate(source, places, root)
         read[split] = replace(source, labels=source.labels.reindex(columns=list(classes), fill_value=0))
-        if not options.outside:
-            check_names(source)
+        outside = (name for name in source.images if os.path.isabs(name) or ".." in name.split("/"))
+        if not options.outside and (name := next(outside, None)) is not None:
+            raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
     if twice := duplicate(name for source in read.values() for name in source.images):
         raise UserError(f"{twice!r} is in two of the splits; an image belongs to one")
     duplicates = {split: source.duplicates for split, source in read.items()}
     read = divide(read.pop("train"), fractions, options.seed) | read
     if not options.no_check and not options.no_images:
         read = skip_bad(read, root, folder, options)
-    check_classes(read["train"], options)
+    train = read["train"].labels
+    empty = train.columns[~(train == 1).any()]
+    if len(empty) and not options.keep_empty:
+        drawn = "another --seed may draw others, " if fractions else ""
+        raise UserError(
+            f"{len(empty)} of {train.shape[1]} classes have no positive training image, the first {empty[0]!r}; "
+            f"{drawn}--classes FILE chooses classes, --keep-empty keeps all"
+        )
 
     # The formatted files
     known = {}
@@ -279,8 +269,7 @@ def main(argv: list[str] | None = None) -> None:
         complete = bool(observed.size) and bool(observed.all())
         report(split, labels, duplicates.get(split, 0), complete)
         known[SPLITS[split]] = (source.images, (observed == 1).view(np.int8) if complete else None, observed)
-    names = read["train"].labels.columns.tolist()
-    files.write_own(folder, known, names, [classes[name] for name in names], root)
+    files.write_own(folder, known, list(train.columns), [classes[name] for name in train.columns], root)
     advise(options, known)
 
 

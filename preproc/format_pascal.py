@@ -12,12 +12,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import numpy as np
 
-from datasets.files import write_formatted
-from preproc.common import find_folder, format_parser, report
+from preproc.common import fetch_hint, first_folder, format_published
 from util.errors import run_script
 from util.files import read_text
-
-FETCH = "fetch it with `python preproc/download.py --dataset pascal`"
 
 # the order of the label columns, and the one-word names of VLPL's published prompts
 CLASSES = (
@@ -30,19 +27,20 @@ def read_split(folder: Path, split: str) -> tuple[list[str], np.ndarray]:
     """Image files, sorted by name, and (N, 20) int8 labels in {0, 1}."""
     columns = []
     for name in CLASSES:
-        lines = read_text(folder / f"ImageSets/Main/{name}_{split}.txt", FETCH).splitlines()
+        lines = read_text(folder / f"ImageSets/Main/{name}_{split}.txt", fetch_hint("pascal")).splitlines()
         columns.append({image: mark == "1" for image, mark in map(str.split, filter(str.strip, lines))})
     names = sorted(columns[0])
     labels = np.array([[column[name] for column in columns] for name in names], dtype=np.int8)
     return [f"{name}.jpg" for name in names], labels
 
 
+def read(load_path: Path) -> tuple:
+    folder = first_folder(load_path, ("VOCdevkit/VOC2012", "VOC2012"), "ImageSets")
+    return {split: read_split(folder, split) for split in ("train", "val")}, CLASSES, CLASSES, folder / "JPEGImages"
+
+
 def main(argv: list[str] | None = None) -> None:
-    options = format_parser(__doc__, "pascal", "folder that holds VOCdevkit/VOC2012").parse_args(argv)
-    folder = find_folder(options.load_path, ("VOCdevkit/VOC2012", "VOC2012", "."), "ImageSets/Main", "pascal")
-    splits = {split: read_split(folder, split) for split in ("train", "val")}
-    write_formatted(options.save_path, splits, CLASSES, CLASSES, folder / "JPEGImages")
-    report("pascal", options.save_path, splits)
+    format_published(__doc__, "pascal", "folder that holds VOCdevkit/VOC2012", read, argv)
 
 
 if __name__ == "__main__":

@@ -27,13 +27,11 @@ SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing":
 class Source:
     """labels      (N, L) int8 in {-1, 0, +1}, 0 = unknown; its index has the paths of images, its columns the classes
     base        folder beside which the images are expected
-    ordered     whether the order of the classes is the file's own
     duplicates  entries that repeat an earlier one
     """
 
     labels: pd.DataFrame
     base: Path
-    ordered: bool = False
     duplicates: int = 0
 
     @property
@@ -78,7 +76,7 @@ def positives(
         numbers = np.array([column[part[place]] if place < len(part) else -1 for part in parts])[codes]
         found[rows[numbers >= 0], numbers[numbers >= 0]] = 1
         total += np.count_nonzero(numbers >= 0)
-    return Source(label_frame(found, images, names), base, bool(classes), total - np.count_nonzero(found))
+    return Source(label_frame(found, images, names), base, total - np.count_nonzero(found))
 
 
 def split_text(text: str, separator: str) -> list[str]:

@@ -151,4 +151,4 @@ def _read_marks(path: Path, frame: pd.DataFrame, images: np.ndarray, marks: dict
         seen |= {str(value).strip().removesuffix(".0") for value in column.unique()}
     if "-1" in seen and "0" not in seen and marks["-1"] == 0:
         print(f"note: {path} has 1 and -1 and no 0; -1 is read as unknown. If it means absent, give --absent -1")
-    return Source(label_frame(labels, images, frame.columns), path.parent, True)
+    return Source(label_frame(labels, images, frame.columns), path.parent)

@@ -133,7 +133,7 @@ def test_nuswide_takes_the_arrays_and_says_how_to_get_the_images(server, tmp_pat
 
 
 def test_something_must_be_named(fails):
-    assert "the following arguments are required: --dataset" in fails(download.main, [])
+    assert "the following arguments are required: -d/--dataset" in fails(download.main, [])
     assert "the following arguments are required: NAME" in fails(download_weights.main, [])
 
 

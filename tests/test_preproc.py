@@ -135,7 +135,7 @@ def test_nuswide_arrays_are_checked_and_described(tmp_path, capsys):
 
 def test_nuswide_arrays_of_another_shape_are_told(tmp_path, fails):
     write_nuswide(tmp_path, labels=80)
-    assert "expected (3, 81)" in fails(
+    assert "have the shape (3, 80), but there are 3 images and 81 classes" in fails(
         format_nuswide.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path)]
     )
 
