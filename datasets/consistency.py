@@ -30,7 +30,8 @@ def check(
                     f"and {len(names)} classes"
                 )
             for row in range(0, len(images) if labels is not None else 0, ROWS):
-                if not np.isin(labels[row : row + ROWS], range(lowest, 2)).all():
+                part = labels[row : row + ROWS]
+                if (part != part.clip(lowest, 1).astype(np.int8)).any():
                     raise UserError(f"the {kind} labels of {split} must be whole numbers from {lowest} to 1")
         for row in range(0, len(images) if true is not None and observed is not None else 0, ROWS):
             if (observed[row : row + ROWS] * (2 * true[row : row + ROWS] - 1) < 0).any():

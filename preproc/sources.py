@@ -112,14 +112,13 @@ def locate(source: Source, folders: list[Path], root: Path) -> Source:
     A name is looked for in `folders` as it is written. If there is no such file, it may fit the only file that has the
     same name but for backslashes, case, %20 and the like, Unicode form, or a missing ending.
     """
-    before = [os.path.relpath(folder, root) for folder in folders]
-    paths, missing, nearly = [], [], []
-    for row, name in enumerate(source.images):
-        name = os.path.relpath(name, root) if name.startswith(f"{root}/") else name
+    before, base, paths, missing, nearly = [os.path.relpath(f, root) for f in folders], f"{root}/", [], [], []
+    for row, name in enumerate(images := source.images):
+        name = os.path.relpath(name, base) if name.startswith(base) else name
         places = [_plain_path(os.path.join(path, name)) for path in before]
-        paths.append(next((place for place in places if os.path.exists(os.path.join(root, place))), places[0]))
-        if not os.path.exists(os.path.join(root, paths[-1])):
-            missing.append(row)
+        found = next((place for place in places if os.path.exists(os.path.join(base, place))), None)
+        paths.append(found or places[0])
+        missing += [row] if found is None else []
     index = defaultdict(set)
     for folder in folders if missing else ():
         for path in find_images(folder)[0]:
@@ -127,10 +126,9 @@ def locate(source: Source, folders: list[Path], root: Path) -> Source:
             for name in (key, os.path.splitext(key)[0]):
                 index[name].add(os.path.relpath(path, root))
     for row in missing:
-        name = source.labels.index[row]
-        if len(fits := index.get(_loose(name), ())) == 1:
+        if len(fits := index.get(_loose(images[row]), ())) == 1:
             (paths[row],) = fits
-            nearly.append(f"{name!r} as {paths[row]!r}")
+            nearly.append(f"{images[row]!r} as {paths[row]!r}")
     if nearly:
         print(
             f"{len(nearly):,} names of images differ from the file's in case, ending, backslashes, %20 or Unicode "
