@@ -4,109 +4,99 @@
 #   JOBS=3 GPUS="0 0 0" sweeps/seeds.sh -d coco               # three runs at a time on one GPU
 #   LIST=1 sweeps/seeds.sh -d coco                            # only print the lines (for sweeps/slurm.sh)
 #
-# A finished run is skipped, an interrupted one continues. A run that fails does not stop the others; it is listed at the end
-# with its log, and the sweep's exit status is then 1. Last comes the table of the sweep's runs, with a page beside the
-# logs.
+# A finished run is skipped, an interrupted one continues. A run that fails does not stop the others; it is listed at
+# the end with its log, and the sweep's exit status is then 1. Last comes the table of the sweep's runs, with a page
+# beside the logs.
 
 set -fuo pipefail # f: no value becomes names of files
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-export JOBS=${JOBS:-1} GPUS=${GPUS:-0} LOGS=${LOGS:-results/logs}
-export PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
-SEEDS=${SEEDS:-0 1 8}
-export ONE_FILE= # options of runs that share a GPU
-MPS=             # whether this sweep has started MPS
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
+JOBS=${JOBS:-1} LOGS=${LOGS:-results/logs} SEEDS=${SEEDS:-0 1 8}
+PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo python)}
+gpus=(${GPUS:-0})
+one_file=()              # options of runs that share a GPU
+pids=() lines=() logs=() # of the running processes, by place: 0 to JOBS - 1
+folders=() failed=()     # of the runs that have ended
 
+[[ $JOBS =~ ^[1-9][0-9]*$ ]] || { echo "JOBS=$JOBS: a number is expected" >&2 && exit 2; }
 for name in SEEDS THRESHOLDS TEMPERATURES; do # they become parts of a command line
     case ${!name:-} in
         *[!0-9eE.+\ -]*) echo "$name=${!name}: numbers are expected, with spaces between them" >&2 && exit 2 ;;
     esac
 done
 
-run_line() { # quoted words arrive whole, and nothing is evaluated
-    local words
-    mapfile -d '' words < <(xargs -r printf '%s\0' <<<"$1")
-    wait $! || { echo "$1: quotes that do not match" >>"$LISTS/failed" && return; }
-    run_one "${words[@]}"
-}
-
-run_one() { # SLOT is xargs's number of the place, from 0 to JOBS - 1
-    local gpus=($GPUS) log # named by the end of the arguments, where a sweep puts what varies, and a checksum of all
-    log="$LOGS/$(printf '%s' "$*" | tr -cs 'A-Za-z0-9.' '_' | tail -c 60)_$(printf '%s' "$*" | cksum | cut -d ' ' -f 1).log"
-    echo "start  $*"
-    echo "$*" >>"$LISTS/started"
-    # shellcheck disable=SC2086
-    if "$PYTHON" main.py --resume -g "${gpus[SLOT % ${#gpus[@]}]}" $ONE_FILE "$@" >"$log" 2>&1; then
-        sed -n 's/^results: //p; s/^finished: .* in \(.*\) (--overwrite.*/\1/p' "$log" | tail -n 1 >>"$LISTS/folders"
-        echo "done   $*: $(grep -h 'test mAP' "$log" | tail -n 1)"
-    else
-        echo "FAILED $*: $(tail -n 1 "$log")"
-        echo "$*: $log" >>"$LISTS/failed"
+run_all() {
+    [ -z "${LIST:-}" ] || exec cat
+    local all line page
+    command -v "$PYTHON" >/dev/null || { echo "PYTHON=$PYTHON: no such program" >&2 && exit 2; }
+    mkdir -p "$LOGS" || exit 2
+    mapfile -t all
+    trap 'stop 130' INT
+    trap 'stop 143' TERM
+    share
+    for line in "${all[@]}"; do
+        while [ ${#pids[@]} = "$JOBS" ]; do collect; done
+        start "$line"
+    done
+    while [ ${#pids[@]} != 0 ]; do collect; done
+    [ ${#failed[@]} = 0 ] || printf '%s\n' "failed runs, each with its log:" "${failed[@]}"
+    if [ ${#folders[@]} != 0 ]; then
+        page="$LOGS/$(basename "$0" .sh)_$(number "${all[@]}")"
+        echo && "$PYTHON" report.py "${folders[@]}" --csv "$page.csv" --html "$page.html" || return
     fi
-    local finished=$(lines_of folders) failed=$(lines_of failed)
-    echo "       $finished of $TOTAL finished, $(($(lines_of started) - finished - failed)) running, $failed failed"
+    [ ${#failed[@]} = 0 ]
 }
 
-lines_of() { [ -e "$LISTS/$1" ] && wc -l <"$LISTS/$1" || echo 0; }
-export -f run_line run_one lines_of
+start() { # a line in the first free place; quoted words arrive whole, and nothing is evaluated
+    local words place=0
+    while [ -n "${pids[place]:-}" ]; do place=$((place + 1)); done
+    mapfile -d '' words < <(xargs printf '%s\0' <<<"$1")
+    lines[place]=$1
+    logs[place]="$LOGS/$(tr -cs 'A-Za-z0-9.' _ <<<"$1" | tail -c 60)$(number "$1").log"
+    echo "start  $1"
+    "$PYTHON" main.py --resume -g "${gpus[place % ${#gpus[@]}]}" "${one_file[@]}" "${words[@]}" \
+        >"${logs[place]}" 2>&1 </dev/null &
+    pids[place]=$!
+}
+
+collect() { # wait until a run ends, and report the ones that have ended
+    local place log
+    wait -n
+    for place in "${!pids[@]}"; do
+        kill -0 "${pids[place]}" 2>/dev/null && continue
+        log=${logs[place]}
+        if wait "${pids[place]}"; then
+            folders+=("$(sed -n 's/^results: //p; s/^finished: .* in \(.*\) (--overwrite.*/\1/p' "$log" | tail -n 1)")
+            echo "done   ${lines[place]}: $(grep 'test mAP' "$log" | tail -n 1)"
+        else
+            failed+=("${lines[place]}: $log")
+            echo "FAILED ${lines[place]}: $(tail -n 1 "$log")"
+        fi
+        unset "pids[place]"
+        echo "       ${#folders[@]} of ${#all[@]} finished, ${#pids[@]} running, ${#failed[@]} failed"
+    done
+}
+
+stop() { # every run saves at its next batch; wait for them
+    trap '' INT TERM
+    [ ${#pids[@]} = 0 ] || kill -TERM "${pids[@]}" 2>/dev/null
+    wait
+    exit "$1"
+}
 
 share() { # among the JOBS: the cores evenly; and a GPU that several use, with one copy of the images and by MPS
-    [[ $JOBS =~ ^[1-9][0-9]*$ ]] && [ "$JOBS" -gt 1 ] || return 0
-    local gpus=($GPUS) cores slot
-    cores=$(nproc)
+    local cores=$(nproc)
+    [ "$JOBS" = 1 ] && return
     export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores > JOBS ? cores / JOBS : 1))}
-    for ((slot = 0; slot < JOBS; slot++)); do echo "${gpus[slot % ${#gpus[@]}]}"; done | grep -v cpu | sort | uniq -d | grep -q . || return 0
-    export ONE_FILE="--cache disk" # which the system keeps in memory once for all of them
+    [ "${gpus[0]}" != cpu ] && [ "$(printf '%s\n' "${gpus[@]:0:JOBS}" | sort -u | wc -l)" -lt "$JOBS" ] || return
+    one_file=(--cache disk) # which the system keeps in memory once for all of them
     if [ -z "${CUDA_MPS_PIPE_DIRECTORY:-}" ] && command -v nvidia-cuda-mps-control >/dev/null; then
-        CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
-        export CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
-        if nvidia-cuda-mps-control -d </dev/null; then # or it reads the lines of the sweep
-            MPS=started
-        else
-            rm -rf "$CUDA_MPS_PIPE_DIRECTORY"
-            unset CUDA_MPS_PIPE_DIRECTORY CUDA_MPS_LOG_DIRECTORY
-        fi
+        export CUDA_MPS_PIPE_DIRECTORY=$(mktemp -d)
+        export CUDA_MPS_LOG_DIRECTORY=$CUDA_MPS_PIPE_DIRECTORY
+        nvidia-cuda-mps-control -d </dev/null
+        trap 'echo quit | nvidia-cuda-mps-control; rm -rf "$CUDA_MPS_PIPE_DIRECTORY"' EXIT
     fi
 }
 
-run_all() { # its lines come from a redirection, not a pipe: a pipe would put it into a shell that hears no signal
-    if [ -n "${LIST:-}" ]; then
-        cat
-        return
-    fi
-    command -v "$PYTHON" >/dev/null || { echo "PYTHON=$PYTHON: no such program" >&2 && exit 2; }
-    mkdir -p "$LOGS" && LISTS=$(mktemp -d -p "$LOGS") || exit 2
-    export LISTS # of what this sweep has started, finished and failed; others may share the LOGS
-    trap clean_up EXIT
-    local lines folders page
-    mapfile -t lines
-    export TOTAL=${#lines[@]}
-    share
-    setsid xargs -P "$JOBS" --process-slot-var=SLOT -d '\n' -n 1 bash -c 'run_line "$1"' run_all < <(printf '%s\n' "${lines[@]}") &
-    local group=$! status
-    trap 'stop_all "$group" 130' INT
-    trap 'stop_all "$group" 143' TERM
-    wait "$group"
-    status=$?
-    if [ -e "$LISTS/failed" ]; then
-        echo "failed runs, each with its log:"
-        cat "$LISTS/failed"
-    fi
-    if [ -s "$LISTS/folders" ]; then
-        mapfile -t folders <"$LISTS/folders"
-        page="$LOGS/$(basename "$0" .sh)_$(printf '%s\n' "${lines[@]}" | cksum | cut -d ' ' -f 1)"
-        echo && "$PYTHON" report.py "${folders[@]}" --csv "$page.csv" --html "$page.html"
-    fi
-    [ $status = 0 ] && [ ! -e "$LISTS/failed" ]
-}
-
-clean_up() {
-    rm -rf "$LISTS"
-    [ -z "$MPS" ] || { echo quit | nvidia-cuda-mps-control && rm -rf "$CUDA_MPS_PIPE_DIRECTORY"; }
-}
-
-stop_all() { # every run saves at its next batch; wait for them
-    trap '' INT TERM
-    kill -TERM -- "-$1"
-    while kill -0 -- "-$1" 2>/dev/null; do sleep 0.1; done
-    exit "$2"
+number() { # a checksum of the arguments
+    printf '%s\n' "$@" | cksum | cut -d ' ' -f 1
 }

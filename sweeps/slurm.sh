@@ -30,7 +30,7 @@ PYTHON=${PYTHON:-$([ -x .venv/bin/python ] && echo .venv/bin/python || echo pyth
 line=$(sed -n "${SLURM_ARRAY_TASK_ID}p" "$1")
 [ -n "$line" ] || { echo "$1 has no line $SLURM_ARRAY_TASK_ID" >&2 && exit 2; }
 export SRUN_CPUS_PER_TASK=${SLURM_CPUS_PER_TASK:-1} # which srun does not take over from sbatch
-mapfile -d '' words < <(xargs -r printf '%s\0' <<<"$line") # quoted words arrive whole, and nothing is evaluated
+mapfile -d '' words < <(xargs printf '%s\0' <<<"$line") # quoted words arrive whole, and nothing is evaluated
 wait $! || { echo "$1: line $SLURM_ARRAY_TASK_ID has quotes that do not match" >&2 && exit 2; }
 srun "$PYTHON" main.py --resume "${words[@]}"
 status=$?

@@ -1,4 +1,4 @@
-"""Sweeps of the real command."""
+"""Sweeps: one of the real command, and the shell around it with a stand-in for the interpreter."""
 
 import json
 import os
@@ -10,49 +10,48 @@ import pytest
 from conftest import REPOSITORY, toy_arguments
 
 
-def sweep(script: str, toy: Path, *more: str, **environment: str) -> subprocess.CompletedProcess:
-    arguments = toy_arguments(toy, "--epochs", "1", *more)
-    arguments = [part for part in arguments if part not in ("-g", "cpu")]
-    settings = {"GPUS": "cpu cpu", "JOBS": "2", "OMP_NUM_THREADS": "1", "LOGS": str(toy.parent / "logs"), **environment}
-    return subprocess.run(
-        [REPOSITORY / "sweeps" / script, *arguments], capture_output=True, text=True, env=os.environ | settings
-    )
+def program(path: Path, does: str) -> Path:
+    """A shell script in the place of a program."""
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{does}\n")
+    path.chmod(0o755)
+    return path
 
 
-def test_a_sweep_skips_what_is_finished_and_lists_what_failed(toy):
-    first = sweep("seeds.sh", toy, SEEDS="0 1")
-    assert first.returncode == 0, first.stdout + first.stderr
-    results = toy.parent.parent / "results"
-    made = {path: path.stat().st_mtime_ns for path in results.glob("*/test.json")}
-    assert len(made) == 2
+def sweep(script: str, *arguments: object, **environment: object) -> subprocess.CompletedProcess:
+    """A sweep on the CPU that runs to its end."""
+    command = [REPOSITORY / "sweeps" / script, *arguments]
+    environment = {"GPUS": "cpu"} | {name: str(value) for name, value in environment.items()}
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment, timeout=100)
 
-    logs = toy.parent / "logs"
-    assert "2 of 2 finished, 0 running, 0 failed" in first.stdout
-    (page,) = logs.glob("seeds_*.html")
-    assert f"page: {page}" in first.stdout and "(n 2" in first.stdout and page.with_suffix(".csv").exists()
 
-    second = sweep("seeds.sh", toy, SEEDS="0 -1 1")  # -1 is no seed
-    assert second.returncode == 1
-    assert "failed runs, each with its log:" in second.stdout
-    assert "2 of 3 finished, 0 running, 1 failed" in second.stdout and "(n 2" in second.stdout
-    (log,) = [line.rsplit(": ", 1)[1] for line in second.stdout.splitlines() if line.endswith(".log")]
-    assert "--seed must lie in" in Path(log).read_text()
-    assert {path: path.stat().st_mtime_ns for path in results.glob("*/test.json")} == made
-    assert not [path for path in logs.iterdir() if path.is_dir()]  # the lists of the sweep
+def test_a_sweep_of_the_real_command_reports_what_finished_and_lists_what_failed(toy):
+    arguments = [part for part in toy_arguments(toy, "--epochs", "1") if part not in ("-g", "cpu")]
+    options = {"JOBS": 2, "OMP_NUM_THREADS": 1, "LOGS": toy.parent / "logs", "SEEDS": 0, "THRESHOLDS": "0.2 7"}
+    done = sweep("thresholds.sh", *arguments, "--prompt", "a photo of a {}", **options)
+    assert done.returncode == 1, done.stdout + done.stderr
+    (run,) = (toy.parent.parent / "results").glob("*/test.json")
+    config = json.loads((run.parent / "config.json").read_text())["config"]
+    assert config["hparams"]["threshold"] == 0.2 and config["prompt"] == ["a photo of a {}"]  # words arrive whole
+
+    (page,) = (toy.parent / "logs").glob("thresholds_*.html")
+    assert f"page: {page}" in done.stdout and page.with_suffix(".csv").exists()
+    assert "1 of 2 finished, 0 running, 1 failed" in done.stdout and "(n 1" in done.stdout
+    log = done.stdout.split("failed runs, each with its log:\n")[1].splitlines()[0].rsplit(": ", 1)[1]
+    assert "--threshold must lie in" in Path(log).read_text()
 
 
 def test_two_sweeps_with_one_folder_of_logs_count_their_own_runs(tmp_path):
     """The interpreter waits in the middle of each run until the other sweep has started one too."""
-    (tmp_path / "py").write_text(
-        f"""#!/bin/sh
-        [ "$1" = main.py ] || {{ echo "report of $*" && exit; }}
+    python = program(
+        tmp_path / "py",
+        f"""[ "$1" = main.py ] || {{ echo "report of $*" && exit; }}
         touch "{tmp_path}/$6"
         for turn in $(seq 300); do [ -e "{tmp_path}/an" ] && [ -e "{tmp_path}/EM" ] && break || sleep 0.1; done
-        echo "results: results/$6_$8"
-        """
+        [ "$8" = 0 ] && echo "results: results/$6_$8" || echo "finished: test mAP 3 in results/$6_$8 (--overwrite runs)"
+        """,
     )
-    (tmp_path / "py").chmod(0o755)
-    settings = {"GPUS": "cpu", "SEEDS": "0 1", "LOGS": str(tmp_path / "logs"), "PYTHON": str(tmp_path / "py")}
+    settings = {"GPUS": "cpu", "SEEDS": "0 1", "LOGS": str(tmp_path / "logs"), "PYTHON": str(python)}
     command = [REPOSITORY / "sweeps/seeds.sh", "-l"]
     sweeps = {
         loss: subprocess.Popen([*command, loss], env=os.environ | settings, stdout=subprocess.PIPE, text=True)
@@ -65,124 +64,105 @@ def test_two_sweeps_with_one_folder_of_logs_count_their_own_runs(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("script", "variable", "field"),
-    [("thresholds.sh", "THRESHOLDS", "threshold"), ("temperatures.sh", "TEMPERATURES", "temperature")],
-)
-def test_a_grid_runs_every_value(toy, script, variable, field):
-    done = sweep(script, toy, "--prompt", "a photo of a {}", SEEDS="0", **{variable: "0.2 0.3"})
-    assert done.returncode == 0, done.stdout + done.stderr
-    found = [json.loads(path.read_text())["config"] for path in (toy.parent.parent / "results").glob("*/config.json")]
-    assert sorted(config["hparams"][field] for config in found) == [0.2, 0.3]
-    assert all(config["prompt"] == ["a photo of a {}"] for config in found)  # words with spaces arrive whole
+    ("script", "settings", "expected"),
+    [
+        ("seeds.sh", {"SEEDS": "0 8"}, ["-d x -s 0", "-d x -s 8"]),
+        ("thresholds.sh", {"SEEDS": "1", "THRESHOLDS": "0.2 0.3"}, ["-d x -th 0.2 -s 1", "-d x -th 0.3 -s 1"]),
+        ("temperatures.sh", {"SEEDS": "1", "TEMPERATURES": "1e-2"}, ["-d x -t 1e-2 -s 1"]),
+        ("paper_table.sh", {"SEEDS": "1", "DATASETS": "a b", "LOSSES": "an"},
+         ["-d a -l an -s 1 -d x", "-d b -l an -s 1 -d x"]),
+    ],
+)  # fmt: skip
+def test_a_sweep_lists_a_line_for_each_run(script, settings, expected):
+    done = sweep(script, "-d", "x", LIST=1, **settings)
+    assert [line.replace("'", "") for line in done.stdout.splitlines()] == expected
 
 
-def test_a_sweep_that_is_stopped_saves_its_runs_and_starts_no_other(toy):
-    arguments = [part for part in toy_arguments(toy, "-l", "an", "--epochs", "2000") if part not in ("-g", "cpu")]
-    settings = {"GPUS": "cpu", "SEEDS": "0 1", "OMP_NUM_THREADS": "1", "LOGS": str(toy.parent / "logs")}
-    command = [REPOSITORY / "sweeps/seeds.sh", *arguments]
-    process = subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True)
-    results, until = toy.parent.parent / "results", time.monotonic() + 120
-    while not list(results.glob("*/last.pt")) and time.monotonic() < until:
+@pytest.mark.parametrize("wrong", [{"JOBS": "0"}, {"SEEDS": "$(id)"}])
+def test_a_value_that_is_no_number_is_one_line(wrong):
+    done = sweep("seeds.sh", "-d", "coco", **wrong)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "expected" in done.stderr
+
+
+def test_a_sweep_that_is_stopped_lets_its_runs_save_and_starts_no_other(tmp_path):
+    python = program(
+        tmp_path / "py",
+        f"""trap 'sleep 0.3; echo saved >>{tmp_path}/saved; exit 143' TERM
+        echo run >>{tmp_path}/started
+        while :; do sleep 0.05; done""",
+    )
+    settings = {"GPUS": "cpu", "SEEDS": "0 1 2", "JOBS": "2", "LOGS": str(tmp_path / "logs"), "PYTHON": str(python)}
+    process = subprocess.Popen([REPOSITORY / "sweeps/seeds.sh"], env=os.environ | settings, stdout=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while not (tmp_path / "started").exists() or (tmp_path / "started").read_text().count("run") < 2:
+        assert time.monotonic() < until
         time.sleep(0.01)
     process.terminate()
     process.communicate(timeout=60)
     assert process.returncode == 143
-    (log,) = (toy.parent / "logs").glob("*.log")
-    assert "stopped by SIGTERM; the same command with --resume continues" in log.read_text()
-    assert len(list(results.glob("*/config.json"))) == 1
-
-
-@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (143, "requeue 7_2\n"), (2, "")])
-def test_a_task_of_a_slurm_array_runs_its_line_and_is_queued_again_after_sigterm(tmp_path, status, requeued):
-    jobs, tools, asked = tmp_path / "jobs.txt", tmp_path / "bin", tmp_path / "asked"
-    listing = subprocess.run(
-        [REPOSITORY / "sweeps/seeds.sh", "-d", "coco", "--prompt", "a photo of a {}"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"LIST": "1", "SEEDS": "0 1 8"},
-    )
-    jobs.write_text(listing.stdout)
-    assert len(listing.stdout.splitlines()) == 3
-    tools.mkdir()
-    (tools / "srun").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{tmp_path}/run"\nexit {status}\n')
-    (tools / "scontrol").write_text(f'#!/bin/sh\necho "$*" >"{asked}"\n')
-    for tool in tools.iterdir():
-        tool.chmod(0o755)
-    slurm = {"SLURM_ARRAY_TASK_ID": "2", "SLURM_ARRAY_JOB_ID": "7", "PATH": f"{tools}:{os.environ['PATH']}"}
-    done = subprocess.run([REPOSITORY / "sweeps/slurm.sh", jobs], env=os.environ | slurm | {"PYTHON": "py"})
-    assert done.returncode == status
-    expected = ["py", "main.py", "--resume", "-d", "coco", "--prompt", "a photo of a {}", "-s", "1"]
-    assert (tmp_path / "run").read_text().splitlines() == expected
-    assert (asked.read_text() if asked.exists() else "") == requeued
+    assert (tmp_path / "saved").read_text() == "saved\n" * 2 and (tmp_path / "started").read_text() == "run\n" * 2
 
 
 @pytest.mark.parametrize(
     ("gpus", "jobs", "threads", "shared"),
     [("0 0 0", 3, 2, True), ("0 1", 2, 4, False), ("0", 1, None, False), ("cpu", 2, 4, False)],
 )
-def test_runs_side_by_side_share_the_cores_and_a_gpu(tmp_path, gpus, jobs, threads, shared):
+def test_runs_side_by_side_share_the_cores_and_a_gpu(tmp_path, monkeypatch, gpus, jobs, threads, shared):
     """On a machine of eight cores; nvidia-cuda-mps-control and the interpreter write down how they are called."""
-    programs = {
-        "nproc": "echo 8",
-        "nvidia-cuda-mps-control": f'echo "mps $* $(timeout 0.1 cat)" >>{tmp_path}/calls',
-        "py": f'echo "run ${{OMP_NUM_THREADS:-none}} ${{CUDA_MPS_PIPE_DIRECTORY:+mps}} $*" >>{tmp_path}/calls',
-    }
-    for name, does in programs.items():
-        (tmp_path / name).write_text(f"#!/bin/sh\n{does}\n")
-        (tmp_path / name).chmod(0o755)
-    settings = {
-        "GPUS": gpus,
-        "JOBS": str(jobs),
-        "PYTHON": str(tmp_path / "py"),
-        "LOGS": str(tmp_path / "logs"),
-        "SEEDS": "0 1 8",
-    }
-    usual = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
-    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(
-        [REPOSITORY / "sweeps/seeds.sh", "-d", "coco"], env=usual | settings | path, capture_output=True, text=True
-    )
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    calls = tmp_path / "calls"
+    program(tmp_path / "nproc", "echo 8")
+    program(tmp_path / "nvidia-cuda-mps-control", f'echo "mps $* $(timeout 0.1 cat)" >>{calls}')
+    does = f'echo "run ${{OMP_NUM_THREADS:-none}} ${{CUDA_MPS_PIPE_DIRECTORY:+mps}} $*" >>{calls}'
+    python = program(tmp_path / "py", does)
+    options = {"GPUS": gpus, "JOBS": jobs, "PYTHON": python, "LOGS": tmp_path / "logs", "SEEDS": "0 1 8"}
+    done = sweep("seeds.sh", "-d", "coco", **options, PATH=f"{tmp_path}:{os.environ['PATH']}")
     assert done.returncode == 0, done.stderr
-    calls = (tmp_path / "calls").read_text().splitlines()
-    runs = [call for call in calls if call.startswith("run")]
-    assert len(runs) == 3 and all(call.startswith(f"run {threads or 'none'} ") for call in runs)
-    assert all(("mps" in call and "--cache disk -d coco" in call) == shared for call in runs)
-    others = [call.rstrip() for call in calls if call.startswith("mps")]
-    assert others == (["mps -d", "mps  quit"] if shared else [])
-
-
-def test_nothing_in_a_line_of_jobs_is_executed(tmp_path):
-    jobs, tools, made = tmp_path / "jobs.txt", tmp_path / "bin", tmp_path / "made"
-    jobs.write_text(f"-d $(touch {made}) --prompt 'it'\\''s a {{}}' ; touch {made} `touch {made}` *\n-d 'coco\n")
-    tools.mkdir()
-    (tools / "srun").write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" >"{tmp_path}/run"\n')
-    (tools / "srun").chmod(0o755)
-    environment = os.environ | {"PATH": f"{tools}:{os.environ['PATH']}", "PYTHON": "py"}
-
-    def task(number: str) -> subprocess.CompletedProcess:
-        slurm = environment | {"SLURM_ARRAY_TASK_ID": number}
-        return subprocess.run([REPOSITORY / "sweeps/slurm.sh", jobs], env=slurm, capture_output=True, text=True)
-
-    assert task("1").returncode == 0
-    words = ["-d", "$(touch", f"{made})", "--prompt", "it's a {}", ";", "touch", f"{made}", "`touch", f"{made}`", "*"]
-    assert (tmp_path / "run").read_text().splitlines() == ["py", "main.py", "--resume", *words]
-    wrong = task("2")
-    assert wrong.returncode == 2 and "line 2 has quotes that do not match" in wrong.stderr
-    assert not made.exists()
+    lines = calls.read_text().splitlines()
+    runs = [line for line in lines if "main.py" in line]
+    assert len(runs) == 3 and all(line.startswith(f"run {threads or 'none'} ") for line in runs)
+    assert all(("mps" in line and "--cache disk -d coco" in line) == shared for line in runs)
+    assert {line.split(" -g ")[1].split()[0] for line in runs} == set(gpus.split())
+    assert [line.rstrip() for line in lines if line.startswith("mps")] == (["mps -d", "mps  quit"] if shared else [])
 
 
 def test_nothing_in_the_values_of_a_sweep_is_executed(tmp_path):
-    made, python = tmp_path / "made", tmp_path / "python"
-    python.write_text(f'#!/bin/sh\nprintf "%s|" "$@" >>"{tmp_path}/run"\n')
-    python.chmod(0o755)
-    values = {"DATASETS": f"$(touch${{IFS}}{made}) ;touch *", "LOSSES": "an", "SEEDS": "0", "PYTHON": str(python)}
-    done = subprocess.run(
-        [REPOSITORY / "sweeps/paper_table.sh", "--prompt", f"a $(touch {made}) {{}}"],
-        env=os.environ | values | {"GPUS": "cpu", "LOGS": str(tmp_path / "logs")},
-        capture_output=True,
-        text=True,
-    )
+    made = tmp_path / "made"
+    python = program(tmp_path / "python", f'printf "%s|" "$@" >>"{tmp_path}/run"')
+    values = {"DATASETS": f"$(touch${{IFS}}{made}) ;touch *", "LOSSES": "an", "SEEDS": "0", "PYTHON": python}
+    done = sweep("paper_table.sh", "--prompt", f"a $(touch {made}) {{}}", **values, LOGS=tmp_path / "logs")
     assert done.returncode == 0 and not made.exists(), done.stderr
     run = (tmp_path / "run").read_text()
     for dataset in (f"$(touch${{IFS}}{made})", ";touch", "*"):
         assert f"|-d|{dataset}|-l|an|-s|0|--prompt|a $(touch {made}) {{}}|" in run
+
+
+def slurm(tmp_path: Path, jobs: str, task: int, status: int = 0) -> subprocess.CompletedProcess:
+    """A task of an array, with srun and scontrol that write down how they are called."""
+    (tmp_path / "jobs.txt").write_text(jobs)
+    program(tmp_path / "bin/srun", f'printf "%s\\n" "$@" >"{tmp_path}/run"\nexit {status}')
+    program(tmp_path / "bin/scontrol", f'echo "$*" >"{tmp_path}/asked"')
+    environment = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "7", "PYTHON": "py"}
+    environment["PATH"] = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    command = [REPOSITORY / "sweeps/slurm.sh", tmp_path / "jobs.txt"]
+    return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(("status", "requeued"), [(0, ""), (143, "requeue 7_2\n"), (2, "")])
+def test_a_task_of_a_slurm_array_runs_its_line_and_is_queued_again_after_sigterm(tmp_path, status, requeued):
+    jobs = sweep("seeds.sh", "-d", "coco", "--prompt", "a photo of a {}", LIST=1, SEEDS="0 1 8").stdout
+    assert slurm(tmp_path, jobs, 2, status).returncode == status
+    expected = ["py", "main.py", "--resume", "-d", "coco", "--prompt", "a photo of a {}", "-s", "1"]
+    assert (tmp_path / "run").read_text().splitlines() == expected
+    assert ((tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else "") == requeued
+
+
+def test_nothing_in_a_line_of_jobs_is_executed(tmp_path):
+    made = tmp_path / "made"
+    jobs = f"-d $(touch {made}) --prompt 'it'\\''s a {{}}' ; touch {made} `touch {made}` *\n-d 'coco\n"
+    assert slurm(tmp_path, jobs, 1).returncode == 0
+    words = ["-d", "$(touch", f"{made})", "--prompt", "it's a {}", ";", "touch", f"{made}", "`touch", f"{made}`", "*"]
+    assert (tmp_path / "run").read_text().splitlines() == ["py", "main.py", "--resume", *words]
+    wrong = slurm(tmp_path, jobs, 2)
+    assert wrong.returncode == 2 and "line 2 has quotes that do not match" in wrong.stderr
+    assert not made.exists()
