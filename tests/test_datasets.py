@@ -1,4 +1,4 @@
-"""Formatted files, splits, decoding and caches: what is read, and what is told when it cannot be."""
+"""Formatted files, splits, decoding and caches, and the errors of missing and damaged files."""
 
 import re
 import shutil
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def test_a_data_set_is_a_known_one_or_a_folder(toy):
     datasets.check_name(toy)
-    datasets.check_name(toy.parent / "coco")  # absent, but known: loading says how to make it
+    datasets.check_name(toy.parent / "coco")  # absent, but known: loading gives the command that makes it
     with pytest.raises(
         UserError, match=r"unknown data set 'imagenet'; there are pascal.*digits, photos, toy, and any folder"
     ):
@@ -51,7 +51,7 @@ def test_a_formatting_that_is_killed_between_two_files_leaves_no_data_set(toy, m
             load(toy.parent / "copy")
 
 
-def test_formatting_anew_keeps_observed_labels_only_if_nothing_else_changed(toy):
+def test_formatting_again_keeps_observed_labels_only_if_nothing_else_changed(toy):
     names, data = files.read_classes(toy).names, files.digest(toy)
     splits = {split: (found, true) for split, (found, true, _) in files.read_all(toy).items()}
     files.write_formatted(toy, splits, names, names, toy / "images")
@@ -63,7 +63,7 @@ def test_formatting_anew_keeps_observed_labels_only_if_nothing_else_changed(toy)
         load(toy)
 
 
-def test_the_digest_of_a_data_set_follows_its_arrays_whoever_writes_them(toy):
+def test_the_digest_of_a_data_set_depends_on_its_arrays_alone(toy):
     data = files.digest(toy)
     array = np.load(files.array_path(toy, "train", "labels_obs"))
     np.save(files.array_path(toy, "train", "labels_obs"), array)
@@ -74,7 +74,7 @@ def test_the_digest_of_a_data_set_follows_its_arrays_whoever_writes_them(toy):
     assert files.digest(toy) == data
 
 
-def test_known_labels_may_be_drawn_anew_without_writing(toy):
+def test_known_labels_may_be_drawn_again_without_writing(toy):
     fixed, drawn = load(toy), load(toy, draw=3)
     true = np.load(files.array_path(toy, "train", "labels"))
     assert (drawn.train.observed == observe(true, seed=1203)[np.isin(np.arange(30), split_indices(30)[0])]).all()
@@ -88,7 +88,7 @@ ARRAYS = dict(images=["a", "b"], true=np.eye(2, dtype=np.int8), observed=np.eye(
 
 
 @pytest.mark.parametrize(
-    "change, says",
+    "change, message",
     [
         ({"images": ["a", "a"]}, "'a' is listed twice"),
         ({"true": np.zeros((2, 3))}, "have the shape (2, 3), but there are 2 images and 2 classes"),
@@ -98,21 +98,21 @@ ARRAYS = dict(images=["a", "b"], true=np.eye(2, dtype=np.int8), observed=np.eye(
         ({"observed": np.ones((2, 2))}, "contradict its full labels"),
     ],
 )
-def test_arrays_that_do_not_fit_together_are_refused_when_they_are_written(tmp_path, change, says):
-    with pytest.raises(UserError, match=re.escape(says)):
+def test_arrays_that_do_not_fit_together_are_refused_when_they_are_written(tmp_path, change, message):
+    with pytest.raises(UserError, match=re.escape(message)):
         files.write_own(tmp_path, {"train": tuple((ARRAYS | change).values())}, "xy", "xy", tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_an_image_in_two_splits_and_class_names_that_do_not_fit_are_refused(tmp_path):
     split = tuple(ARRAYS.values())
-    for splits, names, says in (
+    for splits, names, message in (
         ({"train": split, "val": split}, ["x", "y"], "'a' is listed twice, in one split or in two"),
         ({"train": split}, ["x", "x"], "not 2 names with 'x' twice"),
         ({"train": split}, ["x", "y", "z"], "2 images and 3 classes"),
         ({"val": split}, ["x", "y"], "no training images"),
     ):
-        with pytest.raises(UserError, match=says):
+        with pytest.raises(UserError, match=message):
             files.write_own(tmp_path, splits, names, names, tmp_path)
 
 
@@ -210,7 +210,7 @@ def test_a_cache_is_decoded_once_and_never_used_for_other_images(toy, tmp_path, 
     assert len(calls) == 48 and (kept[:1] == 0).all()
 
 
-def test_a_bad_image_stops_the_cache_which_goes_on_once_it_is_mended(toy, tmp_path, monkeypatch):
+def test_a_bad_image_stops_the_cache_which_continues_once_it_is_replaced(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(images, "DECODED", 4)
     split = load(toy).train
     good = Path(split.paths()[10]).read_bytes()

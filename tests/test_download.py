@@ -6,6 +6,7 @@ import http.server
 import io
 import tarfile
 import threading
+import time
 import zipfile
 from pathlib import Path
 
@@ -44,7 +45,7 @@ class Server(http.server.BaseHTTPRequestHandler):
 def server():
     handler = type("Handler", (Server,), {"content": b"", "sent": 0})
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
-        threading.Thread(target=running.serve_forever, daemon=True).start()
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
         handler.url = f"http://127.0.0.1:{running.server_port}/file"
         yield handler
         running.shutdown()
@@ -64,14 +65,15 @@ def test_a_partial_file_that_is_whole_is_not_fetched_again(server, tmp_path):
     assert download.fetch(Remote(server.url, "file.bin"), tmp_path).read_bytes() == server.content and server.sent == 0
 
 
-def test_a_file_with_another_checksum_is_removed_and_told(server, tmp_path):
+def test_a_file_with_a_wrong_checksum_is_removed(server, tmp_path):
     server.content = b"something else"
     with pytest.raises(UserError, match="did not have the checksum"):
         download.fetch(Remote(server.url, "file.bin", "0" * 32), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_network_that_fails_is_one_line_that_says_what_to_do(tmp_path, fails):
+def test_a_network_that_fails_is_reported_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)  # between attempts
     with pytest.raises(UserError, match=r"could not be fetched.*run the same command again"):
         download.fetch(Remote("http://127.0.0.1:9/none", "none.zip"), tmp_path)
 
@@ -85,9 +87,9 @@ def archive(kind: str, members: dict[str, bytes]) -> bytes:
     else:
         with tarfile.open(fileobj=buffer, mode="w:gz") as file:
             for name, content in members.items():
-                about = tarfile.TarInfo(name)
-                about.size = len(content)
-                file.addfile(about, io.BytesIO(content))
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                file.addfile(member, io.BytesIO(content))
     return buffer.getvalue()
 
 
@@ -123,7 +125,7 @@ def test_a_link_that_leads_outside_is_refused(tmp_path, kind, target):
         download.extract(tmp_path / "a.tar", tmp_path / "in")
 
 
-def test_nuswide_takes_the_arrays_and_says_how_to_get_the_images(server, tmp_path, monkeypatch, capsys):
+def test_nuswide_fetches_the_arrays_and_explains_how_to_get_the_images(server, tmp_path, monkeypatch, capsys):
     server.content = b"array"
     checksum = hashlib.md5(server.content).hexdigest()
     monkeypatch.setattr(download, "zenodo_files", lambda: [Remote(server.url, "formatted_train_images.npy", checksum)])
@@ -132,11 +134,11 @@ def test_nuswide_takes_the_arrays_and_says_how_to_get_the_images(server, tmp_pat
     assert "Flickr.zip" in capsys.readouterr().out
 
 
-def test_something_must_be_named(fails):
+def test_a_name_is_required(fails):
     assert "the following arguments are required: -d/--dataset" in fails(download.main, [])
     assert "the following arguments are required: NAME" in fails(download_weights.main, [])
 
 
-def test_unknown_weights_are_told_before_any_are_fetched(fails, monkeypatch):
+def test_unknown_weights_are_refused_before_any_are_fetched(fails, monkeypatch):
     monkeypatch.setattr(download_weights.models, "build", lambda *given, **options: pytest.fail("fetched"))
     assert "unknown backbone" in fails(download_weights.main, ["resnet50", "resnet51"])

@@ -1,4 +1,4 @@
-"""Files are whole or absent, and passes go on where they stopped."""
+"""Files are written atomically, and interrupted passes continue."""
 
 import threading
 
@@ -20,7 +20,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_litter(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
 
 
-def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path):
+def test_an_interrupted_pass_continues(tmp_path):
     truth, asked = np.arange(60, dtype=np.float32).reshape(20, 3), []
 
     def rows_from(rows, stop_at=99):
@@ -41,7 +41,7 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(tmp_path):
     assert {file.name for file in tmp_path.iterdir()} <= {"rows.npy", ".rows.npy.lock"}
 
 
-def test_what_a_files_name_stands_for_is_written_beside_it(tmp_path):
+def test_the_inputs_of_a_cached_file_are_written_beside_it(tmp_path):
     cached_rows(tmp_path / "rows.npy", (4, 3), np.float32, all_twos, "test", metadata={"of": "what"})
     assert files.read_json(tmp_path / "rows.json") == {"of": "what"}
 
@@ -71,13 +71,13 @@ def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path):
     assert calls == [5] and len(results) == 2 and all((result[:] == 1).all() for result in results)
 
 
-def test_a_lock_that_may_not_wait_says_who_holds_it(tmp_path):
+def test_a_lock_that_may_not_wait_raises(tmp_path):
     with files.locked(tmp_path / "run"), pytest.raises(UserError, match="busy"):
         with files.locked(tmp_path / "run", wait=False, busy="busy"):
             pass
 
 
-def test_digests_tell_arrays_apart_by_content_shape_and_order():
+def test_digests_differ_for_arrays_of_different_content_shape_and_order():
     a, b = np.array(["x", "yz"]), np.array(["xy", "z"])
     assert files.digest(a) != files.digest(b)
     assert files.digest(np.zeros((2, 3))) != files.digest(np.zeros((3, 2)))

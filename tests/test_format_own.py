@@ -50,7 +50,7 @@ LIST = 'image,label\n"b, c.jpg",dog\na b.jpg,cat|dog\nüber/ü.jpg,cat\nd.png,\n
 COLUMNS = 'image,dog,cat\n"b, c.jpg",1,\na b.jpg,1,1\nüber/ü.jpg, -1,1.0\nd.png,0,\n'
 
 
-def test_a_list_of_labels_says_what_is_present_and_nothing_else(photos, capsys):
+def test_a_list_of_labels_gives_positives_and_leaves_the_rest_unknown(photos, capsys):
     folder = form(photos, "--labels", write(photos, "\ufeff" + LIST))
     assert read(folder) == (NAMES, None, [[0, 1], [1, 1], [1, 0], [0, 0]])
     assert files.read_classes(folder) == datasets.Classes(["cat", "dog"], ["cat", "dog"])
@@ -65,7 +65,7 @@ def test_a_list_of_labels_says_what_is_present_and_nothing_else(photos, capsys):
     assert [len(split) for split in splits.named().values()] == [3, 1] and splits.test is None
 
 
-def test_a_column_per_class_says_what_is_absent_too(photos):
+def test_a_column_per_class_gives_negatives_too(photos):
     folder = form(photos, "--labels", write(photos, COLUMNS))
     assert read(folder) == (NAMES, None, [[1, 0], [1, 1], [0, 1], [-1, 0]])
     assert files.read_classes(folder).names == ["dog", "cat"]
@@ -87,7 +87,7 @@ def test_a_list_of_classes_gives_their_order_and_prompts(photos):
     assert read(folder)[2] == [[0, 1], [1, 1], [1, 0], [0, -1]]
 
 
-def test_splits_of_ones_own_are_taken_as_given(photos):
+def test_your_own_splits_are_kept(photos):
     header, val, train, test, *_ = LIST.splitlines()
     arguments = []
     for split, row in (("train", train), ("val", val), ("test", test)):
@@ -100,7 +100,7 @@ def test_splits_of_ones_own_are_taken_as_given(photos):
     assert splits.val is None and splits.test is None and len(splits.train) == 4
 
 
-def test_fractions_are_drawn_once_and_for_all(photos):
+def test_fractions_are_drawn_reproducibly(photos):
     how = ("--labels", write(photos, LIST), "--val-fraction", "0.25", "--test-fraction", "0.25", "--keep-empty")
     first = [split.names.tolist() for split in datasets.load(form(photos, *how)).named().values()]
     again = [split.names.tolist() for split in datasets.load(form(photos, *how, "--overwrite")).named().values()]
@@ -116,7 +116,7 @@ def test_a_folder_is_a_label_and_a_picture_in_two_folders_has_both(photos):
             shutil.copy(photos / name, place)
     by_class = photos.parent / "by class"
     (by_class / "dog/notes.txt").write_text("no picture")
-    shutil.copy(by_class / "dog/deeper/a b.jpg", by_class / "dog/another name.jpg")
+    shutil.copy(by_class / "dog/deeper/a b.jpg", by_class / "dog/other name.jpg")
     folder = form(photos, "--labels", str(by_class), "--images", str(by_class))
     names = ["cat/deeper/a b.jpg", "cat/deeper/b, c.jpg", "dog/deeper/ü.jpg"]
     assert read(folder) == (names, None, [[1, 1], [1, 0], [0, 1]])
@@ -134,7 +134,7 @@ def coco(**changes: object) -> str:
     return json.dumps(content | changes)
 
 
-def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fails, capsys):
+def test_bad_images_are_counted_and_left_out_with_skip_bad(photos, fails, capsys):
     (photos / NAMES[0]).write_text("no picture")
     (photos / NAMES[3]).unlink()
     labels = write(photos, LIST)
@@ -148,7 +148,7 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
 
 
 @pytest.mark.parametrize(
-    "table, says",
+    "table, message",
     [
         ("", "has no rows"),
         ("image,dog\n\n \n", "has no rows"),
@@ -168,15 +168,15 @@ def test_bad_images_are_counted_and_left_out_where_that_is_asked_for(photos, fai
         (b"image,label\n\xff\xfe,cat\n", "is not text in UTF-8"),
     ],
 )
-def test_a_table_that_is_wrong_is_one_line(photos, fails, table, says):
+def test_a_table_that_is_wrong_is_one_line(photos, fails, table, message):
     path = Path(write(photos, ""))
     path.write_bytes(table if isinstance(table, bytes) else table.encode())
-    assert says in fails(lambda argv: form(photos, *argv), ["--labels", str(path)])
+    assert message in fails(lambda argv: form(photos, *argv), ["--labels", str(path)])
     assert not (photos.parent / "data/mine").exists()
 
 
 @pytest.mark.parametrize(
-    "changes, says",
+    "changes, message",
     [
         ({"images": []}, "an annotation is of image 7, which the file does not list"),
         ({"categories": []}, "an annotation is of category 3"),
@@ -188,13 +188,13 @@ def test_a_table_that_is_wrong_is_one_line(photos, fails, table, says):
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]}, "first 'cow'"),
     ],
 )
-def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, says):
+def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, message):
     path = write(photos, coco(**changes), "coco.json")
-    assert says in fails(lambda argv: form(photos, *argv), ["--labels", path])
+    assert message in fails(lambda argv: form(photos, *argv), ["--labels", path])
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, message",
     [
         (["--labels", "{list}", "--classes", "{empty}"], "names no classes"),
         (["--labels", "none.csv"], "none.csv not found"),
@@ -212,7 +212,7 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, says):
         (["--labels", "{photos}"], "holds no folders of pictures"),
     ],
 )
-def test_options_that_do_not_go_together_are_one_line(photos, fails, arguments, says):
+def test_options_that_do_not_go_together_are_one_line(photos, fails, arguments, message):
     (photos / "nothing").mkdir()
     shutil.rmtree(photos / "über") if "{photos}" in arguments else None
     places = {
@@ -222,16 +222,16 @@ def test_options_that_do_not_go_together_are_one_line(photos, fails, arguments, 
         "empty": write(photos, "", "empty.txt"),
         "photos": str(photos),
     }
-    assert says in fails(lambda argv: form(photos, *argv), [part.format(**places) for part in arguments])
+    assert message in fails(lambda argv: form(photos, *argv), [part.format(**places) for part in arguments])
 
 
-def test_a_data_set_is_replaced_only_where_that_is_asked_for(photos, fails):
+def test_a_data_set_is_replaced_only_with_overwrite(photos, fails):
     form(photos, "--labels", write(photos, LIST))
     line = fails(lambda argv: form(photos, *argv), ["--labels", write(photos, COLUMNS)])
     assert "holds a data set; --overwrite replaces it" in line
 
 
-def test_paths_may_lead_outside_where_that_is_allowed(photos):
+def test_paths_may_lead_outside_with_outside(photos):
     table = write(photos, f"image,label\n../photos/d.png,cat\n{photos}/a b.jpg,cat\n")
     folder = form(photos, "--labels", table, "--outside", "--val-fraction", "0")
     assert all(Path(path).is_file() for path in datasets.load(folder).train.paths())
@@ -466,7 +466,7 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_people_have_is_read_or_refused_in_one_line(kind, tmp_path, monkeypatch, capsys, fails):
+def test_common_files_are_read_or_refused_in_one_line(kind, tmp_path, monkeypatch, capsys, fails):
     contents, arguments, expected, printed = KINDS[kind]
     for name, content in contents.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-"""Any bytes in any file that a user names: the right result, or one line of a UserError, within seconds and a limit of
-memory, and no pickled code run."""
+"""Damaged files give the right result or a UserError, within limits of time and memory, and run no pickled code."""
 
 import io
 import resource
@@ -113,7 +112,7 @@ def damaged(draw, whole: list[bytes]) -> bytes:
 
 
 class TooLong(BaseException):
-    """No Exception, which readers catch."""
+    """Not an Exception, since readers catch those."""
 
 
 def too_long(*signal_and_frame: object) -> None:
@@ -122,7 +121,7 @@ def too_long(*signal_and_frame: object) -> None:
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """What takes longer than SECONDS, or MEMORY more than was ever taken before, is a failure of the example."""
+    """Fail an example that takes longer than SECONDS or needs MEMORY more than the highest use before."""
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     signal.signal(signal.SIGALRM, too_long)
     signal.setitimer(signal.ITIMER_REAL, SECONDS)
@@ -179,13 +178,13 @@ long = FUZZ(max_examples=5000)
 @pytest.mark.parametrize("reader", READERS)
 @short
 @given(data=st.data())
-def test_a_damaged_file_is_read_or_told(reader, data):
+def test_a_damaged_file_is_read_or_reported(reader, data):
     holds(reader, data)
 
 
 @short
 @given(st.lists(st.sampled_from(WORDS), max_size=8))
-def test_a_command_line_is_taken_or_told(words):
+def test_a_command_line_is_accepted_or_refused(words):
     parses(words)
 
 
@@ -193,12 +192,12 @@ def test_a_command_line_is_taken_or_told(words):
 @pytest.mark.parametrize("reader", READERS)
 @long
 @given(data=st.data())
-def test_of_many_damaged_files_each_is_read_or_told(reader, data):
+def test_each_of_many_damaged_files_is_read_or_reported(reader, data):
     holds(reader, data)
 
 
 @pytest.mark.slow
 @long
 @given(st.lists(st.one_of(st.sampled_from(WORDS), st.text(max_size=5)), max_size=8))
-def test_of_many_command_lines_each_is_taken_or_told(words):
+def test_each_of_many_command_lines_is_accepted_or_refused(words):
     parses(words)

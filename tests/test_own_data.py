@@ -1,4 +1,4 @@
-"""Data of one's own: splits without full labels, without validation or test images, and what may be wrong."""
+"""Your own data: splits without full labels, and data without validation or test images."""
 
 import json
 from pathlib import Path
@@ -35,12 +35,12 @@ def without_test(folder: Path) -> None:
         files.array_path(folder, "val", part).unlink()
 
 
-def test_a_validation_split_of_its_own_is_taken_as_given(toy):
+def test_a_validation_split_is_kept(toy):
     names = np.load(toy / "formatted_train_images.npy")
     move_rows(toy, 7)
     splits = datasets.load(toy)
     assert (splits.train.names == names[:23]).all() and (splits.val.names == names[23:]).all()
-    move_rows(toy, 0)  # a validation split without images: none
+    move_rows(toy, 0)  # an empty validation split
     splits = datasets.load(toy)
     assert splits.val is None and len(splits.train) == 23 and list(splits.named()) == ["train", "test"]
 
@@ -61,7 +61,7 @@ def test_observed_labels_are_all_that_a_run_needs(toy, loss, capsys):
     assert f"finished: no test score in {folder}" in capsys.readouterr().out
 
 
-def test_observed_validation_labels_choose_the_epoch_as_where_they_are_asked_for(toy):
+def test_without_full_labels_the_epoch_is_chosen_as_with_val_labels_observed(toy):
     asked = main.main(toy_arguments(toy, "-l", "an", "--val-labels", "observed"))
     only_observed(toy, "train")
     alone = main.main(toy_arguments(toy, "-l", "an"))
@@ -70,7 +70,7 @@ def test_observed_validation_labels_choose_the_epoch_as_where_they_are_asked_for
 
 
 @pytest.mark.parametrize("how", ["--select last", "no validation images"])
-def test_the_last_epoch_is_kept_where_it_is_asked_for_or_nothing_can_choose(toy, how, capsys):
+def test_the_last_epoch_is_kept_with_select_last_or_without_validation_images(toy, how, capsys):
     if how == "no validation images":
         move_rows(toy, 0)
     result = main.main(toy_arguments(toy, "-l", "an", *(["--select", "last"] if how == "--select last" else [])))
@@ -82,7 +82,7 @@ def test_the_last_epoch_is_kept_where_it_is_asked_for_or_nothing_can_choose(toy,
 
 
 @pytest.mark.parametrize("loss", ["bce", "iun"])
-def test_an_oracle_says_which_labels_it_lacks(toy, loss, fails):
+def test_an_oracle_names_the_labels_it_lacks(toy, loss, fails):
     line = fails(main.main, toy_arguments(only_observed(toy, "train"), "-l", loss))
     assert f"{loss} reads the full labels of the training images, and toy has observed ones only" in line
 
@@ -97,12 +97,12 @@ def draw(folder: Path, *more: str) -> None:
 
 
 def test_observed_labels_that_were_not_drawn_are_not_overwritten(toy, fails):
-    draw(toy)  # the same labels as are there
-    draw(toy, "--num-pos", "2")  # its own
+    draw(toy)  # the same labels
+    draw(toy, "--num-pos", "2")  # replaces what it drew
     path = files.array_path(toy, "train", "labels_obs")
     observed = np.load(path)
     assert observed.sum() > len(observed)
-    observed[3] = 0  # a person's
+    observed[3] = 0  # edited by hand
     np.save(path, observed)
     line = fails(draw_from, [str(toy)])
     assert "formatted_train_labels_obs.npy holds labels that this command did not draw; --overwrite" in line
@@ -115,7 +115,7 @@ def draw_from(argv: list[str]) -> None:
     draw(Path(argv[0]))
 
 
-def test_observed_labels_are_not_drawn_where_there_are_no_full_ones(toy, fails):
+def test_observed_labels_are_not_drawn_without_full_ones(toy, fails):
     only_observed(toy, "train")
     before = np.load(files.array_path(toy, "train", "labels_obs"))
     draw(toy)  # of the test images, whose full labels are known

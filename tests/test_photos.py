@@ -1,4 +1,4 @@
-"""The photographs as numbers (-d photos), and --features: heads on features that another program computed."""
+"""The photographs as numbers (-d photos), and --features: heads on features computed elsewhere."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_counts_are_those_of_the_record(finished):
     assert splits.test.true.shape == (spec.test, spec.labels) and splits.test.true.sum(axis=0).min() == 9
 
 
-def test_commands_that_read_photographs_say_in_one_line_that_a_head_on_features_cannot(finished, tmp_path, capsys):
+def test_predict_refuses_a_head_on_features_and_report_leaves_out_its_pictures(finished, tmp_path, capsys):
     _, result = finished
     with pytest.raises(UserError, match="cannot read photographs"):
         predict.main([result["folder"], str(tmp_path)])
@@ -78,13 +78,13 @@ def test_features_are_found_by_name_with_their_mirrored_images(tmp_path):
         ({"mirrored": np.zeros((3, 1))}, "expected images"),
     ],
 )
-def test_a_file_of_features_that_does_not_serve_is_reported(tmp_path, change, message):
+def test_a_wrong_file_of_features_is_reported(tmp_path, change, message):
     arrays = {"images": np.array(["a", "b", "c"]), "features": np.zeros((3, 2))} | change
     with pytest.raises(UserError, match=message):
         linear.load_features(save(tmp_path / "f.npz", **arrays), split_of("a", "b", "c"), "cpu")
 
 
-def test_features_go_with_a_linear_head_alone(finished, capsys):
+def test_features_need_a_linear_head(finished, capsys):
     arguments, _ = finished
     with pytest.raises(SystemExit):
         main([*arguments, "--mode", "end_to_end"])

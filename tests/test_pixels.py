@@ -1,4 +1,4 @@
-"""Which pixels a file becomes, for each of Pillow's modes."""
+"""The pixels of a file, for each of Pillow's modes."""
 
 import io
 from types import SimpleNamespace
@@ -71,7 +71,7 @@ def saved(image: Image.Image, path, orientation: int, **options) -> np.ndarray:
         (8, lambda a: np.rot90(a)),
     ],
 )
-def test_an_image_is_turned_as_its_exif_orientation_says(tmp_path, kind, orientation, upright):
+def test_an_image_is_turned_by_its_exif_orientation(tmp_path, kind, orientation, upright):
     options = {"lossless": True} if kind == "webp" else {}
     got = saved(Image.fromarray(COLOURS), tmp_path / f"a.{kind}", orientation, **options)
     assert (got == upright(COLOURS)).all()
@@ -150,7 +150,7 @@ def test_a_transparent_level_of_16_bits_is_white(tmp_path):
     assert (read(Image.fromarray(DEEP.astype(np.uint16)), tmp_path / "a.png", transparency=32768) == expected).all()
 
 
-def test_fractions_and_levels_of_real_numbers_are_told_apart_by_the_largest(tmp_path):
+def test_real_numbers_up_to_1_are_fractions_and_larger_ones_levels(tmp_path):
     def levels(*values):
         image = Image.fromarray(np.array(values, dtype=np.float32).reshape(2, 2))
         return read(image, tmp_path / "a.tiff")[..., 0].ravel().tolist()

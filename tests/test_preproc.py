@@ -1,4 +1,4 @@
-"""Raw files in, formatted data sets out: the published arrays, element by element, and what may be wrong."""
+"""Raw files become the published arrays, element by element; check.py and generate_observed_labels.py."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_pascal_counts_difficult_as_negative(tmp_path):
 @pytest.mark.parametrize(
     "module, name", [(format_pascal, "pascal"), (format_coco, "coco"), (format_cub, "cub"), (format_nuswide, "nuswide")]
 )
-def test_raw_files_that_are_absent_are_told_with_the_command_that_fetches_them(module, name, tmp_path, fails):
+def test_absent_raw_files_are_reported_with_the_command_that_fetches_them(module, name, tmp_path, fails):
     line = fails(module.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path / "out")])
     assert f"python preproc/download.py --dataset {name}" in line
     assert not (tmp_path / "out").exists()
@@ -110,7 +110,7 @@ def write_cub(root, extra=""):
 
 
 @pytest.mark.parametrize("extra", ["", " 1.5 9"])
-def test_cub_reads_attributes_even_where_lines_carry_more_columns(extra, tmp_path):
+def test_cub_ignores_extra_columns(extra, tmp_path):
     write_cub(tmp_path, extra)
     format_cub.main(["--load-path", str(tmp_path), "--save-path", str(tmp_path)])
     assert files.read_split(tmp_path, "train")[0].tolist() == ["001.A/b.jpg", "002.B/c.jpg"]
@@ -133,7 +133,7 @@ def test_nuswide_arrays_are_checked_and_described(tmp_path, capsys):
     assert "Flickr.zip" in capsys.readouterr().out
 
 
-def test_nuswide_arrays_of_another_shape_are_told(tmp_path, fails):
+def test_nuswide_arrays_of_a_wrong_shape_are_reported(tmp_path, fails):
     write_nuswide(tmp_path, labels=80)
     assert "have the shape (3, 80), but there are 3 images and 81 classes" in fails(
         format_nuswide.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path)]
@@ -162,7 +162,7 @@ def test_rows_without_positives_stay_unknown_and_negatives_do_not_change_the_pos
     assert ((single == 1) == (both == 1)).all()
 
 
-def test_observed_labels_come_with_the_command_that_formats_first(tmp_path, fails):
+def test_drawing_labels_without_a_data_set_names_the_formatting_command(tmp_path, fails):
     line = fails(generate_observed_labels.main, ["--dataset", "coco", "--data-root", str(tmp_path)])
     assert "python preproc/format_coco.py" in line
 

@@ -1,4 +1,4 @@
-"""Real photographs, real labels, a real teacher: the true path over what of the big sets is at hand."""
+"""Training on the part of VOC and COCO that is at hand."""
 
 import json
 import shutil
