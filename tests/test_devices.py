@@ -104,7 +104,7 @@ def test_every_command_refuses_a_device_that_does_not_exist(fails, call, gpu):
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 def test_the_gpu_benchmarks_say_why_pytorch_finds_no_gpu(tmp_path):
     done = subprocess.run([REPOSITORY / "benchmarks/gpu_all.sh", tmp_path / "gpu.md"], capture_output=True, text=True)
-    reason = devices.why_no_cuda()
+    reason = devices.describe_cuda()
     assert done.returncode == 2 and reason in done.stderr and not (tmp_path / "gpu.md").exists()
     assert os.listdir(tmp_path) == []
 

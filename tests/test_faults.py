@@ -192,6 +192,6 @@ def test_a_read_only_data_folder_is_one_line_that_names_the_way_out(tmp_path, sm
     given = toy_arguments(small_disk / "toy", "-l", "an", "--results-dir", str(tmp_path / "results"))
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     status, _, err = finish(given)
-    assert status == 2 and "cannot be written (Read-only file system); give another folder with --cache-root" in err
+    assert status == 2 and "cannot be written; give a different folder with --cache-root" in err
     status, _, err = finish([*given, "--cache-root", str(tmp_path / "caches")])
     assert status == 0, err

@@ -32,19 +32,15 @@ def pick_device(gpu: str) -> torch.device:
         raise UserError("-g mps needs a Mac with Apple silicon and a PyTorch that was built for it; take -g cpu")
     if gpu in ("cpu", "mps"):
         return torch.device(gpu)
-    if not torch.cuda.is_available():
-        if has_driver():
-            raise UserError(f"this machine has an NVIDIA driver, but CUDA does not start: {why_no_cuda()} (-g cpu runs "
-                            "on the CPU)")  # fmt: skip
-        if torchrun_rank() == 0:
-            print("note: no CUDA device found, running on the CPU (-g cpu does so without this note)")
-        return torch.device("cpu")
     index = int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else int(gpu)
-    if index >= (gpus := torch.cuda.device_count()):
-        option = f"torchrun: process {index}" if started_by_torchrun() else f"--gpu {gpu}"
-        raise UserError(f"{option} has no GPU: this machine has CUDA devices 0 to {gpus - 1}")
-    torch.cuda.set_device(index)
-    return torch.device("cuda", index)
+    if torch.cuda.is_available() and index < torch.cuda.device_count():
+        torch.cuda.set_device(index)
+        return torch.device("cuda", index)
+    if torch.cuda.is_available() or has_driver():
+        raise UserError(f"PyTorch has no CUDA device {index}: {describe_cuda()} (-g cpu runs on the CPU)")
+    if torchrun_rank() == 0:
+        print("note: no CUDA device found, running on the CPU (-g cpu does so without this note)")
+    return torch.device("cpu")
 
 
 def has_driver() -> bool:
@@ -53,25 +49,24 @@ def has_driver() -> bool:
     return DRIVER.exists() or (bool(program) and subprocess.run([program, "-L"], capture_output=True).returncode == 0)
 
 
-def why_no_cuda() -> str:
-    """PyTorch's own reason why it finds no CUDA device."""
+def describe_cuda() -> str:
+    """The number of CUDA devices, or PyTorch's reason why there is none."""
     try:
         torch.cuda.init()
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
         return describe_error(error)
-    return "it finds no device"
+    return f"it finds {torch.cuda.device_count()}"
 
 
-def describe(device: torch.device, precision: str, where: str) -> str:
+def describe(device: torch.device, precision: str, place: str) -> str:
     """One line: what a run computes on and how.
 
-    where  gpu, disk or none: where its images are kept; features: they are not read
+    place  gpu, disk, none (where its images are cached), or features
     """
     name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
-    kept = {"gpu": "images on the GPU", "disk": "images in a file", "none": "images decoded every epoch"}
-    kept["features"] = "features in memory"
-    return f"{name}, {precision}, {kept[where]}"
+    places = {"gpu": "images on the GPU", "disk": "images in a file", "none": "images decoded every epoch"}
+    return f"{name}, {precision}, {places.get(place, 'features in memory')}"
 
 
 def set_threads(threads: int | None) -> None:
@@ -102,8 +97,8 @@ def make_deterministic() -> None:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """The precision that --precision stands for on a device. From here on a GPU rounds what enters a float32 product or
-    convolution to TF32's 10 bits if it is tf32, and otherwise not; by default PyTorch does so in convolutions.
+    """The precision that --precision selects on a device. From here on a GPU rounds the inputs of float32 products and
+    convolutions to TF32's 10 bits if it is tf32, and otherwise not; by default PyTorch does so in convolutions.
     """
     if precision == "auto":  # PyTorch emulates bf16 on GPUs before Ampere, which is slower than float32
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
@@ -121,9 +116,9 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the generators that training draws from (for dropout and the like; order and flips need none).
+    """The state of the main process's generators that training draws from, as for dropout; order and flips need none.
 
-    It is the main process's; the others' are made anew by `seed_other_processes`, because their number may change.
+    The state of the others is made anew by `seed_other_processes`, because their number may change.
     """
     state = {"cpu": torch.get_rng_state()}
     return state if device.type == "cpu" else state | {device.type: torch.get_device_module(device).get_rng_state()}

@@ -27,7 +27,6 @@ KNOWN = {  # part of an error text of PyTorch: the line shown to the user
     "CUDA error: out of memory": GPU_IS_FULL,  # the driver's own, outside PyTorch's allocator
     "CUBLAS_STATUS_ALLOC_FAILED": GPU_IS_FULL,
 }
-TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # which it sets
 
 
 class UserError(Exception):
@@ -43,9 +42,6 @@ class ShowTraceback(argparse.Action):
 
     asked = False
 
-    def __init__(self, *names: object, **options: object) -> None:
-        super().__init__(*names, **options | {"dest": argparse.SUPPRESS, "default": argparse.SUPPRESS, "nargs": 0})
-
     def __call__(self, *given: object) -> None:
         type(self).asked = True
 
@@ -55,7 +51,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, docstring: str, **options) -> None:
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
-        self.add_argument("--traceback", action=ShowTraceback, help="show where in the code an error arose")
+        text = "show where in the code an error arose"
+        self.add_argument("--traceback", action=ShowTraceback, nargs=0, default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> typing.NoReturn:
         _fail(f"{message} (see --help)")
@@ -88,53 +85,53 @@ def run_script(main: Callable[[], object]) -> None:
     An unforeseen error becomes one line and exit status 1, with the traceback in a file.
     """
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
-    # a log file shows a line when it is printed; a terminal of few characters shows the others' numbers
+    # a log file shows a line when it is printed; a terminal without Unicode shows the codes of characters
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
     warnings.formatwarning = lambda message, category, *_: f"{_program()}: warning: {_flat(str(message))}\n"
     try:
-        check_torchrun()
         main()
-    except UserError as error:
-        _fail(str(error))
-    except BrokenPipeError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail once more as it ends
-        _fail(f"what reads this output has ended ({error.strerror})")
-    except MemoryError as error:
-        _fail(f"this machine is out of memory ({describe_error(error)})")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(f"{where}{error.strerror or error}")
-    except RuntimeError as error:
-        text = str(error)
-        if type(error).__name__ == "OutOfMemoryError":
-            _fail(GPU_IS_FULL)
-        for sign, line in KNOWN.items():
-            if sign in text:
-                _fail(line.format(text.splitlines()[0].split(", but")[0]))
-        if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
-            time.sleep(2 * LEAD_SECONDS)  # that process prints first
-            _fail("another process of this run has ended; its own line says why")
-        _fail_unforeseen(error)
-    except KeyboardInterrupt:
-        _fail("interrupted", 128 + signal.SIGINT)
-    except Interrupted as interrupted:
-        if torchrun_rank():
-            _end(128 + interrupted.args[0])
-        name = signal.Signals(interrupted.args[0]).name
-        instead = " instead of --overwrite" if "--overwrite" in sys.argv else ""
-        _fail(f"stopped by {name}; the same command with --resume{instead} continues", 128 + interrupted.args[0])
-    except Exception as error:
-        _fail_unforeseen(error)
+    except (Exception, KeyboardInterrupt, Interrupted) as error:
+        _fail(*_line(error))
 
 
-def _fail_unforeseen(error: Exception) -> typing.NoReturn:
-    """Report a mistake in this program: one line, the traceback in a file, exit status 1."""
+def _line(error: BaseException) -> tuple[str, int]:
+    """The line that reports an error, and the exit status."""
+    match error:
+        case UserError():
+            return str(error), 2
+        case BrokenPipeError():
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would fail again as it ends
+            return f"the reader of this output has ended ({error.strerror})", 2
+        case MemoryError():
+            return f"this machine is out of memory ({describe_error(error)})", 2
+        case OSError():
+            return f"{error.filename}: {error.strerror}" if error.filename else str(error.strerror or error), 2
+        case KeyboardInterrupt():
+            return "interrupted", 128 + signal.SIGINT
+        case Interrupted(args=(number,)):
+            instead = " instead of --overwrite" if "--overwrite" in sys.argv else ""
+            name = signal.Signals(number).name
+            return f"stopped by {name}; the same command with --resume{instead} continues", 128 + number
+        case RuntimeError():
+            text = str(error)
+            if type(error).__name__ == "OutOfMemoryError":
+                return GPU_IS_FULL, 2
+            if known := [line for sign, line in KNOWN.items() if sign in text]:
+                return known[0].format(text.splitlines()[0].split(", but")[0]), 2
+            if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
+                time.sleep(2 * LEAD_SECONDS)  # that process prints first
+                return "another process of this run has ended; its own line gives the reason", 2
+    return _unforeseen(error), 1
+
+
+def _unforeseen(error: BaseException) -> str:
+    """The line about a mistake in this program, whose traceback is written to a file."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     with tempfile.NamedTemporaryFile("w", prefix="traceback_", suffix=".txt", delete=False, errors="replace") as file:
         file.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
     what = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
-    where = f"{Path(last.filename).name}, line {last.lineno}"
-    _fail(f"a mistake in this program: {what} ({where}); {file.name} has the traceback, please report it", 1)
+    place = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"a mistake in this program: {what} ({place}); {file.name} has the traceback, please report it"
 
 
 def _program() -> str:
@@ -142,7 +139,6 @@ def _program() -> str:
 
 
 def _flat(text: str) -> str:
-    """A text of any number of lines as one, without characters that move a terminal's cursor."""
     return printable(" ".join(text.split()))
 
 
@@ -164,20 +160,17 @@ sys.excepthook = _interrupted_early
 def _fail(line: str, status: int = 2) -> typing.NoReturn:
     """Print the line on stderr and exit.
 
-    torchrun ends all processes once one has failed. Those of rank above 0 wait before they print, so that an error of
-    all processes is printed once.
+    torchrun ends all processes once one has failed. Processes of rank above 0 wait before they print, so that an error
+    of all processes is printed once. A process of several exits at once, before NCCL prints that its process group was
+    not shut down.
     """
-    if torchrun_rank():
+    interrupted = status > 128
+    if torchrun_rank() and not interrupted:
         time.sleep(LEAD_SECONDS)
     if ShowTraceback.asked:
         traceback.print_exc()
-    kind = "" if status > 128 else "error: "
-    print(f"{_program()}: {kind}{_flat(line)}", file=sys.stderr)
-    _end(status)
-
-
-def _end(status: int) -> typing.NoReturn:
-    """Exit. One process of several exits at once, before NCCL prints that its process group was not shut down."""
+    if not (torchrun_rank() and interrupted):
+        print(f"{_program()}: {'' if interrupted else 'error: '}{_flat(line)}", file=sys.stderr)
     if started_by_torchrun():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -191,14 +184,4 @@ def started_by_torchrun() -> bool:
 
 def torchrun_rank() -> int:
     """The number of this process among those that torchrun started; 0 without it."""
-    rank = os.environ.get("RANK", "")
-    return int(rank) if started_by_torchrun() and rank.isdecimal() else 0
-
-
-def check_torchrun() -> None:
-    """Raises UserError if a variable of torchrun is missing: the processes would wait for each other for minutes."""
-    absent = [name for name in TORCHRUN if not os.environ.get(name)]
-    if started_by_torchrun() and absent:
-        raise UserError(
-            f"TORCHELASTIC_RUN_ID is set, as by torchrun, but {absent[0]} is not; unset it, or use torchrun"
-        )
+    return int(os.environ["RANK"]) if started_by_torchrun() else 0

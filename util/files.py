@@ -4,24 +4,22 @@ Everything is written through `atomic`, so a process that is killed at any momen
 one. Whatever a library raises while it reads a file becomes one line by `reading`.
 """
 
-import errno
 import hashlib
 import json
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
 import msgspec
 import numpy as np
-from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+from filelock import FileLock, Timeout
 
 from util.errors import UserError, describe_error
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOLCK}  # by some file systems
 
 
 @contextmanager
@@ -59,22 +57,18 @@ def sync(path: Path) -> None:
     """Flush a file or a folder to the disk. Some network file systems do not support this for folders."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if not (error.errno in UNSUPPORTED and path.is_dir()):
-            raise
+        with suppress(OSError) if path.is_dir() else nullcontext():
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def writable_folder(folder: Path, option: str) -> Path:
-    """The folder, made if absent. Raises UserError, which names the option for another one, if it is not writable."""
-    try:
+    """The folder, made if absent. Raises UserError, which names the option for it, if it is not writable."""
+    with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-    except OSError as error:
-        raise UserError(f"{folder} cannot be written ({error.strerror}); give another folder with {option}") from None
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise UserError(f"{folder} cannot be written; give a different folder with {option}")
     return folder
 
 
@@ -95,22 +89,20 @@ def check_outputs(outputs: dict[str, str | Path | None], overwrite: bool, ours: 
 
     outputs  file by option; None: not asked for
     ours     how files begin that the same command wrote before, and may replace
-    Raises UserError for an empty name, a folder, two options with one file, and, without --overwrite, a file that
+    Raises UserError for what is no file name, for two options with one file, and, without --overwrite, for a file that
     exists already.
     """
     seen: dict[Path, str] = {}
-    for option, name in outputs.items():
-        if name is None:
-            continue
-        path = Path(name)
-        if not str(name).strip() or path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-            raise UserError(f"{option} {str(name)!r} is not the name of a file; name a file to write to")
+    for option, path in ((option, Path(name)) for option, name in outputs.items() if name is not None):
+        if not path.name or path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
+            raise UserError(f"{option} {str(outputs[option])!r} is not the name of a file; name a file to write to")
         if (other := seen.setdefault(path.resolve(), option)) != option:
             raise UserError(f"{other} and {option} both name {path}; give two files")
         if path.is_file() and not overwrite:
             with open(path, "rb") as file:
-                if not (ours and file.read(max(map(len, ours))).startswith(ours)):
-                    raise UserError(f"{option} {path} exists already; name a new file, or replace it with --overwrite")
+                start = file.read(max(map(len, ours), default=0))
+            if not start.startswith(ours):
+                raise UserError(f"{option} {path} exists already; name a new file, or replace it with --overwrite")
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -135,17 +127,17 @@ def reading(path: str | Path, what: str, hint: str = "") -> Iterator[None]:
 
     what  what the file should be, such as "an image";  hint  how to fix it
     """
-    hint = f"; {hint}" if hint else ""
     try:
         yield
     except UserError:
         raise
-    except FileNotFoundError:
-        raise UserError(f"{path} not found{hint}") from None
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({describe_error(error)}){hint}") from None
     except Exception as error:  # NumPy, PyTorch, msgspec, zip and the decompressors each raise their own
-        raise UserError(f"{path} is not {what} ({describe_error(error)}){hint}") from None
+        problem = f"cannot be read ({describe_error(error)})"
+        if isinstance(error, FileNotFoundError):
+            problem = "not found"
+        elif not isinstance(error, OSError):
+            problem = f"is not {what} ({describe_error(error)})"
+        raise UserError(f"{path} {problem}{'; ' * bool(hint)}{hint}") from None
 
 
 def read_text(path: str | Path, hint: str = "") -> str:
@@ -191,15 +183,9 @@ def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock: BaseFileLock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        try:
-            lock.acquire(timeout=0)
-        except OSError as error:
-            if error.errno not in UNSUPPORTED:
-                raise
-            lock = SoftFileLock(path.with_name(f".{path.name}.softlock"))  # some network file systems have no locks
-            lock.acquire(timeout=0)
+        lock.acquire(timeout=0)
     except Timeout:
         if not wait:
             raise UserError(busy) from None
@@ -216,13 +202,6 @@ def local_file(name: str) -> Path | None:
     return next((path for path in (Path(name), REPOSITORY / name) if path.is_file()), None)
 
 
-def file_stamp(path: str | Path) -> list[str | int]:
-    """[name, size in bytes, modification time in ns]: what caches and runs know about an input file."""
-    with reading(path, "a file"):
-        found = os.stat(path)
-    return [Path(path).name, found.st_size, found.st_mtime_ns]
-
-
 def digest(*parts: object, length: int = 16) -> str:
     """Hex SHA-256 of arrays, strings, and anything JSON can hold, in order."""
     total = hashlib.sha256()
@@ -235,12 +214,6 @@ def digest(*parts: object, length: int = 16) -> str:
         else:
             total.update(json.dumps(part, sort_keys=True).encode())
     return total.hexdigest()[:length]
-
-
-def file_digest(path: str | Path) -> str:
-    """Hex SHA-256 of a file's content, its first 16 digits."""
-    with reading(path, "a file"), open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def replace_block(text: str, name: str, content: str) -> str:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -41,8 +42,8 @@ def cached_rows(
                     _compute(path, shape, np.dtype(dtype), rows_from, description)
                 except OSError as error:
                     raise UserError(
-                        f"{path} cannot be written ({describe_error(error)}); make room, or name another folder with "
-                        "--cache-root. Finished rows are kept"
+                        f"{path} cannot be written ({describe_error(error)}); make room, or name a different folder "
+                        "with --cache-root. Finished rows are kept"
                     ) from None
             distributed.wait_for_file(path)
     return np.load(path, mmap_mode="r", allow_pickle=False)
@@ -60,12 +61,22 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
     missing = np.flatnonzero(np.fromfile(record, np.uint8) == 0)
     distributed.barrier()  # all processes have read the same record
     mine = missing[distributed.shard(len(missing))]
-    done = shape[0] - len(mine)
-    with distributed.progress_bar(shape[0], description, done) as bar, RowWriter(partial, record) as writer:
-        for block in rows_from(mine) if len(mine) else ():
-            writer.write(mine[writer.written : writer.written + len(block)], block)
-            bar.update(len(block))
-        assert writer.written == len(mine), f"{description}: {writer.written} rows of {len(mine)}"
+    start, stride = np.load(partial, mmap_mode="r").offset, dtype.itemsize * int(np.prod(shape[1:]))
+    written, recorded, began = 0, 0, time.monotonic()
+    # ordinary writes, not a map: a full disk is an OSError then, and does not end the process
+    with distributed.progress_bar(shape[0], description, shape[0] - len(mine)) as bar, open(partial, "r+b") as file:
+        try:
+            for block in rows_from(mine) if len(mine) else ():
+                for row, values in zip(mine[written:].tolist(), np.ascontiguousarray(block, dtype), strict=False):
+                    file.seek(start + row * stride)
+                    file.write(values.data)
+                written += len(block)
+                bar.update(len(block))
+                if time.monotonic() - began > SECONDS:
+                    recorded, began = _mark(file, record, mine[recorded:written]) + recorded, time.monotonic()
+        finally:
+            _mark(file, record, mine[recorded:written])
+    assert written == len(mine), f"{description}: {written} rows of {len(mine)}"
     distributed.barrier()
     if distributed.is_main():
         os.replace(partial, path)
@@ -73,39 +84,12 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
         record.unlink()
 
 
-class RowWriter:
-    """Writes rows into a partial file, and records those that have reached the disk.
-
-    Ordinary writes, not a map: a full disk is an OSError then, and does not end the process.
-    """
-
-    def __init__(self, partial: Path, record: Path) -> None:
-        array = np.load(partial, mmap_mode="r", allow_pickle=False)
-        self.start, self.dtype, self.stride = array.offset, array.dtype, array[0].nbytes
-        self.file, self.record = open(partial, "r+b"), open(record, "r+b")  # noqa: SIM115
-        self.written, self.pending, self.recorded = 0, [], time.monotonic()
-
-    def __enter__(self) -> "RowWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        with self.file, self.record:
-            self.sync()
-
-    def write(self, rows: np.ndarray, block: np.ndarray) -> None:
-        for row, values in zip(rows.tolist(), np.ascontiguousarray(block, self.dtype), strict=True):
-            self.file.seek(self.start + row * self.stride)
-            self.file.write(values.data)
-        self.pending += rows.tolist()
-        self.written += len(rows)
-        if time.monotonic() - self.recorded > SECONDS:
-            self.sync()
-
-    def sync(self) -> None:
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        for row in self.pending:
-            self.record.seek(row)
-            self.record.write(b"\1")
-        self.record.flush()
-        self.pending, self.recorded = [], time.monotonic()
+def _mark(file: BinaryIO, record: Path, rows: np.ndarray) -> int:
+    """Record rows once they have reached the disk; the number of rows."""
+    file.flush()
+    os.fsync(file.fileno())
+    with open(record, "r+b") as marks:
+        for row in rows.tolist():
+            marks.seek(row)
+            marks.write(b"\1")
+    return len(rows)

@@ -43,9 +43,7 @@ class Setting:
         needs: str = "",
         **by_dataset: object,
     ) -> None:
-        for name, value in dict(locals()).items():
-            if name != "self":
-                object.__setattr__(self, name, value)
+        vars(self).update({name: value for name, value in locals().items() if name != "self"})
 
     def check(self, name: str, value: object) -> None:
         """Raises UserError if the value lies outside the interval, or is a whole number of more than 64 bits."""
@@ -57,16 +55,14 @@ class Setting:
 
 def ends(interval: str) -> tuple[float, float]:
     """The low and the high end of an interval."""
-    low, high = (float(end) for end in interval[1:-1].split(","))
+    low, high = map(float, interval[1:-1].split(","))
     return low, high
 
 
 def inside(value: float, interval: str) -> bool:
     """Whether value lies in an interval written as in mathematics: "(0, 1]", "[1, inf)". NaN lies in none."""
     low, high = ends(interval)
-    above = low <= value if interval[0] == "[" else low < value
-    below = value <= high if interval[-1] == "]" else value < high
-    return above and below
+    return low < value < high or (value == low and interval[0] == "[") or (value == high and interval[-1] == "]")
 
 
 def flag(name: str) -> str:

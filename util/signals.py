@@ -41,8 +41,8 @@ class Stop:
             raise Interrupted(self.asked)
 
     def raise_if_asked_anywhere(self) -> None:
-        if self.asked_anywhere():
-            self.raise_if_asked()
+        self.asked_anywhere()
+        self.raise_if_asked()
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
