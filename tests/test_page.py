@@ -230,7 +230,7 @@ def test_a_gallery_without_the_images_or_the_data_set_has_a_note(results, gone):
 
 def test_a_page_of_many_settings_takes_seconds_and_still_scrolls(results, tmp_path, browser):
     run = next(results.glob("EM_PL_0_*"))
-    for number in range(300):
+    for number in range(200):
         folder = tmp_path / "runs" / str(number)
         folder.mkdir(parents=True)
         about = json.loads((run / "config.json").read_text())
@@ -242,7 +242,7 @@ def test_a_page_of_many_settings_takes_seconds_and_still_scrolls(results, tmp_pa
     report.main([str(tmp_path / "runs"), "--html", str(tmp_path / "page.html")])
     assert time.process_time() - began < 10
     browser.open(tmp_path / "page.html")
-    assert len(shown_rows(browser)) == 150
+    assert len(shown_rows(browser)) == 100
     assert browser.run("return document.querySelector('.scroll').clientHeight") < 900
     type_filter(browser, "lr=17")
     assert len(shown_rows(browser)) == 1 and browser.complaints() == []
@@ -250,18 +250,15 @@ def test_a_page_of_many_settings_takes_seconds_and_still_scrolls(results, tmp_pa
 
 def test_the_trials_of_tune_are_charts_with_the_settings_that_matter(tmp_path, browser):
     arguments = ["-d", "photos", "-g", "cpu", "--data-root", f"{tmp_path}/data", "--results-dir", f"{tmp_path}/results"]
-    tune.main([*arguments, "-l", "EM_PL", "an", "--trials", "7", "--runs", "1", "--linear-epochs", "1"])
+    tune.main([*arguments, "-l", "EM_PL", "--trials", "6", "--runs", "1", "--linear-epochs", "1"])
     report.main([f"{tmp_path}/results", "--html", str(tmp_path / "page.html")])
     browser.open(tmp_path / "page.html")
-    titles = (
-        "return [...document.querySelectorAll('select[data-menu=trials] option')].map(option => option.textContent)"
-    )
-    assert browser.run(titles) == [f"{loss} on photos, 7 of 7 trials finished" for loss in ("EM_PL", "an")]
     charts = "return [...document.querySelectorAll('#trials svg')].map(svg => svg.textContent)"
-    trials, matter, *of_an = browser.run(charts)
-    assert "validation mAP, %" in trials and len(of_an) == 2
+    trials, matter = browser.run(charts)
+    assert "validation mAP, %" in trials
     assert "rank correlation" in matter and "linear_lr" in matter and "calibrate bias" in matter
-    assert "Spearman" in browser.run("return document.querySelector('#trials small').textContent")
+    text = browser.run("return document.querySelector('#trials').textContent")
+    assert "EM_PL on photos, 6 of 6 trials finished" in text and "Spearman" in text
     assert browser.complaints() == []
 
 
