@@ -16,6 +16,7 @@ from preproc.sources import SPLIT_NAMES, Source, clean_name, label_frame, positi
 from util.errors import UserError
 from util.files import read_text, reading
 
+SAMPLE = 2**24  # characters of a table that decide on its delimiter
 IMAGE_COLUMNS = "image filename file_name image_path filepath path file images image_id img".split()
 LABEL_COLUMNS = "label labels class classes category categories tags tag choice choices".split()
 SPLIT_COLUMNS = "split subset set partition".split()
@@ -46,7 +47,7 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
     others = [place for place in range(len(names)) if place not in (image, label, split)]
     others = [place for place in others if names[place] or (_text(frame[place]) != "").any()]
     marks = MARKS | ({"0": 0, "-0": 0, "-1": -1} if absent else {})
-    if label is not None and others and all(_wrong_mark(frame[place], marks) is None for place in (label, *others)):
+    if label is not None and others and all(_are_marks(frame[place], marks) for place in (label, *others)):
         label, others = None, sorted([label, *others])  # the name of a class, among others
     if label is not None and others:
         print(f"{path}: labels are read from {names[label]!r}; not read: {', '.join(repr(names[i]) for i in others)}")
@@ -93,7 +94,9 @@ def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFra
 
 def _find_delimiter(path: Path, text: str) -> str:
     """The delimiter that gives the header at least two fields, and the first rows as many."""
-    rows = {mark: list(islice(filter(None, csv.reader(StringIO(text), delimiter=mark)), 20)) for mark in ",;\t|"}
+    rows = {
+        mark: list(islice(filter(None, csv.reader(StringIO(text[:SAMPLE]), delimiter=mark)), 20)) for mark in ",;\t|"
+    }
     fits = [mark for mark, found in rows.items() if len(found[0]) > 1]
     fits = [mark for mark in fits if len(set(map(len, rows[mark]))) == 1] or fits
     if "\t" in fits and path.suffix.lower() == ".tsv":
@@ -131,24 +134,26 @@ def _mark(text: object, marks: dict[str, int]) -> int | None:
         return marks.get(text)
 
 
-def _wrong_mark(column: pd.Series, marks: dict[str, int]) -> object:
-    return next((value for value in column.unique() if _mark(value, marks) is None), None)
+def _are_marks(column: pd.Series, marks: dict[str, int]) -> bool:
+    return all(_mark(value, marks) is not None for value in column.unique())
 
 
 def _read_marks(path: Path, frame: pd.DataFrame, images: np.ndarray, marks: dict[str, int]) -> Source:
     """The source of a column of marks for each class."""
     labels, seen = np.zeros(frame.shape, dtype=np.int8), set()
     for place, (name, column) in enumerate(frame.items()):
-        if (wrong := _wrong_mark(column, marks)) is not None:
+        column = column.astype("category")
+        values = {value: _mark(value, marks) for value in column.cat.categories}
+        if wrong := [value for value, mark in values.items() if mark is None]:
             raise UserError(
-                f"{path}: {str(wrong)!r} in the column {name!r} of {images[np.flatnonzero(column == wrong)[0]]!r} is "
+                f"{path}: {str(wrong[0])!r} in the column {name!r} of {images[column == wrong[0]][0]!r} is "
                 "none of 1, 0, -1, True, False and empty; leave the column out if it is no class; a column of names "
                 "has the header `label`"
             )
         if not name:
             raise UserError(f"{path}: the column after {frame.columns[place - 1]!r} has values and no name")
-        labels[:, place] = column.map({value: _mark(value, marks) for value in column.unique()})
-        seen |= {str(value).strip().removesuffix(".0") for value in column.unique()}
+        labels[:, place] = np.array(list(values.values()), dtype=np.int8)[column.cat.codes]
+        seen |= {str(value).strip().removesuffix(".0") for value in values}
     if "-1" in seen and "0" not in seen and marks["-1"] == 0:
         print(f"note: {path} has 1 and -1 and no 0; -1 is read as unknown. If it means absent, give --absent -1")
     return Source(label_frame(labels, images, frame.columns), path.parent)
