@@ -102,7 +102,6 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def positive(text: str) -> float:
-    """An argument in (0, inf)."""
     if not inside(float(text), "(0, inf)"):
         raise argparse.ArgumentTypeError(f"expected a number in (0, inf), not {text}")
     return float(text)
@@ -142,8 +141,10 @@ def over_thresholds(figures: dict[tuple, pd.DataFrame], threshold: float | None)
     """For every way of scoring: the figures at the threshold that is set, and at the one with the best F1."""
     rows = []
     for way, every in figures.items():
-        every = every[every["class"] == ""].set_index("threshold")
-        whole, unobserved = (every[every["entries"] == name] for name in label_quality.ENTRIES)
+        whole, unobserved = (
+            every.query("`class` == '' and entries == @entries").set_index("threshold")
+            for entries in label_quality.ENTRIES
+        )
         if "f1" in every:
             columns = whole[["positives_per_image", *FIGURES]].join(unobserved[FIGURES].add_suffix("*"))
             best = {"best F1": columns["f1"], "best F1*": columns["f1*"]}
@@ -151,8 +152,9 @@ def over_thresholds(figures: dict[tuple, pd.DataFrame], threshold: float | None)
             columns = whole[["positives_per_image", *ESTIMATES]]
             best = {"best F1 (estimate)": 2 / (1 / columns[ESTIMATES]).sum(axis=1, skipna=False)}
         places = {} if threshold is None else {"set": threshold}
-        for title, at in (places | {name: values.fillna(0).idxmax() for name, values in best.items()}).items():
-            rows.append({"scores": in_words(*way), "": title, "threshold": at} | columns.loc[at].to_dict())
+        places |= {name: values.fillna(0).idxmax() for name, values in best.items()}
+        first = {"scores": in_words(*way)}
+        rows += [first | {"": title, "threshold": at} | columns.loc[at].to_dict() for title, at in places.items()]
     return as_text(pd.DataFrame(rows), ["", "", "g", *[".3f"] * (len(rows[0]) - 3)])
 
 

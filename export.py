@@ -14,7 +14,6 @@ import os
 import re
 import shutil
 import tempfile
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -22,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 import models
-from util.errors import OneLineParser, UserError, describe_error, printable, run_script
-from util.files import atomic, check_outputs
+from util.errors import OneLineParser, UserError, describe_error, printable, quiet, run_script
+from util.files import atomic, check_outputs, write_text
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
 TOLERANCE = 1e-4  # by which the probabilities of onnxruntime may differ from PyTorch's
@@ -47,28 +46,19 @@ def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
     try:
         *_, onnxruntime, _ = map(importlib.import_module, NEEDED)
     except Exception as error:  # absent, or installed for a different platform or NumPy
-        needed = ", ".join(NEEDED)
-        hint = "pip install -r requirements-export.txt"
+        needed, hint = ", ".join(NEEDED), "pip install -r requirements-export.txt"
         raise UserError(f"--onnx needs {needed}, of which one fails: {describe_error(error)}; {hint}") from None
-    network = FromPixels(model.network).eval()
-    shape, random = (model.image_size, model.image_size, 3), np.random.RandomState(0)
-    example, pixels = (random.randint(0, 256, (count, *shape), dtype=np.uint8) for count in (2, 3))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter about its own future
-        try:
-            program = torch.onnx.export(
-                network,
-                (torch.from_numpy(example),),
-                dynamo=True,
-                verbose=False,
-                input_names=["pixels"],
-                output_names=["probabilities"],
-                dynamic_shapes=({0: torch.export.Dim("batch")},),
-            )
-        except torch.onnx.OnnxExporterError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(f"{model.metadata.model} cannot be exported to ONNX ({reason})") from None
-    metadata = {"classes": model.classes, "thresholds": model.thresholds.tolist(), "image_size": model.image_size}
+    network, size, random = FromPixels(model.network).eval(), model.image_size, np.random.RandomState(0)
+    example, pixels = (random.randint(0, 256, (count, size, size, 3), dtype=np.uint8) for count in (2, 3))
+    options = dict(input_names=["pixels"], output_names=["probabilities"], dynamo=True, verbose=False)
+    options["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
+    try:
+        with quiet():  # the exporter warns about its own future
+            program = torch.onnx.export(network, (torch.from_numpy(example),), **options)
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"{model.metadata.model} cannot be exported to ONNX ({reason})") from None
+    metadata = {"classes": model.classes, "thresholds": model.thresholds.tolist(), "image_size": size}
     program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     program.model.metadata_props["resize"] = RESIZE
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -81,10 +71,10 @@ def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
         difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
         if not difference <= TOLERANCE:
             raise UserError(f"the ONNX model differs from PyTorch by {difference:.1e}, more than {TOLERANCE}")
-        files = sorted(os.listdir(folder), reverse=True)  # the weights first
-        for name in files:
+        files = sorted(os.listdir(folder))
+        for name in reversed(files):  # the weights first
             os.replace(Path(folder, name), path.parent / name)
-    return [path.parent / name for name in reversed(files)], difference
+    return [path.parent / name for name in files], difference
 
 
 def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) -> str | None:
@@ -95,8 +85,7 @@ def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) ->
             shutil.copyfile(run / name, temporary)
     if architecture := timm_name(model):
         write_timm_config(model, architecture, folder / "config.json")
-    with atomic(folder / "README.md") as temporary:
-        temporary.write_text(card(model, architecture, license))
+    write_text(folder / "README.md", card(model, architecture, license))
     return architecture
 
 
@@ -166,9 +155,7 @@ network = timm.create_model("local-dir:DIR", pretrained=True)  # normalised pixe
 def card(model: models.Predictor, architecture: str | None, license: str) -> str:
     """The model card: how to use the model, what it was trained on and how, and its metrics."""
     metadata, result = model.metadata, model.metadata.result
-    images = [
-        f"{result[key]:,} {name}" for name in ("train", "validation", "test") if (key := f"{name}_images") in result
-    ]
+    counts = {name: result.get(f"{name}_images") for name in ("train", "validation", "test")}
     scores = {name.removeprefix("test_"): value for name, value in result.items() if name.startswith("test_")}
     rows = [
         f"| {name} | {value:.{2 if 'mAP' in name else 4}f} |"
@@ -176,21 +163,17 @@ def card(model: models.Predictor, architecture: str | None, license: str) -> str
         if isinstance(value, float)
     ]
     chosen = f"Test images; mAP in percent, the rest as fractions. Epoch chosen by {result.get('chosen_by')}."
-    none = "There were no test images with full labels."
     return CARD.format(
         license=license if re.fullmatch(r"[a-z0-9.-]+", license) else json.dumps(license),  # a string of YAML too
         library="library_name: timm\n" if architecture else "",
         timm=TIMM_USE if architecture else "",
-        model=text(metadata.model),
-        dataset=text(metadata.dataset),
-        method=text(metadata.method),
-        paper=text(metadata.paper),
+        **{name: text(getattr(metadata, name)) for name in ("model", "dataset", "method", "paper")},
         num_labels=len(model.classes),
         size=model.image_size,
         thresholds=text(result.get("thresholds_chosen_by", "nothing")),
-        images=", ".join(images),
+        images=", ".join(f"{count:,} {name}" for name, count in counts.items() if count is not None),
         classes=", ".join(map(text, model.classes)),
-        metrics="\n".join([chosen, "", "| | |", "|---|---|", *rows]) if rows else none,
+        metrics="\n".join([chosen, "", "| | |", "|---|---|", *rows]) if rows else "There were no labelled test images.",
     )
 
 
@@ -209,20 +192,19 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if not options.onnx and not options.hub:
         parser.error("give --onnx FILE, --hub DIR, or both")
-    if options.hub is not None and not options.license:
+    if options.hub and not options.license:
         parser.error("--hub needs the model's licence for its card: --license NAME, such as mit or apache-2.0")
-    check_outputs(
-        {"--onnx": options.onnx, "--onnx's weights": options.onnx and f"{options.onnx}.data"}, options.overwrite
-    )
-    if options.hub is not None:
-        hub = Path(options.hub)
+    onnx, hub = options.onnx, Path(options.hub or "")
+    outputs = {"--onnx": onnx, "--onnx's weights": onnx and f"{onnx}.data"}
+    if options.hub:
         if (hub / "test.json").exists() or hub.resolve() == Path(options.run).resolve():
             parser.error(f"--hub {hub} is the folder of a run; name a new folder")
         names = ("README.md", "config.json", "model.json", "model.safetensors")
-        check_outputs({f"--hub's {name}": str(hub / name) for name in names}, options.overwrite)
+        outputs |= {f"--hub's {name}": hub / name for name in names}
+    check_outputs(outputs, options.overwrite)
     model = models.load(options.run, "cpu")
-    if options.onnx:
-        files, difference = write_onnx(model, Path(options.onnx))
+    if onnx:
+        files, difference = write_onnx(model, Path(onnx))
         print(f"{' and '.join(map(str, files))}: probabilities within {difference:.1e} of PyTorch's")
     if options.hub:
         architecture = write_hub(model, Path(options.run), hub, options.license)

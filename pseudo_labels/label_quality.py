@@ -67,19 +67,17 @@ def table(quality: dict[str, float | None]) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """Entries of each class: column 0 counts all of them, column t + 1 those that score above thresholds[t].
+    """Numbers of entries of each class, (L, T + 1): column 0 counts all, column t + 1 those that score above
+    thresholds[t].
 
     thresholds  (T,) float, ascending
-    entries     {"all", "unobserved"}: (L, T + 1)
-    true        {"all", "unobserved"}: (L, T + 1) true labels; None if the full labels are not known
-    observed    (L, T + 1) observed positives
+    entries     by kind: "all", "unobserved", "observed" (positives); "all true" and "unobserved true" if the full
+                labels are known
     images      N
     """
 
     thresholds: np.ndarray
     entries: dict[str, np.ndarray]
-    true: dict[str, np.ndarray] | None
-    observed: np.ndarray
     images: int
 
 
@@ -91,19 +89,17 @@ def count(
     thresholds  further ones, beside THRESHOLDS
     """
     grid = np.unique([*THRESHOLDS, *thresholds])
-    rows: dict[str, list[np.ndarray]] = {}
-    for label, column in enumerate(scores.T):
-        below = np.searchsorted(grid.astype(scores.dtype), column)  # (N,) how many thresholds are below the score
-        unknown = observed[:, label] == 0
-        masks = {"all": np.ones_like(unknown), "unobserved": unknown, "observed": observed[:, label] == 1}
-        if true is not None:
-            masks |= {"all true": true[:, label] == 1, "unobserved true": (true[:, label] == 1) & unknown}
-        for name, mask in masks.items():
-            number = np.bincount(below[mask], minlength=len(grid) + 1)
-            rows.setdefault(name, []).append(number[::-1].cumsum()[::-1])
-    found = {name: np.stack(values) for name, values in rows.items()}
-    right = None if true is None else {name: found[f"{name} true"] for name in ENTRIES}
-    return Counts(grid, {name: found[name] for name in ENTRIES}, right, found["observed"], len(scores))
+    below = np.searchsorted(grid.astype(scores.dtype), scores)  # (N, L) how many thresholds are below the score
+    masks = {"all": np.ones(observed.shape, bool), "unobserved": observed == 0, "observed": observed == 1}
+    if true is not None:
+        masks |= {f"{name} true": masks[name] & (true == 1) for name in ENTRIES}
+
+    def above(mask: np.ndarray) -> np.ndarray:
+        columns = zip(below.T, mask.T, strict=True)
+        numbers = np.stack([np.bincount(column[chosen], minlength=len(grid) + 1) for column, chosen in columns])
+        return numbers[:, ::-1].cumsum(axis=1)[:, ::-1]
+
+    return Counts(grid, {name: above(mask) for name, mask in masks.items()}, len(scores))
 
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -116,15 +112,13 @@ def curve(counts: Counts, entries: str, label: int | None = None) -> dict[str, n
 
     entries  one of ENTRIES
     """
-    chosen = slice(None) if label is None else [label]
-    above = counts.entries[entries][chosen].sum(axis=0)[1:]
+    sums = {name: part.sum(axis=0) if label is None else part[label] for name, part in counts.entries.items()}
+    above, right = sums[entries][1:], sums.get(f"{entries} true")
     figures = {"positives_per_image": above / counts.images}
-    if counts.true is None:
+    if right is None:
         return figures
-    true = counts.true[entries][chosen].sum(axis=0)
-    right, true = true[1:], true[0]
-    shares = {"precision": (right, above), "recall": (right, true), "f1": (2 * right, above + true)}
-    return {name: _share(*share) for name, share in shares.items()} | figures
+    shares = {"precision": above, "recall": np.full_like(above, right[0]), "f1": (above + right[0]) / 2}
+    return {name: _share(right[1:], whole) for name, whole in shares.items()} | figures
 
 
 def estimate(counts: Counts, positives_per_image: float) -> dict[str, np.ndarray]:
@@ -132,9 +126,9 @@ def estimate(counts: Counts, positives_per_image: float) -> dict[str, np.ndarray
 
     positives_per_image  mean number of true labels of an image; with 1 the precision is a lower bound
     """
-    observed, above = counts.observed.sum(axis=0), counts.entries["all"].sum(axis=0)[1:]
+    observed, above = (counts.entries[name].sum(axis=0) for name in ("observed", "all"))
     found = _share(observed[1:], observed[0])
-    precision = np.minimum(_share(found * positives_per_image * counts.images, above), 1.0)
+    precision = np.minimum(_share(found * positives_per_image * counts.images, above[1:]), 1.0)
     return {"observed_found": found, "estimated_precision": precision}
 
 
@@ -147,9 +141,9 @@ def as_json(counts: Counts, classes: Sequence[str], threshold: float | None, pos
         result[entries] = {name: _plain(values) for name, values in curve(counts, entries).items()}
     result["estimate"] = {name: _plain(values) for name, values in estimate(counts, positives_per_image).items()}
     if threshold is not None:
-        at = int(np.flatnonzero(counts.thresholds == threshold)[0])
+        at = counts.thresholds.tolist().index(threshold)
         result["classes"] = [
-            {"class": name, "observed": int(counts.observed[label, 0])}
+            {"class": name, "observed": int(counts.entries["observed"][label, 0])}
             | {name: _plain(values)[at] for name, values in curve(counts, "all", label).items()}
             for label, name in enumerate(classes)
         ]

@@ -224,7 +224,7 @@ def test_a_labelled_data_set_needs_its_test_images_alone_and_takes_the_threshold
         (["a.jpg", "--evaluate", "toy"], "name photographs or folders of them"),
         (["none.jpg"], "none.jpg not found; name photographs"),
         (["{empty}"], "holds no images"),
-        (["{empty}", "--threshold", "half"], "a number in [0, 1] or per-class, not 'half'"),
+        (["{empty}", "--threshold", "half"], "invalid threshold value: 'half'"),
         (["{empty}", "--threshold", "2"], "a number in [0, 1] or per-class"),
         (["{empty}", "--top", "0"], "must be at least 1"),
         (["--evaluate", "none"], "unknown data set 'none'"),
