@@ -1,7 +1,12 @@
 """Every benchmark runs at toy size and prints its tables."""
 
+import runpy
+import sys
+import warnings
+
 import pytest
-from conftest import command
+import torch
+from conftest import REPOSITORY
 
 SMALL = "--official 20 --image-size 32 --no-pretrained -m timm:test_resnet -g cpu"
 TOY = f"{SMALL} --test 10"
@@ -35,7 +40,7 @@ TOY = f"{SMALL} --test 10"
             f"{SMALL.replace('--official 20 ', '')} --batches 2 4",
             ["| 2 |", "| 4 |", "--cuda-graph | --compile |"],
         ),
-        ("scale", "--sizes 200x5 100x12", ["| 200 x 5 |", "| 100 x 12 |", "peak, GiB"]),
+        ("scale", "--sizes 200x5", ["| 200 x 5 |", "peak, GiB"]),
         pytest.param(
             "teacher",
             "--teacher ViT-B-32-quickgelu --images 2 -g cpu",
@@ -52,8 +57,15 @@ TOY = f"{SMALL} --test 10"
         ("preproc", "--share 0.001", ["COCO's two instance files", "CUB's table", "single positives of 82 x 80"]),
     ],
 )
-def test_a_benchmark_prints_its_tables(script, arguments, rows):
-    repeats = () if script == "scale" else ("--repeats", "1")
-    done = command(f"benchmarks/{script}.py", *repeats, *arguments.split())
-    assert done.returncode == 0, done.stderr
-    assert all(row in done.stdout for row in rows), done.stdout
+def test_a_benchmark_prints_its_tables(script, arguments, rows, monkeypatch, capsys):
+    """In this process, which has imported most of what a benchmark imports."""
+    repeats = [] if script == "scale" else ["--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{script}.py", *repeats, *arguments.split()])
+    monkeypatch.setattr(sys, "path", ["benchmarks", *sys.path])  # a script replaces the first entry
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)  # which a script replaces, too
+    monkeypatch.chdir(REPOSITORY)
+    threads = torch.get_num_threads()
+    runpy.run_path(f"benchmarks/{script}.py", run_name="__main__")
+    torch.set_num_threads(threads)
+    out = capsys.readouterr().out
+    assert all(row in out for row in rows), out

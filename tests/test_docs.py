@@ -137,10 +137,17 @@ def test_the_examples_of_every_extension_train_together(tmp_path):
             name = "+".join(label for label, present in zip(COLOURS, labels[row], strict=True) if present)
             image = tmp_path / f"toy/toy/images/{split}/{row:03d}.png"
             image.rename(tmp_path / f"data/colours/images/{split}/{name}_{row:03d}.png")
-    for command in ("preproc/format_colours.py", "preproc/generate_observed_labels.py --dataset colours"):
-        assert script(tmp_path, *command.split()).returncode == 0, command
-    options = "-d colours -l soft_target -m small_cnn --teacher colour:rgb --grayscale 0.5 --epochs 2 -g cpu"
-    done = script(tmp_path, "main.py", *options.split())
+    commands = (
+        "preproc/format_colours.py",
+        "preproc/generate_observed_labels.py --dataset colours",
+        "main.py -d colours -l soft_target -m small_cnn --teacher colour:rgb --grayscale 0.5 --epochs 2 -g cpu",
+    )
+    one_process = f"""import runpy, sys
+for line in {commands}:
+    sys.argv = line.split()
+    runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+    done = script(tmp_path, "-c", one_process)
     assert done.returncode == 0 and "test mAP" in done.stdout and "grayscale=0.5" in done.stdout, done.stderr
 
 
