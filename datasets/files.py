@@ -20,7 +20,6 @@ import msgspec
 import numpy as np
 
 from datasets.commands import format_command, observe_command
-from datasets.consistency import check
 from util import files
 from util.errors import UserError
 from util.files import read_array, read_json, write_array, write_json
@@ -131,9 +130,8 @@ def write_own(
 ) -> None:
     """Write {split: (images, full labels or None, observed labels or None)} as the whole data set.
 
-    Raises UserError if they do not fit together. An image root inside the folder is stored relative to it.
+    An image root inside the folder is stored relative to it.
     """
-    check(splits, names, prompt_names)
     folder, root = Path(folder), Path(image_root).resolve()
     description_path(folder).unlink(missing_ok=True)
     for split in EVERY:

@@ -12,9 +12,8 @@ from xml.etree import ElementTree
 import msgspec
 import yaml
 
-from datasets.consistency import duplicate
 from datasets.walk import describe_left_out, find_images, is_hidden
-from preproc.sources import SPLIT_NAMES, Source, clean_name, positives
+from preproc.sources import SPLIT_NAMES, Source, clean_name, duplicate, positives
 from util.errors import UserError
 from util.files import read_text, reading
 

@@ -10,13 +10,42 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+import numpy as np
+
 import datasets
-from datasets import consistency, files
+from datasets import files
 from datasets.pixels import accept_truncated
 from preproc.common import check_images, report_bad
+from preproc.sources import duplicate
 from util.errors import OneLineParser, UserError, run_script
 
+ROWS = 4096  # checked at a time: a check of the whole matrix would take several times its memory
 SHOWN_AS = {"train": "train", files.VALIDATION: "validation", "val": "test"}
+
+
+def check_arrays(
+    splits: dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]], names: list[str], prompt_names: list[str]
+) -> None:
+    """Raises UserError if {split: (images, full labels, observed labels)} and the class names do not fit together."""
+    if (twice := duplicate(name for images, _, _ in splits.values() for name in images.tolist())) is not None:
+        raise UserError(f"the image {twice!r} is listed twice, in one split or in two")
+    if (twice := duplicate(names)) is not None or len(prompt_names) != len(names):
+        raise UserError(
+            f"the classes must have different names and as many prompt names, not {len(names)} names with "
+            + (f"{len(prompt_names)} prompt names" if twice is None else f"{twice!r} twice")
+        )
+    for split, (images, true, observed) in splits.items():
+        for kind, labels, lowest in (("full", true, 0), ("observed", observed, -1)):
+            if labels is not None and labels.shape != (len(images), len(names)):
+                raise UserError(
+                    f"the {kind} labels of {split} have the shape {labels.shape}, but there are {len(images)} images "
+                    f"and {len(names)} classes"
+                )
+            if labels is not None and labels.size and not lowest <= labels.min() <= labels.max() <= 1:
+                raise UserError(f"the {kind} labels of {split} must be whole numbers from {lowest} to 1")
+        for row in range(0, len(images) if true is not None else 0, ROWS):
+            if (observed[row : row + ROWS] * (2 * true[row : row + ROWS] - 1) < 0).any():
+                raise UserError(f"the observed labels of {split} contradict its full labels; draw them again")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -34,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
         files.read_all(folder),
         files.read_classes(folder),
     )
-    consistency.check(splits, classes.names, classes.prompt_names)
+    check_arrays(splits, classes.names, classes.prompt_names)
     paths = {split: [str(root / name) for name in images.tolist()] for split, (images, _, _) in splits.items()}
     if not any(Path(path).exists() for found in paths.values() for path in found):
         raise UserError(

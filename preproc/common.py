@@ -36,9 +36,9 @@ def first_folder(load_path: Path, below: Sequence[str], holds: str) -> Path:
 
 
 def format_published(
-    docstring: str, name: str, load_help: str, read: Callable[[Path], tuple], argv: list[str] | None
+    docstring: str, name: str, load_help: str, read: Callable[[Path], tuple], argv: list[str] | None = None
 ) -> None:
-    """Format a published data set, and print its counts beside the expected ones, and the next command.
+    """The main function of a script that formats a published data set; it prints counts beside the expected ones.
 
     read(folder)  returns {split: (images, (N, L) labels in {0, 1})}, names, prompt names and the image root
     """

@@ -7,6 +7,7 @@ positives (Cole et al. 2021).
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -36,9 +37,7 @@ def read(folder: Path) -> tuple:
     return {"train": train, "val": val}, names, names, folder
 
 
-def main(argv: list[str] | None = None) -> None:
-    format_published(__doc__, "coco", "folder that holds annotations/, train2014/ and val2014/", read, argv)
-
+main = partial(format_published, __doc__, "coco", "folder that holds annotations/, train2014/ and val2014/", read)
 
 if __name__ == "__main__":
     run_script(main)

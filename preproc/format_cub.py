@@ -6,6 +6,7 @@ The labels are the 312 attributes, of which about 31 are present in an image (Co
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -57,9 +58,7 @@ def read(load_path: Path) -> tuple:
     return splits, names, [prompt_name(name) for name in names], folder / "images"
 
 
-def main(argv: list[str] | None = None) -> None:
-    format_published(__doc__, "cub", "folder that holds CUB_200_2011/", read, argv)
-
+main = partial(format_published, __doc__, "cub", "folder that holds CUB_200_2011/", read)
 
 if __name__ == "__main__":
     run_script(main)

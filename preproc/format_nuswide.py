@@ -7,6 +7,7 @@ The images are Flickr.zip of the NUS-WIDE site, on request, extracted to LOAD_PA
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -37,9 +38,7 @@ def read(folder: Path) -> tuple:
     return splits, CLASSES, CLASSES, root
 
 
-def main(argv: list[str] | None = None) -> None:
-    format_published(__doc__, "nuswide", "folder that holds the downloaded arrays and Flickr/", read, argv)
-
+main = partial(format_published, __doc__, "nuswide", "folder that holds the downloaded arrays and Flickr/", read)
 
 if __name__ == "__main__":
     run_script(main)

@@ -24,12 +24,11 @@ import pandas as pd
 
 from datasets import DATASETS, files
 from datasets.commands import observe_command
-from datasets.consistency import duplicate
 from datasets.pixels import accept_truncated
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
 from preproc.common import check_images, report_bad, whole_number
-from preproc.sources import Source, clean_name, locate, merge
+from preproc.sources import Source, clean_name, duplicate, locate, merge
 from preproc.tables import read_table
 from util.errors import OneLineParser, UserError, run_script
 from util.files import read_text

@@ -6,6 +6,7 @@ A label is positive if its mark in {class}_{split}.txt is 1; 0 ("difficult") cou
 """
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -39,9 +40,7 @@ def read(load_path: Path) -> tuple:
     return {split: read_split(folder, split) for split in ("train", "val")}, CLASSES, CLASSES, folder / "JPEGImages"
 
 
-def main(argv: list[str] | None = None) -> None:
-    format_published(__doc__, "pascal", "folder that holds VOCdevkit/VOC2012", read, argv)
-
+main = partial(format_published, __doc__, "pascal", "folder that holds VOCdevkit/VOC2012", read)
 
 if __name__ == "__main__":
     run_script(main)

@@ -5,7 +5,7 @@ import json
 import os
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +41,12 @@ class Source:
     def rows(self, index: np.ndarray) -> "Source":
         """The source of some rows: their numbers, or (N,) bool."""
         return replace(self, labels=self.labels.iloc[index], duplicates=0)
+
+
+def duplicate(names: Iterable[str]) -> str | None:
+    """The first name that is listed twice."""
+    seen: set[str] = set()
+    return next((name for name in names if name in seen or seen.add(name)), None)
 
 
 def label_frame(labels: np.ndarray, images: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:

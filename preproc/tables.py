@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from datasets.consistency import duplicate
 from datasets.walk import image_endings
-from preproc.sources import SPLIT_NAMES, Source, clean_name, label_frame, positives
+from preproc.sources import SPLIT_NAMES, Source, clean_name, duplicate, label_frame, positives
 from util.errors import UserError
 from util.files import read_text, reading
 
@@ -20,7 +19,7 @@ SAMPLE = 2**24  # characters of a table that decide on its delimiter
 IMAGE_COLUMNS = "image filename file_name image_path filepath path file images image_id img".split()
 LABEL_COLUMNS = "label labels class classes category categories tags tag choice choices".split()
 SPLIT_COLUMNS = "split subset set partition".split()
-INDEX_COLUMNS = ("", "id", "index", "unnamed: 0", *LABEL_COLUMNS, *SPLIT_COLUMNS)  # a first column that is no image
+INDEX_COLUMNS = ("", "id", "index", "unnamed: 0", *SPLIT_COLUMNS)  # a first column that is no image
 NO_LABEL = ("nan", "NaN", "None", "<NA>", "null", "NULL")  # what programs write for a missing value
 MARKS = {"1": 1, "true": 1, "yes": 1, "0": -1, "-0": -1, "false": -1, "no": -1}
 MARKS |= dict.fromkeys(("-1", "", "nan", "none", "<na>", "na", "null"), 0)
@@ -34,7 +33,7 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
     names, frame = open_table(path, delimiter)
     lower = [name.lower() for name in names]
     image, label, split = (_first(lower, known) for known in (IMAGE_COLUMNS, LABEL_COLUMNS, SPLIT_COLUMNS))
-    if image is None or not (lower[0] in INDEX_COLUMNS or lower[0].endswith("_id")):
+    if image is None or not (label is not None or lower[0] in INDEX_COLUMNS or lower[0].endswith("_id")):
         image = 0
     nameless = _text(frame[image]) == ""
     for row in frame[nameless].itertuples(index=False):

@@ -84,38 +84,6 @@ def test_known_labels_may_be_drawn_again_without_writing(toy):
         load(toy, draw=3)
 
 
-ARRAYS = dict(images=["a", "b"], true=np.eye(2, dtype=np.int8), observed=np.eye(2, dtype=np.int8))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"images": ["a", "a"]}, "'a' is listed twice"),
-        ({"true": np.zeros((2, 3))}, "have the shape (2, 3), but there are 2 images and 2 classes"),
-        ({"true": np.full((2, 2), 0.5)}, "must be whole numbers from 0 to 1"),
-        ({"observed": np.full((2, 2), 2)}, "must be whole numbers from -1 to 1"),
-        ({"observed": -np.eye(2)}, "contradict its full labels"),
-        ({"observed": np.ones((2, 2))}, "contradict its full labels"),
-    ],
-)
-def test_arrays_that_do_not_fit_together_are_refused_when_they_are_written(tmp_path, change, message):
-    with pytest.raises(UserError, match=re.escape(message)):
-        files.write_own(tmp_path, {"train": tuple((ARRAYS | change).values())}, "xy", "xy", tmp_path)
-    assert not list(tmp_path.iterdir())
-
-
-def test_an_image_in_two_splits_and_class_names_that_do_not_fit_are_refused(tmp_path):
-    split = tuple(ARRAYS.values())
-    for splits, names, message in (
-        ({"train": split, "val": split}, ["x", "y"], "'a' is listed twice, in one split or in two"),
-        ({"train": split}, ["x", "x"], "not 2 names with 'x' twice"),
-        ({"train": split}, ["x", "y", "z"], "2 images and 3 classes"),
-        ({"val": split}, ["x", "y"], "no training images"),
-    ):
-        with pytest.raises(UserError, match=message):
-            files.write_own(tmp_path, splits, names, names, tmp_path)
-
-
 @pytest.mark.parametrize(
     "name, command",
     [

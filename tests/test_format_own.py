@@ -292,7 +292,7 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
     ),
     "index": ({"l.csv": ",image,label\n0,a.jpg,cat\n1,b.jpg,dog\n"}, "--labels l.csv", TWO, ""),
     "boxes": (
-        {"l.csv": "filename,width,class,xmin\na.jpg,8,cat,1\nb.jpg,8,dog,2\n"},
+        {"l.csv": "width,filename,class,xmin\n8,a.jpg,cat,1\n8,b.jpg,dog,2\n"},
         "--labels l.csv",
         TWO,
         "not read: 'width', 'xmin'",

@@ -119,10 +119,10 @@ def test_cub_ignores_extra_columns(extra, tmp_path):
     assert files.read_classes(tmp_path).prompt_names == ["curved (up or down) bill shape", "small (5 - 9 in) size"]
 
 
-def write_nuswide(root, labels=81):
+def write_nuswide(root):
     for split, count in (("train", 3), ("val", 2)):
         np.save(root / f"formatted_{split}_images.npy", np.array([f"{split}/{i}.jpg" for i in range(count)]))
-        np.save(root / f"formatted_{split}_labels.npy", np.eye(count, labels))  # float64, as published
+        np.save(root / f"formatted_{split}_labels.npy", np.eye(count, 81))  # float64, as published
 
 
 def test_nuswide_arrays_are_checked_and_described(tmp_path, capsys):
@@ -131,13 +131,6 @@ def test_nuswide_arrays_are_checked_and_described(tmp_path, capsys):
     assert files.read_split(tmp_path, "train")[1].dtype == np.int8
     assert files.read_classes(tmp_path).names[-1] == "zebra"
     assert "Flickr.zip" in capsys.readouterr().out
-
-
-def test_nuswide_arrays_of_a_wrong_shape_are_reported(tmp_path, fails):
-    write_nuswide(tmp_path, labels=80)
-    assert "have the shape (3, 80), but there are 3 images and 81 classes" in fails(
-        format_nuswide.main, ["--load-path", str(tmp_path), "--save-path", str(tmp_path)]
-    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -190,8 +183,25 @@ def test_check_reports_in_one_line_that_a_data_set_of_features_has_no_pixels(tmp
     assert "photos has no pixels to check: none of its images is below" in line and "--image-root DIR" in line
 
 
-def test_check_reports_arrays_that_do_not_fit_together(toy, fails):
-    path = files.array_path(toy, "train", "labels_obs")
-    np.save(path, -np.load(path))
+@pytest.mark.parametrize(
+    "part, change, message",
+    [
+        ("images", lambda a: a[[0, *range(29)]], "is listed twice, in one split or in two"),
+        ("labels", lambda a: a[:, :2], "have the shape (30, 2), but there are 30 images and 3 classes"),
+        ("labels", lambda a: 2 * a, "must be whole numbers from 0 to 1"),
+        ("labels_obs", lambda a: 2 * a, "must be whole numbers from -1 to 1"),
+        ("labels_obs", lambda a: -a, "contradict its full labels"),
+    ],
+)
+def test_check_reports_arrays_that_do_not_fit_together(toy, fails, part, change, message):
+    path = files.array_path(toy, "train", part)
+    np.save(path, change(np.load(path)))
+    assert message in fails(check.main, ["--dataset", "toy", "--data-root", str(toy.parent)])
+
+
+@pytest.mark.parametrize("field", ["classes", "prompt_names"])
+def test_check_reports_class_names_that_do_not_fit(toy, fails, field):
+    path = files.description_path(toy)
+    path.write_text(json.dumps(json.loads(path.read_text()) | {field: ["red", "red"]}))
     line = fails(check.main, ["--dataset", "toy", "--data-root", str(toy.parent)])
-    assert "the observed labels of train contradict its full labels" in line
+    assert "the classes must have different names and as many prompt names" in line
