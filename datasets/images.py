@@ -28,7 +28,7 @@ MOVED = 1024  # images moved to the GPU at a time
 PLACES = ("gpu", "disk", "none")  # from the fastest to the slowest
 RESERVE = 16e9  # bytes of a GPU's free memory that images leave to the training: ViT-L at batch 6 needs as much
 AHEAD = 3  # batches prepared before they are asked for
-SHOWN = 10  # bad images that an error lists
+SHOWN = 10  # bad images that are listed on the terminal
 QUIET = 1e9  # bytes of decoded images that are written without comparing rates
 TRAINED = {"cpu": 50.0, "mps": 300.0, "cuda": 1500.0}  # images/s that ResNet-50 trains at 448 px: estimates
 
@@ -52,16 +52,20 @@ def ahead(make: Callable, items: Iterable, workers: int, depth: int) -> Iterator
                 future.cancel()
 
 
-def bad_images(paths: list[str], workers: int) -> UserError:
-    """The error that lists the first images that cannot be read, and the file that lists all."""
-    found = zip(paths, ahead(image_problem, paths, workers, AHEAD * DECODED), strict=True)
-    lines = [f"{path} ({problem})" for path, problem in found if problem]
+def find_bad_images(paths: Iterable[str], workers: int) -> Iterator[tuple[int, str]]:
+    """(row, what is wrong with it) for each image that cannot be decoded."""
+    problems = ahead(image_problem, paths, workers, AHEAD * DECODED)
+    return ((row, problem) for row, problem in enumerate(problems) if problem)
+
+
+def describe_bad_images(bad: dict[str, str], separator: str) -> str:
+    """The first bad images, {name: what is wrong}, and the file that lists all if there are more."""
+    lines = [f"{name} ({problem})" for name, problem in bad.items()]
+    if len(lines) <= SHOWN:
+        return separator.join(lines)
     with tempfile.NamedTemporaryFile("w", prefix="bad_images_", suffix=".txt", delete=False, errors="replace") as file:
         file.write("\n".join(lines) + "\n")
-    return UserError(
-        f"{len(lines):,} of {len(paths):,} images cannot be read: {', '.join(lines[:SHOWN])}; {file.name} lists all; "
-        "replace them (--truncated accepts images that are cut short)"
-    )
+    return separator.join([*lines[:SHOWN], f"{file.name} lists all {len(lines):,}"])
 
 
 @dataclass(frozen=True)
@@ -118,7 +122,11 @@ def decode_batches(
         try:
             yield np.stack([next(images) for _ in rows])
         except BadImage:
-            raise bad_images(paths, workers) from None
+            bad = {paths[row]: problem for row, problem in find_bad_images(paths, workers)}
+            raise UserError(
+                f"{len(bad):,} of {len(paths):,} images cannot be read: {describe_bad_images(bad, ', ')}; replace them "
+                "(--truncated accepts images that are cut short)"
+            ) from None
 
 
 def cache_file(split: MultiLabelDataset, size: int, folder: Path) -> Path:

@@ -14,8 +14,9 @@ import numpy as np
 
 import datasets
 from datasets import files
+from datasets.images import describe_bad_images
 from datasets.pixels import accept_truncated
-from preproc.common import check_images, report_bad
+from preproc.common import check_images
 from preproc.sources import duplicate
 from util.errors import OneLineParser, UserError, run_script
 
@@ -35,17 +36,20 @@ def check_arrays(
             + (f"{len(prompt_names)} prompt names" if twice is None else f"{twice!r} twice")
         )
     for split, (images, true, observed) in splits.items():
-        for kind, labels, lowest in (("full", true, 0), ("observed", observed, -1)):
+        for kind, labels in (("full", true), ("observed", observed)):
             if labels is not None and labels.shape != (len(images), len(names)):
                 raise UserError(
                     f"the {kind} labels of {split} have the shape {labels.shape}, but there are {len(images)} images "
                     f"and {len(names)} classes"
                 )
-            if labels is not None and labels.size and not lowest <= labels.min() <= labels.max() <= 1:
-                raise UserError(f"the {kind} labels of {split} must be whole numbers from {lowest} to 1")
-        for row in range(0, len(images) if true is not None else 0, ROWS):
-            if (observed[row : row + ROWS] * (2 * true[row : row + ROWS] - 1) < 0).any():
-                raise UserError(f"the observed labels of {split} contradict its full labels; draw them again")
+        for row in range(0, len(images), ROWS):
+            known = observed[row : row + ROWS]
+            full = known == 1 if true is None else true[row : row + ROWS]
+            if not (np.isin(known, (-1, 0, 1)) & np.isin(full, (0, 1)) & (known * (2 * full - 1) >= 0)).all():
+                raise UserError(
+                    f"the full labels of {split} must be 0 or 1, and the observed ones 0 or else 1 and -1 as the full "
+                    "labels are 1 and 0"
+                )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"{SHOWN_AS[split]}: {len(problems):,} of {len(found):,} images are bad")
         bad |= {found[row]: problem for row, problem in problems.items()}
     if bad:
-        report_bad(bad, folder, sys.stderr)
+        print(describe_bad_images(bad, "\n"), file=sys.stderr)
         sys.exit(2)
 
 

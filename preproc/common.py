@@ -4,19 +4,14 @@ import argparse
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from tqdm import tqdm
 
 from datasets import DATASETS
 from datasets.commands import observe_command
 from datasets.files import write_formatted
-from datasets.images import ahead
-from datasets.pixels import image_problem
+from datasets.images import find_bad_images
 from util.errors import OneLineParser
-from util.files import write_text
-
-SHOWN = 10  # bad images that are listed on the terminal
 
 
 def whole_number(text: str) -> int:
@@ -62,15 +57,4 @@ def format_published(
 
 def check_images(split: str, paths: list[str]) -> dict[int, str]:
     """{row: what is wrong} for the images that cannot be used."""
-    problems = ahead(image_problem, paths, os.cpu_count() or 1, 64)
-    found = enumerate(tqdm(problems, f"reading {split} images", len(paths), disable=None))
-    return {row: problem for row, problem in found if problem}
-
-
-def report_bad(bad: dict[str, str], folder: Path, stream: TextIO) -> None:
-    """List the first bad images, {name: what is wrong}, and write all of them into a file if there are more."""
-    lines = [f"bad: {name}: {problem}" for name, problem in bad.items()]
-    print("\n".join(lines[:SHOWN]), file=stream)
-    if len(lines) > SHOWN:
-        write_text(folder / "bad_images.txt", "\n".join(lines) + "\n")
-        print(f"and {len(lines) - SHOWN:,} more; {folder / 'bad_images.txt'} lists all", file=stream)
+    return dict(find_bad_images(tqdm(paths, f"reading {split} images", disable=None), os.cpu_count() or 1))

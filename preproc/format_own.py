@@ -24,10 +24,11 @@ import pandas as pd
 
 from datasets import DATASETS, files
 from datasets.commands import observe_command
+from datasets.images import describe_bad_images
 from datasets.pixels import accept_truncated
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
-from preproc.common import check_images, report_bad, whole_number
+from preproc.common import check_images, whole_number
 from preproc.sources import Source, clean_name, duplicate, locate, merge
 from preproc.tables import read_table
 from util.errors import OneLineParser, UserError, run_script
@@ -105,7 +106,7 @@ def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, 
     return {"train": source.rows(np.sort(order[start:])) if fractions else source, **parts}
 
 
-def skip_bad(read: dict[str, Source], root: Path, folder: Path, options: argparse.Namespace) -> dict[str, Source]:
+def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -> dict[str, Source]:
     """The sources without their bad images, and without the classes that lose all their positive training images.
 
     Raises UserError unless bad images may be left out and others remain.
@@ -114,7 +115,7 @@ def skip_bad(read: dict[str, Source], root: Path, folder: Path, options: argpars
     bad = {read[split].images[row]: line for split, found in problems.items() for row, line in found.items()}
     if not bad:
         return read
-    report_bad(bad, folder, sys.stdout)
+    print(describe_bad_images(bad, "\n"))
     total = sum(len(source.images) for source in read.values())
     kept = {
         split: source.rows(np.setdiff1d(np.arange(len(source.images)), list(problems[split])))
@@ -248,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     duplicates = {split: source.duplicates for split, source in read.items()}
     read = divide(read.pop("train"), fractions, options.seed) | read
     if not options.no_check and not options.no_images:
-        read = skip_bad(read, root, folder, options)
+        read = skip_bad(read, root, options)
     train = read["train"].labels
     empty = train.columns[~(train == 1).any()]
     if len(empty) and not options.keep_empty:

@@ -143,7 +143,7 @@ def test_bad_images_are_counted_and_left_out_with_skip_bad(photos, fails, capsys
     assert not (photos.parent / "data/mine").exists()
     assert read(form(photos, "--labels", labels, "--skip-bad"))[0] == NAMES[1:3]
     out = capsys.readouterr().out
-    assert "bad: d.png: not found" in out and "left out 2 of 4 images" in out
+    assert "d.png (not found)\n" in out and "left out 2 of 4 images" in out
     assert len(read(form(photos, "--labels", labels, "--no-check", "--overwrite"))[0]) == 4
 
 
