@@ -73,10 +73,6 @@ class Predictor:
     def image_size(self) -> int:
         return self.metadata.image_size
 
-    @property
-    def device(self) -> torch.device:
-        return self.network.mean.device
-
     def predict(
         self,
         images: Photo | Sequence[Photo],
@@ -120,8 +116,7 @@ class Predictor:
         """
         present = probs >= (self.thresholds if thresholds is None else thresholds)
         order = np.argsort(-probs, axis=1, kind="stable")
-        return [[self.classes[label] for label in labels if there[label]]
-                for labels, there in zip(order, present, strict=True)]  # fmt: skip
+        return [[self.classes[label] for label in order[row] if present[row, label]] for row in range(len(probs))]
 
     def _pixels(self, image: Photo) -> np.ndarray | UserError:
         """(S, S, 3) uint8, or the error of an image that cannot be read."""
@@ -135,9 +130,9 @@ class Predictor:
     @torch.inference_mode()
     def _forward(self, pixels: np.ndarray) -> np.ndarray:
         """(B, S, S, 3) uint8 -> (B, L) float32 probabilities."""
-        images = torch.from_numpy(pixels).to(self.device).permute(0, 3, 1, 2)
-        precision = self.metadata.precision if self.device.type == "cuda" else "float32"
-        with autocast(self.device, precision):
+        device = self.network.mean.device
+        images = torch.from_numpy(pixels).to(device).permute(0, 3, 1, 2)
+        with autocast(device, self.metadata.precision if device.type == "cuda" else "float32"):
             logits = self.network(self.network.to_input(images))
         return torch.sigmoid(logits.float()).cpu().numpy()
 

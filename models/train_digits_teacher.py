@@ -2,11 +2,12 @@
 
     python models/train_digits_teacher.py [--save-path models/digits_clip.safetensors] [--epochs 6]
 
-Its scenes are made of digits of its own. A scene has a caption for each of its digits, and they share the target, so
-that the teacher, like CLIP, gives probability to each digit that is there. About a minute on two cores.
+A scene has a caption for each of its digits, and they share the target, so that the teacher, like CLIP, gives
+probability to each digit that is present. About a minute on two cores.
 """
 
 import sys
+from itertools import islice
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder, whose names are other modules
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
 from datasets.digits import PROMPT, TEACHER, TEACHER_WEIGHTS, WORDS, pools, scenes
@@ -24,28 +25,21 @@ from models.clip import config_name, create_clip, normalisation
 from util.errors import OneLineParser, run_script
 from util.files import atomic
 
-CAPTIONS = [PROMPT.replace("{}", word) for word in WORDS]
 NUM_SCENES, BATCH, RATE, SEED = 6_000, 50, 2e-3, 7
 TEMPERATURE = 0.02  # of the softmax that it is trained with
 
 
-def training_set(num_scenes: int) -> tuple[Tensor, np.ndarray]:
-    """(N, 3, 64, 64) uint8 scenes of the teacher's digits and their (N, 10) labels in {0, 1}."""
-    source = scenes(pools()["teacher"], SEED)
-    pixels, labels = zip(*(next(source) for _ in range(num_scenes)), strict=True)
-    return torch.from_numpy(np.stack(pixels)).permute(0, 3, 1, 2), np.stack(labels)
-
-
 def train(epochs: int, num_scenes: int = NUM_SCENES) -> nn.Module:
-    """An open_clip model on the CPU."""
+    """An open_clip model on the CPU, trained on scenes of the teacher's digits."""
     from open_clip import get_tokenizer
 
     torch.manual_seed(SEED)
     random = np.random.RandomState(SEED)
     model = create_clip(TEACHER, None)
     mean, std = (torch.tensor(part).view(3, 1, 1) for part in normalisation(TEACHER, "none"))
-    tokens = get_tokenizer(config_name(TEACHER))(CAPTIONS)
-    images, labels = training_set(num_scenes)
+    tokens = get_tokenizer(config_name(TEACHER))([PROMPT.replace("{}", word) for word in WORDS])
+    pixels, labels = map(np.stack, zip(*islice(scenes(pools()["teacher"], SEED), num_scenes), strict=True))
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     targets = torch.from_numpy(labels / labels.sum(axis=1, keepdims=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=1e-2)
     steps = epochs * (num_scenes // BATCH)

@@ -27,7 +27,7 @@ PREFIXES = {  # of parameter names in checkpoints: their replacement in a networ
     "visual.": "tower.",  # the image tower of a whole CLIP
     "feature_extractor.": "",  # Cole et al. 2021: a ResNet's layers as an nn.Sequential, and its head
     **{"0.": "conv1.", "1.": "bn1.", "4.": "layer1.", "5.": "layer2.", "6.": "layer3.", "7.": "layer4."},
-    "linear_classifier.": "fc.",
+    **dict.fromkeys(("linear_classifier.fc.", "linear_classifier."), "fc."),
 }
 HARMLESS = [  # plain values that training programs keep beside the tensors; PyTorch's reader may build them
     *(argparse.Namespace, pathlib.PosixPath, np.dtype, np.dtypes.Float64DType, np.dtypes.Int64DType),

@@ -12,7 +12,7 @@ from conftest import REPOSITORY, toy_arguments
 
 import main
 from models.teachers import load_similarities
-from models.teachers.clip import read_text_features
+from models.teachers.captions import read_text_features
 from models.weights import load_weights
 from util import devices, distributed, errors
 from util.errors import UserError, run_script

@@ -2,9 +2,11 @@
 
 import sys
 import threading
+from argparse import Namespace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torchvision
@@ -169,6 +171,57 @@ def test_the_backbone_of_a_boostlu_run_can_start_another_run(tmp_path, name):
         new = models.build(name, 5, **UNTRAINED, head=head, weights=str(tmp_path / "best.pt")).network
         new = (new.maps if head == "boostlu" else new).state_dict()
         assert len(old) > 20 and all(torch.equal(value, new[key]) for key, value in old.items())
+
+
+KINDS = {  # how training programs save a state dict
+    "timm's train.py": lambda state: {"state_dict": state, "args": Namespace(lr=0.1), "epoch": 3},
+    "a NumPy number": lambda state: {"model": state, "best": np.float64(0.5)},
+    "weight averages": lambda state: {"state_dict": {"weight": torch.zeros(1)}, "state_dict_ema": state},
+    "other names": lambda state: {"model_state_dict": {f"module.net.{name}": value for name, value in state.items()}},
+    "a tuple": lambda state: ({"lr": 0.1}, state),
+    "no counters": lambda state: {name: value for name, value in state.items() if "num_batches" not in name},
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, kind):
+    old, new = (torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)) for _ in range(2))
+    torch.save(KINDS[kind](old.state_dict()), tmp_path / "w.pt")
+    weights.load_weights(new, tmp_path / "w.pt")
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+
+
+def test_a_torchscript_archive_is_read(tmp_path):
+    old, new = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
+    torch.jit.trace(old, torch.zeros(1, 3)).save(tmp_path / "clip.pt")
+    weights.load_weights(new, tmp_path / "clip.pt")
+    assert torch.equal(old.weight, new.weight)
+
+
+def test_a_checkpoint_of_the_published_code_is_read(tmp_path):
+    """Cole et al. 2021: a ResNet's layers as an nn.Sequential, and its head."""
+    old = torchvision.models.resnet50(num_classes=5)
+    layers = torch.nn.Sequential(*list(old.children())[:-1])
+    state = {f"feature_extractor.{name}": value for name, value in layers.state_dict().items()}
+    state |= {f"linear_classifier.fc.{name}": value for name, value in old.fc.state_dict().items()}
+    torch.save(state, tmp_path / "best_model_state_f.pt")
+    new = models.build("resnet50", 5, image_size=64, weights=str(tmp_path / "best_model_state_f.pt")).network
+    assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
+
+
+def test_weights_that_cannot_be_read_are_one_line_with_the_way_out(toy, tmp_path, fails, offline):
+    path, cached = tmp_path / "w.pth", offline / "hub/checkpoints/resnet50-0676ba61.pth"
+    arguments = toy_arguments(toy, "-l", "an", "--weights", str(path))
+    torch.save({"lr": 0.1}, path)
+    assert "save its tensors alone" in fails(main.main, arguments)
+    path.write_bytes(path.read_bytes()[:-200])
+    assert f"{path} is not a readable file of weights" in fails(main.main, arguments)
+    path.write_text("version https://git-lfs.github.com/spec/v1")
+    assert "`git lfs pull` fetches the file itself" in fails(main.main, arguments)
+    cached.parent.mkdir(parents=True)
+    cached.write_bytes(bytes(1000))
+    line = fails(main.main, toy_arguments(toy, "-l", "an", "-m", "resnet50", "--pretrained"))
+    assert f"remove {cached}, and it is fetched again" in line
 
 
 class Evil:

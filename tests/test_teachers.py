@@ -17,7 +17,7 @@ import main
 from config import parse
 from datasets.pixels import decode
 from models import clip, teachers
-from models.teachers import ClipTeacher, FileTeacher, patches
+from models.teachers import ClipTeacher, FileTeacher, captions, patches
 from models.teachers import clip as clip_teacher
 from util.errors import UserError
 
@@ -91,7 +91,7 @@ def test_the_reference_preprocessing_is_what_the_published_code_fed_it(toy, tiny
     mirrored = 0
     with torch.no_grad():
         names = splits.classes.names
-        text = clip_teacher.encode_captions(model, "tiny_clip", [names], names)
+        text = captions.encode_captions(model, "tiny_clip", [names], names)
         for row in range(8):
             pixels = decode(splits.train.paths()[row], 448)  # to within rounding Pillow's, which test_pixels shows
             plain = (torch.from_numpy(pixels).permute(2, 0, 1) / 255 - mean) / std
@@ -230,7 +230,7 @@ def test_text_features_that_do_not_fit_are_told(toy, tiny_clip, tmp_path, shape,
 
 def test_the_published_text_features_fit_the_data_sets(real):
     for name, labels in (("VOC20text_feature_labelonly", 20), ("CoCo80text_feature", 80), ("CUB312text_feature", 312)):
-        clip_teacher.read_text_features(str(real / f"reference/text_features/{name}.npy"), (labels, 768))
+        captions.read_text_features(str(real / f"reference/text_features/{name}.npy"), (labels, 768))
 
 
 # Prompts
@@ -248,7 +248,7 @@ def test_the_features_of_several_prompts_are_averaged_after_normalisation(tiny_c
 
 
 def test_imagenet_names_the_templates_of_CLIP(tiny_clip):
-    templates = clip_teacher.templates(("imagenet", "my {}"))
+    templates = captions.templates(("imagenet", "my {}"))
     assert len(templates) == 81 and templates[-1] == "my {}" and "a photo of many {}." in templates
     assert all("{}" in template for template in templates)
     classes = datasets.Classes(["x"], ["cat"])

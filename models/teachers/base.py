@@ -4,10 +4,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
-import torch
 
 from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
@@ -37,18 +36,10 @@ class Teacher(ABC):
 
     @abstractmethod
     def similarities(
-        self,
-        split: MultiLabelDataset,
-        classes: Classes,
-        folder: Path,
-        *,
-        batch_size: int,
-        device: torch.device,
-        workers: int,
-        checked: bool,
+        self, split: MultiLabelDataset, classes: Classes, folder: Path, **options: Any
     ) -> list[np.ndarray]:
         """The similarities of a split's images and the classes: (N, L) float for each view, (N, K, L) for K tiles.
 
-        folder   for caches of what takes long to compute
-        checked  compare reduced precision with float32 first
+        folder   for caches
+        options  batch_size, device, workers (threads that decode), checked (compare half precision with float32 first)
         """

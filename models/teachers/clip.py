@@ -5,10 +5,11 @@ cached beside the data set. Temperature, threshold and calibration are applied t
 never runs the teacher again.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +22,11 @@ from datasets.images import decode_batches, moved, to_input
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD
 from models.clip import clip_file, config_name, create_clip, model_config, normalisation
 from models.teachers.base import Teacher
+from models.teachers.captions import encode_captions, read_text_features, templates
 from models.teachers.patches import patch_features
 from models.vit_clip import NAME, TAG
-from util.errors import UserError, describe_error
-from util.files import digest, local_file, read_array
+from util.errors import UserError
+from util.files import digest, local_file
 from util.row_cache import cached_rows
 
 DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
@@ -81,26 +83,17 @@ class ClipTeacher(Teacher):
         }
 
     def similarities(
-        self,
-        split: MultiLabelDataset,
-        classes: Classes,
-        folder: Path,
-        *,
-        batch_size: int,
-        device: torch.device,
-        workers: int,
-        checked: bool = True,
+        self, split: MultiLabelDataset, classes: Classes, folder: Path, *, checked: bool = True, **options: Any
     ) -> list[np.ndarray]:
         """Cosine similarities; of patches as in Scorer.patches."""
 
         def of_view(view: str) -> np.ndarray:
             def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-                scorer = build(self, classes).to(device)
+                scorer, paths = build(self, classes).to(options["device"]), split.paths()
                 if checked and self.precision != "float32":
-                    check_half(scorer, split.paths(), rows[:CHECKED], device, workers)
-                options = dict(view=view, tiles=self.teacher_tiles)
+                    check_half(scorer, paths, rows[:CHECKED], **options)
                 scorer.to_precision(self.precision)
-                return score(scorer, split.paths(), rows, batch_size, device, workers, **options)
+                return score(scorer, paths, rows, **options, view=view, tiles=self.teacher_tiles)
 
             key, tiles = self.key(classes, split, view), [self.teacher_tiles**2] if view == "tiles" else []
             path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
@@ -108,14 +101,6 @@ class ClipTeacher(Teacher):
             return np.array(cached_rows(path, shape, np.float32, rows_from, description, key))
 
         return [of_view(view) for view in VIEWS[self.teacher_views]]
-
-
-def templates(prompts: tuple[str, ...]) -> list[str]:
-    """The prompts, with `imagenet` replaced by the templates that CLIP's authors wrote for ImageNet."""
-    from open_clip import OPENAI_IMAGENET_TEMPLATES
-
-    named = {"imagenet": [template("{}") for template in OPENAI_IMAGENET_TEMPLATES]}
-    return [template for prompt in prompts for template in named.get(prompt, [prompt])]
 
 
 class Scorer(nn.Module):
@@ -180,61 +165,6 @@ def cut(images: Tensor, tiles: int) -> Tensor:
     return parts.permute(0, 2, 4, 1, 3, 5).flatten(0, 2)
 
 
-def read_text_features(path: str, shape: tuple[int, int]) -> Tensor:
-    """(L, D) float32 from an .npy file; raises UserError for any other."""
-    features = read_array(path)
-    if features.shape == shape and features.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            norms = np.linalg.norm(features.astype(np.float32), axis=1)
-        if ((norms > 0) & (norms < np.inf)).all():
-            return torch.from_numpy(features.astype(np.float32))
-    raise UserError(
-        f"--text-features {path} is {features.dtype} {features.shape}, expected finite floats {shape}: a row for each "
-        "label, none of them 0 alone, of the teacher's width"
-    )
-
-
-@torch.inference_mode()
-def encode_captions(clip: nn.Module, name: str, captions: list[list[str]], classes: list[str]) -> Tensor:
-    """(L, D) text features; of several captions of a class the mean of the normalised ones.
-
-    Raises UserError if the model's tokenizer cannot be had.
-    """
-    from open_clip import get_tokenizer
-
-    try:
-        tokenizer = get_tokenizer(name)
-    except Exception as error:  # of models such as SigLIP; Hugging Face's libraries each raise their own
-        raise UserError(
-            f"the tokenizer of {name} cannot be had ({describe_error(error)}); it needs the network once and `pip "
-            "install transformers`; or give the classes' features by --text-features FILE"
-        ) from None
-    check_length(tokenizer, captions, classes)
-    features = [clip.encode_text(tokenizer(texts)) for texts in captions]
-    return features[0] if len(features) == 1 else torch.stack([F.normalize(part, dim=1) for part in features]).mean(0)
-
-
-def check_length(tokenizer: Callable, captions: list[list[str]], classes: list[str]) -> None:
-    """Print a line if captions are longer than the text tower's context, and are cut. Raises UserError if the captions
-    of two classes are then the same."""
-    read = torch.stack([tokenizer(texts) for texts in captions], dim=1)  # (L, prompts, tokens)
-    enough = read.shape[2] + max(len(text.encode()) for texts in captions for text in texts)
-    whole = torch.stack([tokenizer(texts, context_length=enough) for texts in captions], dim=1)
-    lengths = (whole != whole[..., -1:]).sum(dim=2).amax(dim=1)  # without padding
-    for label in (longer := (lengths > read.shape[2]).nonzero().flatten().tolist()):
-        if len(same := (read == read[label]).all(dim=2).all(dim=1).nonzero().flatten().tolist()) > 1:
-            one, other = (classes[row] for row in same[:2])
-            raise UserError(
-                f"the captions of {one} and {other} are the same in the first {read.shape[2]} tokens, and the teacher "
-                "reads no more; shorten the names of the classes or --prompt"
-            )
-    if longer:
-        print(
-            f"note: the teacher reads the first {read.shape[2]} tokens of a caption; {len(longer)} of {len(classes)} "
-            f"classes have longer ones, the first {classes[longer[0]]} ({lengths[longer[0]]} tokens)"
-        )
-
-
 def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
     """The teacher's network on the CPU. Raises UserError if its weights cannot be had or do not fit."""
     name, weights = teacher.teacher, teacher.teacher_weights
@@ -254,7 +184,6 @@ def score(
     batch_size: int,
     device: torch.device,
     workers: int,
-    *,
     view: str = "global",
     tiles: int = 1,
 ) -> Iterator[np.ndarray]:
@@ -285,12 +214,10 @@ def score(
         yield block
 
 
-def check_half(scorer: Scorer, paths: list[str], rows: np.ndarray, device: torch.device, workers: int) -> None:
+def check_half(scorer: Scorer, paths: list[str], rows: np.ndarray, **options: Any) -> None:
     """Raises UserError if a teacher, given in float32, differs in half precision, on whole images."""
-    whole, half = (
-        np.concatenate(list(score(one, paths, rows, len(rows), device, workers)))
-        for one in (scorer, deepcopy(scorer).to_precision("half"))
-    )
+    both = (scorer, deepcopy(scorer).to_precision("half"))
+    whole, half = (np.concatenate(list(score(one, paths, rows, **options))) for one in both)
     if not (difference := np.abs(whole - half).max()) <= SAME_SIMILARITY:
         raise UserError(
             f"the teacher's similarities in half precision differ by {difference:.2g} from those in float32 (at most "
