@@ -111,17 +111,16 @@ def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -
 
     Raises UserError unless bad images may be left out and others remain.
     """
-    problems = {split: check_images(split, [str(root / name) for name in s.images]) for split, s in read.items()}
-    bad = {read[split].images[row]: line for split, found in problems.items() for row, line in found.items()}
+    images = {split: source.images for split, source in read.items()}
+    problems = {split: check_images(split, [str(root / name) for name in names]) for split, names in images.items()}
+    bad = {images[split][row]: problem for split, found in problems.items() for row, problem in found.items()}
     if not bad:
         return read
     print(describe_bad_images(bad, "\n"))
-    total = sum(len(source.images) for source in read.values())
-    kept = {
-        split: source.rows(np.setdiff1d(np.arange(len(source.images)), list(problems[split])))
-        for split, source in read.items()
-    }
-    if not options.skip_bad or not kept["train"].images:
+    total = sum(map(len, images.values()))
+    kept = {split: np.setdiff1d(np.arange(len(names)), list(problems[split])) for split, names in images.items()}
+    kept = {split: source.rows(kept[split]) for split, source in read.items()}
+    if not options.skip_bad or any(names and not kept[split].images for split, names in images.items()):
         name, problem = next(iter(bad.items()))
         skip = "" if options.skip_bad else ", or leave them out with --skip-bad"
         raise UserError(
@@ -137,7 +136,7 @@ def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -
 
 
 def report(split: str, labels: pd.DataFrame, duplicates: int, complete: bool) -> None:
-    """What was found in a split."""
+    """Print what was found in a split."""
     positives, known = (labels == 1).sum(), np.count_nonzero(labels)
     nothing = len(labels) - int(labels.any(axis=1).sum())
     unknown = "none is unknown" if complete else f"{1 - known / max(1, labels.size):.1%} are unknown"
@@ -156,7 +155,7 @@ def report(split: str, labels: pd.DataFrame, duplicates: int, complete: bool) ->
 
 
 def advise(options: argparse.Namespace, known: dict[str, tuple]) -> None:
-    """What comes next."""
+    """Print what the data lack, and the next commands."""
     if files.VALIDATION not in known:
         print("no validation images were named: training sets a fifth of the training images aside")
     effects = {

@@ -456,6 +456,12 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
         "1 of 1 images are bad, the first bad.jpg (of no known kind); name their folder with --images DIR\n",
         "",
     ),
+    "no test image is left": (
+        {"l.csv": "image,label\na.jpg,dog\n", "m.csv": "image,label\nnone.jpg,dog\n"},
+        "--train l.csv --test m.csv --skip-bad",
+        "1 of 2 images are bad, the first none.jpg (not found); name their folder with --images DIR\n",
+        "",
+    ),
     "no images": (
         {"l.csv": "image,label\none,cat\ntwo,dog\n"},
         "--labels l.csv --no-images",
