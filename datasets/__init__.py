@@ -1,4 +1,4 @@
-"""Data sets by name. What differs between them is data: the counts that formatting must find, and a few settings."""
+"""Data sets by name: the counts that formatting must find, and settings that differ from their defaults."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,12 +15,12 @@ __all__ = ["DATASETS", "Classes", "DatasetSpec", "MultiLabelDataset", "Splits", 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What a data set's formatted files hold when they are complete, and how it is trained.
+    """The counts of a complete data set, and how it is trained.
 
     train, test  images of the official training set, and of the official validation or test set
     labels       classes
-    settings     common settings that this data set sets otherwise than their defaults
-    make         makes the formatted files in a folder, if they need no download
+    settings     common settings that differ from their defaults
+    make         makes the formatted files in a folder, for data sets that need no download
     """
 
     train: int
@@ -74,14 +74,13 @@ DATASETS = {
 
 
 def prepare(folder: Path) -> None:
-    """Make the formatted files if the data set needs no download and they are absent; of several processes one makes
-    them and the others wait."""
-    known, last = DATASETS.get(folder.resolve().name), description_path(folder)
-    if known and known.make and not last.exists():
+    """Make the formatted files of an embedded data set if they are absent. One process makes them, others wait."""
+    spec, last = DATASETS.get(folder.resolve().name), description_path(folder)
+    if spec and spec.make and not last.exists():
         with locked(folder):
             if not last.exists():
                 print(f"making the data set in {folder}")
-                known.make(folder)
+                spec.make(folder)
 
 
 def check_name(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The commands that make the files of a data set: the only place in `datasets` that names a script."""
+"""The commands that make the files of a data set."""
 
 import shlex
 from pathlib import Path

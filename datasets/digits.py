@@ -1,7 +1,7 @@
-"""The embedded data set: scenes of 1 to 5 real handwritten digits, formatted like the big sets on first use.
+"""The embedded data set: scenes of 1 to 5 real handwritten digits, made and formatted on first use.
 
 The digits are scikit-learn's (UCI's Optical Recognition of Handwritten Digits, 1,797 of 8 x 8 pixels): nothing is
-downloaded. Train, validation, test and the training of the teacher each use digits of their own.
+downloaded. Train, validation, test and the teacher's training use disjoint digits.
 """
 
 from collections.abc import Iterator
@@ -25,22 +25,22 @@ SHARES = {"teacher": 0.35, "train": 0.35, "validation": 0.1, "test": 0.2}  # of 
 
 
 def pools() -> dict[str, list[np.ndarray]]:
-    """For each user of digits, ten (n, 8, 8) float arrays in [0, 1], one per class; no digit is in two pools."""
+    """For each key of SHARES, ten (n, 8, 8) float arrays in [0, 1], one per class; no digit is in two pools."""
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    result: dict[str, list[np.ndarray]] = {user: [] for user in SHARES}
+    result: dict[str, list[np.ndarray]] = {name: [] for name in SHARES}
     for label in range(10):
         images = digits.images[digits.target == label] / 16
         images = images[np.random.RandomState(label).permutation(len(images))]
         cuts = np.round(np.cumsum(list(SHARES.values())) * len(images)).astype(int)[:-1]
-        for user, part in zip(SHARES, np.split(images, cuts), strict=True):
-            result[user].append(part)
+        for name, part in zip(SHARES, np.split(images, cuts), strict=True):
+            result[name].append(part)
     return result
 
 
 def scene(pool: list[np.ndarray], random: np.random.RandomState) -> tuple[np.ndarray, np.ndarray]:
-    """(64, 64, 3) uint8 and (10,) int8 in {0, 1}: 1 to 5 different digits, in any place, size, slant and ink."""
+    """(64, 64, 3) uint8 and (10,) int8 in {0, 1}: 1 to 5 different digits of random place, size, slant and colour."""
     labels = random.permutation(10)[: random.randint(1, MOST + 1)]
     paper = Image.fromarray(random.randint(0, 90, size=(3, 3, 3)).astype(np.uint8))
     canvas = np.asarray(paper.resize((SIZE, SIZE), Image.Resampling.BICUBIC)).astype(np.float32)
@@ -61,7 +61,7 @@ def scene(pool: list[np.ndarray], random: np.random.RandomState) -> tuple[np.nda
 
 
 def scenes(pool: list[np.ndarray], seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Scenes without end, the same for the same seed."""
+    """An endless sequence of scenes that depends on the seed alone."""
     random = np.random.RandomState(seed)
     while True:
         yield scene(pool, random)
@@ -69,19 +69,15 @@ def scenes(pool: list[np.ndarray], seed: int) -> Iterator[tuple[np.ndarray, np.n
 
 def make(folder: Path) -> None:
     """Write images, formatted files and observed labels."""
-    pool = pools()
-    source = {user: scenes(pool[user], seed) for seed, user in enumerate(("train", "validation", "test"))}
-    validation = set(split_indices(NUM_TRAIN)[1].tolist())
-    users = {
-        "train": ["validation" if row in validation else "train" for row in range(NUM_TRAIN)],
-        "val": ["test"] * NUM_TEST,
-    }
-    splits = {}
-    for split, drawn_from in users.items():
+    pool, splits = pools(), {}
+    source = {name: scenes(pool[name], seed) for seed, name in enumerate(("train", "validation", "test"))}
+    drawn_from = {"train": np.full(NUM_TRAIN, "train", dtype=object), "val": np.full(NUM_TEST, "test", dtype=object)}
+    drawn_from["train"][split_indices(NUM_TRAIN)[1]] = "validation"
+    for split, names in drawn_from.items():
         (folder / "images" / split).mkdir(parents=True, exist_ok=True)
-        images, labels = [], np.zeros((len(drawn_from), len(NAMES)), dtype=np.int8)
-        for row, user in enumerate(drawn_from):
-            pixels, labels[row] = next(source[user])
+        images, labels = [], np.zeros((len(names), len(NAMES)), dtype=np.int8)
+        for row, name in enumerate(names):
+            pixels, labels[row] = next(source[name])
             images.append(f"{split}/{row:04d}.png")
             Image.fromarray(pixels).save(folder / "images" / images[-1])
         splits[split] = (images, labels, observe(labels))

@@ -1,4 +1,4 @@
-"""The files of a formatted data set, read and written: only this module knows their names.
+"""The files of a formatted data set. Only this module knows their names.
 
 data/<name>/
     formatted_{train,validation,val}_images.npy      (N,) str, paths below the image root

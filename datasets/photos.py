@@ -19,7 +19,7 @@ FEATURES, SIMILARITY = "models/photos.npz", "models/photos_clip.npz"
 
 
 def make(folder: Path) -> None:
-    """Write the formatted files and the observed labels."""
+    """Write the formatted files."""
     images, classes, split, labels = read_arrays(REPOSITORY / FEATURES, ("images", "classes", "split", "labels"))
     rows = {"train": np.flatnonzero(split == "train"), "val": np.flatnonzero(split == "test")}
     splits = {name: (images[index].tolist(), labels[index], observe(labels[index])) for name, index in rows.items()}

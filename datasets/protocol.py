@@ -1,4 +1,4 @@
-"""The published protocol of single-positive data (Cole et al. 2021): which label is known, which images validate."""
+"""The published protocol of single-positive data (Cole et al. 2021): observed labels and validation images."""
 
 import numpy as np
 
@@ -7,10 +7,10 @@ VAL_FRACTION = 0.2
 
 
 def observe(labels: np.ndarray, *, num_pos: int = 1, num_neg: int = 0, seed: int = SEED) -> np.ndarray:
-    """Keep num_pos positives and num_neg negatives of each row (all, if it has fewer), drawn at random.
+    """Keep num_pos positives and num_neg negatives of each row (or all, if it has fewer), drawn at random.
 
     labels   (N, L) in {0, 1}
-    returns  (N, L) int8 in {-1, 0, +1}; 0 = unknown. A row without positives has none
+    returns  (N, L) int8 in {-1, 0, +1}; 0 = unknown
 
     Both shuffles of a row happen even if none is kept, as in the published code: later rows' draws depend on them.
     """

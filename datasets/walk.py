@@ -1,4 +1,4 @@
-"""Which files of a folder are images: one walk for formatting, predicting and checking."""
+"""The images of a folder, for formatting and predicting."""
 
 import os
 from collections import defaultdict
@@ -33,14 +33,14 @@ def image_endings() -> frozenset[str]:
 
 
 def is_hidden(name: str) -> bool:
-    """Hidden, or a folder or file that programs make for themselves."""
-    return name.startswith(".") or name.lower() in IGNORED_FOLDERS or name.lower() in IGNORED_FILES
+    """Whether a file or folder is hidden, or made by a system for its own use."""
+    return name.startswith(".") or name.lower() in IGNORED_FOLDERS | IGNORED_FILES
 
 
 def find_images(folder: str | Path) -> tuple[list[Path], dict[str, list[Path]]]:
     """The images below a folder, sorted, and what was left out: {ending or reason: paths}.
 
-    Links are followed, but each real folder is read once. Hidden files and folders are left out without a mention.
+    Links are followed, but each real folder is read once. Hidden files and folders are not listed.
     """
     images, left_out, seen = [], defaultdict(list), {os.path.realpath(folder)}
     for top, folders, files in os.walk(folder, followlinks=True):
