@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reporting import compare, tables
-from reporting.runs import Run, Runs, read_history, read_runs, seconds_since_written
+from reporting.runs import Run, Runs, read_history, read_runs
 from util.errors import OneLineParser, UserError, run_script
 from util.files import check_outputs, write_text
 
@@ -140,7 +140,8 @@ def watch(options: argparse.Namespace) -> None:
             print("\033[2J\033[H", end="")
         print(f"{len(finished)} finished, {len(unfinished)} unfinished, {len(runs.left_out)} unreadable runs")
         for run in unfinished:
-            age = timedelta(seconds=round(seconds_since_written(run.folder)))
+            written = max(path.stat().st_mtime for path in run.folder.iterdir())
+            age = timedelta(seconds=max(0, round(time.time() - written)))
             print(f"  {run.folder.name}: {progress(run)}, last written {age} ago")
         if not unfinished or not sys.stdout.isatty():
             return

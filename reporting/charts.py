@@ -2,6 +2,7 @@
 
 import io
 import re
+from collections.abc import Callable
 
 import matplotlib
 import numpy as np
@@ -45,22 +46,17 @@ def swatch(row: int) -> Markup:
     return Markup(f'<span class="swatch" style="border-top:3px {LINES[of_row["linestyle"]]} {of_row["color"]}"></span>')
 
 
-def _svg(figure: Figure, description: str) -> Markup:
-    buffer = io.StringIO()
-    metadata = dict.fromkeys(("Date", "Creator", "Type", "Format"))
-    figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(INK, "currentColor")
-    head, rest = text.split(">", 1)  # the page sets its width
-    head = re.sub(r' (width|height)="[^"]*"', "", head)
-    return Markup(head) + Markup(' role="img" aria-label="{}">').format(description) + Markup(rest)
-
-
-def _chart(description: str, draw, width: float = 4.4, height: float = 2.9) -> Markup:
+def _chart(description: str, draw: Callable[[Axes], object], width: float = 4.4, height: float = 2.9) -> Markup:
+    """SVG of the axes that `draw` fills; the page sets its width."""
+    buffer, metadata = io.StringIO(), dict.fromkeys(("Date", "Creator", "Type", "Format"))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(width, height), layout="constrained")
         draw(figure.subplots())
-        return _svg(figure, description)
+        figure.savefig(buffer, format="svg", transparent=True, metadata=metadata)
+    text = buffer.getvalue()
+    head, rest = text[text.index("<svg") :].replace(INK, "currentColor").split(">", 1)
+    head = re.sub(r' (width|height)="[^"]*"', "", head)
+    return Markup(head) + Markup(' role="img" aria-label="{}">').format(description) + Markup(rest)
 
 
 def draw_band(axes: Axes, histories: list[pd.DataFrame], name: str, gid: str = "", **options: object) -> bool:
@@ -146,10 +142,8 @@ def against_frequency(positives: pd.Series, differences: pd.Series, title: str) 
 
 
 def pseudo_labels(quality: dict, entries: str) -> Markup:
-    def draw(axes: Axes) -> None:
-        label_quality.draw_curves(axes, quality, entries)
-
-    return _chart(f"Quality of the pseudo-labels against the threshold, {entries} entries", draw)
+    description = f"Quality of the pseudo-labels against the threshold, {entries} entries"
+    return _chart(description, lambda axes: label_quality.draw_curves(axes, quality, entries))
 
 
 def shorten(name: str, most: int = 28) -> str:

@@ -54,6 +54,12 @@ class Gallery:
     suspects: pd.DataFrame
     notes: list[str]
 
+    @property
+    def csv(self) -> str:
+        """The suspects as a data URI."""
+        text = self.suspects.to_csv(index=False, float_format="%.4f").encode(errors="backslashreplace")
+        return "data:text/csv;base64," + base64.b64encode(text).decode()
+
 
 def make(run: Run) -> Gallery:
     config = Config(**run.config)

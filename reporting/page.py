@@ -1,11 +1,9 @@
 """The page: one HTML file with tables, charts and a gallery, which opens from the disk without a network."""
 
-import base64
 import json
 import math
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reporting import charts, compare, gallery, tables
-from reporting.gallery import Gallery
 from reporting.runs import read_history, read_per_class
 from reporting.tables import Row
 
@@ -25,31 +22,7 @@ FIGURES = ("precision", "recall", "f1", "positives_per_image")  # of the pseudo-
 FORMATS = {"difference": "+.2f", "F1": ".3f", "minutes": ".1f"}  # of columns; others: .2f
 
 
-@dataclass
-class Choice:
-    """One of several drawings that a menu of the page chooses from, with a table."""
-
-    title: str
-    parts: list[Markup]
-    rows: list[tuple] = field(default_factory=list)
-
-
-@dataclass
-class Section:
-    """The page's part on one data set."""
-
-    dataset: str
-    best: Row | None
-    best_difference: compare.Paired | None
-    curves: list[Markup]
-    legend: list[Row]
-    few_curves: bool
-    baseline: Row | None
-    classes: list[Choice] = field(default_factory=list)
-    nothing_to_compare: str = ""
-    pseudo: list[Choice] = field(default_factory=list)
-    gallery: Gallery | None = None
-    suspects: Markup = ""
+Choice = tuple[str, list[Markup], list[tuple]]  # title, drawings and rows of a table; a menu shows one of several
 
 
 def make(
@@ -116,37 +89,35 @@ def _tokens(row: Row) -> str:
     return json.dumps([f"{name}={value}".lower() for name, value in row.shown.items()])
 
 
-def _section(dataset: str, rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: Row | None) -> Section:
+def _section(dataset: str, rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: Row | None) -> dict:
+    """What the page shows of one data set."""
     ranked = compare.ranked(rows)
     ranked.sort(key=lambda row: "observed" in row.chosen_by)  # their validation mAP is a different figure
     fair = [row for row in ranked if not row.oracle]
     best = fair[0] if fair else None
     drawn = {row.number: [histories[run.folder] for run in row.runs] for row in ranked[:MOST_CURVES]}
     curves = [charts.curves(drawn, "train_loss", "training loss"), charts.curves(drawn, "val_mAP", "validation mAP, %")]
-    section = Section(
-        dataset,
-        best=best,
-        best_difference=compare.paired(best, baseline) if best and baseline and best is not baseline else None,
-        curves=[chart for chart in curves if chart],
-        legend=[row for row in ranked[:MOST_CURVES] if any(map(len, drawn[row.number]))],
-        few_curves=len(ranked) > MOST_CURVES,
-        baseline=baseline,
-    )
     scored = [row for row in sorted(ranked, key=lambda row: row.oracle) if len(row.test) and row is not baseline]
+    compared = baseline is not None and len(baseline.test) and len(scored)
     if not any(len(row.test) for row in rows):
-        section.nothing_to_compare = "No run has a test score, because the test labels are not known."
+        reason = "No run has a test score, because the test labels are not known."
     elif baseline is None or baseline.test.empty:
-        section.nothing_to_compare = "No row that could be the baseline has a test score; --baseline names one."
-    elif not scored:
-        section.nothing_to_compare = f"{baseline.line} is the only setting with a test score."
+        reason = "No row that could be the baseline has a test score; --baseline names one."
     else:
-        section.classes = _classes(scored[:MOST_CHARTS], baseline)
-    section.pseudo = _pseudo(fair[:MOST_CHARTS])
-    if best and len(best.test):
-        section.gallery = gallery.make(best.runs[0])
-        text = section.gallery.suspects.to_csv(index=False, float_format="%.4f").encode(errors="backslashreplace")
-        section.suspects = Markup("data:text/csv;base64," + base64.b64encode(text).decode())
-    return section
+        reason = f"{baseline.line} is the only setting with a test score."
+    return {
+        "dataset": dataset,
+        "best": best,
+        "best_difference": compare.paired(best, baseline) if best and baseline and best is not baseline else None,
+        "curves": [chart for chart in curves if chart],
+        "legend": [row for row in ranked[:MOST_CURVES] if any(map(len, drawn[row.number]))],
+        "few_curves": len(ranked) > MOST_CURVES,
+        "baseline": baseline,
+        "classes": _classes(scored[:MOST_CHARTS], baseline) if compared else [],
+        "nothing_to_compare": reason,
+        "pseudo": _pseudo(fair[:MOST_CHARTS]),
+        "gallery": gallery.make(best.runs[0]) if best and len(best.test) else None,
+    }
 
 
 def _mean_per_class(row: Row) -> pd.DataFrame:
@@ -166,7 +137,7 @@ def _classes(rows: list[Row], baseline: Row) -> list[Choice]:
             charts.bars(both["difference"], "by class", "difference of test AP, percentage points"),
             charts.against_frequency(both["test_positives"], both["difference"], "by frequency"),
         ]
-        choices.append(Choice(f"{row.line} minus {baseline.line}", parts, list(both.itertuples(name=None))))
+        choices.append((f"{row.line} minus {baseline.line}", parts, list(both.itertuples(name=None))))
     return choices
 
 
@@ -183,7 +154,7 @@ def _pseudo(rows: Iterable[Row]) -> list[Choice]:
                 at = quality["thresholds"].index(quality["threshold"])
                 figures = {name: [quality[name][figure][at] for figure in FIGURES] for name in entries}
                 cells = [(name, *(tables.or_dash(value, ".3f") for value in found)) for name, found in figures.items()]
-            choices.append(Choice(row.line, [charts.pseudo_labels(quality, name) for name in entries], cells))
+            choices.append((row.line, [charts.pseudo_labels(quality, name) for name in entries], cells))
     return choices
 
 
@@ -201,5 +172,5 @@ def _trials(places: Iterable[Path]) -> list[Choice]:
             if len(settings) >= FEWEST_TRIALS:
                 parts.append(charts.bars(matters, "which settings matter", "rank correlation with validation mAP"))
             title = f"{method} on {path.stem.removeprefix('tune_')}, {len(done)} of {len(trials)} trials finished"
-            choices.append(Choice(title, parts))
+            choices.append((title, parts, []))
     return choices

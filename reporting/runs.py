@@ -1,7 +1,6 @@
 """Reading the folders of runs: finished ones, unfinished ones, and those that cannot be read, with the reason."""
 
 import json
-import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -127,8 +126,3 @@ def read_predictions(folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """images (N,) str, probs (N, L) float, labels (N, L) in {0, 1} of a finished run's test."""
     with np.load(folder / "predictions.npz", allow_pickle=False) as file:
         return file["images"], file["probs"], file["labels"]
-
-
-def seconds_since_written(folder: Path) -> float:
-    """How long ago a run last wrote a file."""
-    return max(0.0, time.time() - max(path.stat().st_mtime for path in folder.iterdir()))
