@@ -14,7 +14,7 @@ from pseudo_labels import label_quality
 from reporting.charts import COLOURS, draw_band, look, shorten
 from reporting.compare import ranked
 from reporting.runs import read_history, read_per_class
-from reporting.tables import Row, by, natural
+from reporting.tables import Row, by
 from util.files import atomic, writable_folder
 
 WIDTH = 3.25  # inches: a column of the usual two-column styles
@@ -31,7 +31,9 @@ def write(rows: list[Row], folder: str | Path) -> list[Path]:
         for name, draw in FIGURES.items():
             with matplotlib.rc_context(STYLE):
                 figure = Figure(figsize=(WIDTH, 2.4), layout="constrained")
-                if draw(figure, here):
+                axes = figure.subplots()
+                if draw(axes, here):
+                    _legend(axes)
                     for kind in ("pdf", "png"):
                         path = folder / f"{dataset}_{name}.{kind}"
                         with atomic(path) as temporary:
@@ -40,95 +42,82 @@ def write(rows: list[Row], folder: str | Path) -> list[Path]:
     return written
 
 
-def _name(row: Row) -> str:
-    return "\n".join(textwrap.wrap(row.line, 34, max_lines=2, placeholder=" …"))
+def _name(row: Row, width: int = 44) -> str:
+    return "\n".join(textwrap.wrap(row.line, width, max_lines=2, placeholder=" …"))
 
 
 def _legend(axes: Axes) -> None:
-    """A legend below the axes, for which the figure becomes higher."""
+    """If the axes have lines with names and no legend, one below them, for which the figure becomes higher."""
     names = axes.get_legend_handles_labels()[1]
-    columns = 2 if max(map(len, names)) < 24 else 1
-    axes.figure.set_figheight(2 + 0.14 * sum(name.count("\n") + 1 for name in names) / columns)
-    axes.figure.legend(loc="outside lower center", ncols=columns, frameon=False)
+    if names and not axes.get_legend():
+        columns = 2 if max(map(len, names)) < 24 else 1
+        axes.figure.set_figheight(2 + 0.14 * sum(name.count("\n") + 1 for name in names) / columns)
+        axes.figure.legend(loc="outside lower center", ncols=columns, frameon=False)
 
 
-def learning_curves(figure: Figure, rows: list[Row]) -> bool:
+def learning_curves(axes: Axes, rows: list[Row]) -> bool:
     """Validation mAP over the epochs: mean and deviation over the runs of each row."""
-    axes = figure.subplots()
     drawn = [
         draw_band(axes, [read_history(run.folder) for run in row.runs], "val_mAP", label=_name(row), **look(number))
         for number, row in enumerate(rows)
     ]
     axes.set(xlabel="epoch", ylabel="validation mAP, %")
     axes.xaxis.get_major_locator().set_params(integer=True)
-    if any(drawn):
-        _legend(axes)
     return any(drawn)
 
 
-def test_scores(figure: Figure, rows: list[Row]) -> bool:
+def test_scores(axes: Axes, rows: list[Row]) -> bool:
     """Test mAP of each row, with its standard deviation."""
     rows = [row for row in rows if len(row.test)]
-    if not rows:
-        return False
-    figure.set_figheight(0.8 + 0.2 * sum(_name(row).count("\n") + 1 for row in rows))
-    axes = figure.subplots()
-    scores = pd.DataFrame([(row.test.mean(), row.test.std(), row.test.min()) for row in rows])
+    names = [_name(row, 28) for row in rows]
+    axes.figure.set_figheight(0.8 + 0.2 * sum(name.count("\n") + 1 for name in names))
+    means, deviations = [row.test.mean() for row in rows], pd.Series([row.test.std() for row in rows], dtype=float)
     colours = [COLOURS[7] if row.oracle else COLOURS[0] for row in rows]
-    axes.barh(range(len(rows)), scores[0], xerr=scores[1].fillna(0), color=colours, height=0.7)
-    axes.set_yticks(range(len(rows)), map(_name, rows))
+    axes.barh(range(len(rows)), means, xerr=deviations.fillna(0), color=colours, height=0.7)
+    axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set(xlabel="test mAP, %", xlim=(max(0, scores[2].min() - 10), None))
-    return True
+    axes.set(xlabel="test mAP, %", xlim=(max(0, min(means, default=0) - 10), None))
+    return bool(rows)
 
 
-def class_scores(figure: Figure, rows: list[Row]) -> bool:
-    """Test AP per class, one mark for each row; classes by frequency."""
-    rows = [row for row in rows if len(row.test)]
-    if not rows:
-        return False
-    positives = read_per_class(rows[0].runs[0].folder)["test_positives"].sort_values(ascending=False)
-    names = list(positives.index[:40])
-    figure.set_figwidth(WIDTH if len(names) <= 20 else 2 * WIDTH)
-    axes = figure.subplots()
-    for number, row in enumerate(rows):
-        scores = pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1).mean(axis=1)
-        axes.plot(
-            range(len(names)), scores.reindex(names), ".", color=look(number)["color"], label=_name(row), alpha=0.8
-        )
+def class_scores(axes: Axes, rows: list[Row]) -> bool:
+    """Test AP per class, one mark for each row; classes by frequency, the 40 most frequent ones."""
+    names: list[str] = []
+    for number, row in enumerate(row for row in rows if len(row.test)):
+        classes = pd.concat([read_per_class(run.folder) for run in row.runs]).groupby(level=0, sort=False).mean()
+        names = names or list(classes["test_positives"].sort_values(ascending=False).index[:40])
+        scores = classes["test_AP"].reindex(names)
+        axes.plot(range(len(names)), scores, ".", color=look(number)["color"], label=_name(row), alpha=0.8)
+    axes.figure.set_figwidth(WIDTH if len(names) <= 20 else 2 * WIDTH)
     axes.set_xticks(range(len(names)), map(shorten, names), rotation=90, fontsize=6)
     axes.set(ylabel="test AP, %", ylim=(0, 101))
-    _legend(axes)
-    return True
+    return bool(names)
 
 
-def threshold_curve(figure: Figure, rows: list[Row]) -> bool:
+def threshold_curve(axes: Axes, rows: list[Row]) -> bool:
     """Test mAP against the teacher's threshold, for methods whose rows differ in the threshold alone."""
-    swept = [row for row in rows if len(row.test) and set(row.distinguishing) == {"threshold"}]
-    axes, curves = figure.subplots(), [m for m in by(swept, lambda row: row.loss).values() if len(m) > 1]
+    swept = [
+        row for row in rows if len(row.test) and "threshold" in row.shown and row.distinguishing.keys() <= {"threshold"}
+    ]
+    curves = [members for members in by(swept, lambda row: row.loss).values() if len(members) > 1]
     for number, members in enumerate(curves):
-        points = sorted((natural(row.shown["threshold"])[0], row.test.mean(), row.test.std()) for row in members)
+        points = sorted((float(row.shown["threshold"]), row.test.mean(), row.test.std()) for row in members)
         place, middle, spread = pd.DataFrame(points).fillna(0).to_numpy().T
         axes.errorbar(place, middle, spread, label=members[0].loss, capsize=2, **look(number))
     axes.set(xlabel="threshold of the pseudo-labels", ylabel="test mAP, %")
-    if curves:
-        _legend(axes)
     return bool(curves)
 
 
-def pseudo_label_quality(figure: Figure, rows: list[Row]) -> bool:
+def pseudo_label_quality(axes: Axes, rows: list[Row]) -> bool:
     """Precision, recall and F1 of the pseudo-labels of the first row that has some, over the unobserved entries."""
-    for row in rows:
-        path = row.runs[0].folder / "pseudo_labels.json"
-        if path.exists():
-            quality = json.loads(path.read_text())
-            entries = "unobserved" if "precision" in quality["unobserved"] else "all"
-            label_quality.draw_curves(figure.subplots(), quality, entries)
-            return True
-    return False
+    paths = [row.runs[0].folder / "pseudo_labels.json" for row in rows]
+    if path := next((path for path in paths if path.exists()), None):
+        quality = json.loads(path.read_text())
+        label_quality.draw_curves(axes, quality, "unobserved" if "precision" in quality["unobserved"] else "all")
+    return path is not None
 
 
-FIGURES: dict[str, Callable[[Figure, list[Row]], bool]] = {
+FIGURES: dict[str, Callable[[Axes, list[Row]], bool]] = {
     "learning_curves": learning_curves,
     "test_mAP": test_scores,
     "per_class": class_scores,

@@ -1,6 +1,5 @@
 """Finished runs as tables: a row for each setting, averaged over seeds and draws; Markdown, LaTeX and CSV by pandas."""
 
-import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -42,22 +41,30 @@ class Row:
         self.test, self.val = self._scores("test_mAP"), self._scores("val_mAP")
         self.figures = pd.DataFrame([run.figures for run in runs]).dropna(axis=1).mean().to_dict()
         self.chosen_by = first.result["chosen_by"]
-        self.known = known_in_words(first)
-        self.oracle = self.known == ORACLES
-        self.trained = self.loss not in LOSSES or LOSSES[self.loss].loss is not None
+        method, known = LOSSES.get(self.loss), first.result["known_labels"]
+        self.trained = method is None or method.loss is not None
+        self.oracle = method is not None and method.oracle
+        self.known = "{positive:.2f} positive, {negative:.2f} negative known labels per image".format(**known)
+        if self.oracle:
+            self.known = ORACLES
+        elif known["positive"] <= 1 and known["negative"] == 0:
+            self.known = SINGLE
         published = {run.result.get("published") for run in runs}
         self.published = published.pop() if len(published) == 1 else None
 
     def _scores(self, name: str) -> pd.Series:
-        repeats = pd.MultiIndex.from_tuples([run.repeat for run in self.runs], names=["draw", "seed"])
+        repeats = pd.MultiIndex.from_tuples([run.repeat for run in self.runs])
         scores = pd.Series([run.result.get(name) for run in self.runs], repeats, dtype=float)
         return scores if scores.notna().all() else scores[:0]
 
+    def name(self, without: Iterable[str] = ()) -> str:
+        """The method with the distinguishing settings, but for those that a table shows elsewhere."""
+        details = ", ".join(f"{name} {value}" for name, value in self.distinguishing.items() if name not in without)
+        return self.loss + (f" ({details})" if details else "")
+
     @property
     def line(self) -> str:
-        """The name of its line in a table."""
-        details = ", ".join(f"{name} {value}" for name, value in self.distinguishing.items())
-        return self.loss + (f" ({details})" if details else "")
+        return self.name()
 
     @property
     def count(self) -> str:
@@ -66,18 +73,8 @@ class Row:
         return f"{len(self.runs)}" + (f" ({draws} draws)" if draws > 1 else "")
 
 
-def known_in_words(run: Run) -> str:
-    """Which labels a run has trained on."""
-    known = run.result["known_labels"]
-    if run.identity["loss"] in LOSSES and LOSSES[run.identity["loss"]].oracle:
-        return ORACLES
-    if known["positive"] <= 1 and known["negative"] == 0:
-        return SINGLE
-    return f"{known['positive']:.2f} positive, {known['negative']:.2f} negative known labels per image"
-
-
 def group(runs: list[Run]) -> list[Row]:
-    """The rows, in the order of the tables: data sets, then methods, each in the order of its list."""
+    """The rows, in the order of the lists of data sets and methods."""
     rows = [Row(members) for members in by(runs, lambda run: digest(run.setting)).values()]
     for members in by(rows, lambda row: (row.dataset, row.loss)).values():
         add_distinguishing(members)
@@ -122,9 +119,9 @@ def place(known: Iterable[str], name: str) -> tuple[int, str]:
 
 
 def natural(text: str) -> tuple[float, str]:
-    """For sorting: numbers by value, then other texts."""
+    """For comparing: numbers by value, before other texts."""
     try:
-        return float(text), text
+        return float(text), ""
     except ValueError:
         return math.inf, text
 
@@ -140,12 +137,9 @@ def where(runs: list[Run], conditions: list[str]) -> list[Run]:
             raise UserError(f"--where takes NAME=VALUE, such as dataset=pascal, not {name!r}")
         if runs and name not in known:
             raise UserError(f"--where {name}: no run has such a setting; there are {', '.join(known)}")
-        runs = [run for run in runs if any(_equal(run.shown.get(name, "-"), value) for _, _, value in values)]
+        wanted = {natural(value) for _, _, value in values}
+        runs = [run for run in runs if natural(run.shown.get(name, "-")) in wanted]
     return runs
-
-
-def _equal(one: str, other: str) -> bool:
-    return one == other or natural(one)[0] == natural(other)[0] != math.inf
 
 
 # Cells
@@ -205,23 +199,20 @@ def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> pd.DataFrame:
 
 def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
     """A row for each setting; columns are names of COLUMNS, of figures of test.json, or of settings."""
-    names = dict.fromkeys([*COLUMNS, *sorted({name for row in rows for name in (*row.figures, *row.shown)})])
+    names = [*COLUMNS, *sorted({name for row in rows for name in (*row.figures, *row.shown)} - COLUMNS.keys())]
     if unknown := [name for name in columns if name not in names]:
         raise UserError(f"--columns {unknown[0]}: there is no such column; there are {', '.join(names)}")
     if len({row.dataset for row in rows}) > 1 and "dataset" not in columns:
         columns = ["dataset", *columns]
 
     def value(row: Row, name: str) -> str:
+        if name == "loss":
+            return row.name(without=columns)
         if name in COLUMNS:
             return COLUMNS[name](row)
         return row.shown[name] if name in row.shown else or_dash(row.figures.get(name), ".4g")
 
-    records = []
-    for row in rows:
-        row = copy.copy(row)  # its line does not repeat settings that have their own columns
-        row.distinguishing = {name: value for name, value in row.distinguishing.items() if name not in columns}
-        records.append({SECTION: row.known} | {name: value(row, name) for name in columns})
-    return pd.DataFrame(records)
+    return pd.DataFrame([{SECTION: row.known} | {name: value(row, name) for name in columns} for row in rows])
 
 
 def per_class(rows: list[Row]) -> pd.DataFrame:
