@@ -21,20 +21,16 @@ from preproc.sources import duplicate
 from util.errors import OneLineParser, UserError, run_script
 
 ROWS = 4096  # checked at a time: a check of the whole matrix would take several times its memory
-SHOWN_AS = {"train": "train", files.VALIDATION: "validation", "val": "test"}
 
 
-def check_arrays(
-    splits: dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]], names: list[str], prompt_names: list[str]
-) -> None:
-    """Raises UserError if {split: (images, full labels, observed labels)} and the class names do not fit together."""
+def check_arrays(splits: dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]], classes: files.Classes) -> None:
+    """Raises UserError if {split: (images, full labels, observed labels)} and the classes do not fit together."""
     if (twice := duplicate(name for images, _, _ in splits.values() for name in images.tolist())) is not None:
         raise UserError(f"the image {twice!r} is listed twice, in one split or in two")
-    if (twice := duplicate(names)) is not None or len(prompt_names) != len(names):
-        raise UserError(
-            f"the classes must have different names and as many prompt names, not {len(names)} names with "
-            + (f"{len(prompt_names)} prompt names" if twice is None else f"{twice!r} twice")
-        )
+    names, prompts = classes.names, classes.prompt_names
+    if (twice := duplicate(names)) is not None or len(prompts) != len(names):
+        twice = f", but {twice!r} is there twice" if twice else ""
+        raise UserError(f"{len(names)} classes need as many different names and prompt names{twice}")
     for split, (images, true, observed) in splits.items():
         for kind, labels in (("full", true), ("observed", observed)):
             if labels is not None and labels.shape != (len(images), len(names)):
@@ -62,12 +58,8 @@ def main(argv: list[str] | None = None) -> None:
     accept_truncated(options.truncated)
     folder = Path(options.data_root) / options.dataset
     datasets.prepare(folder)
-    root, splits, classes = (
-        files.image_root(folder, options.image_root),
-        files.read_all(folder),
-        files.read_classes(folder),
-    )
-    check_arrays(splits, classes.names, classes.prompt_names)
+    splits, root = files.read_all(folder), files.image_root(folder, options.image_root)
+    check_arrays(splits, files.read_classes(folder))
     paths = {split: [str(root / name) for name in images.tolist()] for split, (images, _, _) in splits.items()}
     if not any(Path(path).exists() for found in paths.values() for path in found):
         raise UserError(
@@ -76,8 +68,9 @@ def main(argv: list[str] | None = None) -> None:
         )
     bad = {}
     for split, found in paths.items():
-        problems = check_images(SHOWN_AS[split], found)
-        print(f"{SHOWN_AS[split]}: {len(problems):,} of {len(found):,} images are bad")
+        name = "test" if split == "val" else split
+        problems = check_images(name, found)
+        print(f"{name}: {len(problems):,} of {len(found):,} images are bad")
         bad |= {found[row]: problem for row, problem in problems.items()}
     if bad:
         print(describe_bad_images(bad, "\n"), file=sys.stderr)

@@ -79,14 +79,10 @@ def fetch(remote: Remote, folder: Path) -> Path:
 def extract(archive: Path, folder: Path) -> None:
     """Extract inside `folder`: links and paths that lead out of it are refused."""
     print(f"extracting {archive.name}")
-    try:
+    hint = "make room if the disk is full, or else remove the archive, and run the same command again"
+    with reading(archive, f"an archive that can be extracted into {folder}", hint):
         options = {} if archive.suffix == ".zip" else {"filter": "data"}  # a zip file's names are always made relative
         shutil.unpack_archive(archive, folder, **options)
-    except Exception as error:  # zip, tar and the decompressors each raise their own
-        raise UserError(
-            f"{archive} could not be extracted into {folder} ({describe_error(error)}); make room if the disk is full, "
-            "or else remove the archive, and run the same command again"
-        ) from None
 
 
 def zenodo_files() -> list[Remote]:

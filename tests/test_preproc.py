@@ -204,4 +204,4 @@ def test_check_reports_class_names_that_do_not_fit(toy, fails, field):
     path = files.description_path(toy)
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: ["red", "red"]}))
     line = fails(check.main, ["--dataset", "toy", "--data-root", str(toy.parent)])
-    assert "the classes must have different names and as many prompt names" in line
+    assert "classes need as many different names and prompt names" in line
