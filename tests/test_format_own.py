@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import shlex
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import REPOSITORY
 from PIL import Image
 
 import datasets
@@ -512,3 +514,19 @@ def test_a_class_folder_that_links_to_its_sibling_is_one_line(photos, fails):
     (by_class / "dog").symlink_to("cat")
     line = fails(format_own.main, ["--name", "mine", "--labels", str(by_class)])
     assert f"{by_class / 'cat'} and {by_class / 'dog'} are one folder; remove the link" in line
+
+
+def documented_tables() -> list[tuple[str, str, str]]:
+    """(options, header, row) of each table in the list of layouts in docs/own_data.md."""
+    text = (REPOSITORY / "docs/own_data.md").read_text().replace("\\|", "\0")
+    rows = [line.strip("|").split(" | ") for line in text.splitlines() if "`image," in line and line.startswith("|")]
+    found = [(re.findall("`(.+?)`", layout), re.findall("`(.+?)`", example)) for layout, example in rows]
+    return [(" ".join(o for o in options if o.startswith("--")), *example) for options, example in found]
+
+
+@pytest.mark.parametrize("options, header, row", documented_tables())
+def test_the_tables_in_the_documentation_are_read(photos, options, header, row):
+    Image.new("RGB", (8, 8)).save(photos / "a.jpg")
+    table = write(photos, f"{header}\n{row}\n".replace("\0", "|"))
+    images, _, observed = read(form(photos, "--labels", table, "--keep-empty", *shlex.split(options)))
+    assert len(images) == 1 and sum(mark == 1 for mark in observed[0]) == (2 if "dog" in row else 1)
