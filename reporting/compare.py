@@ -121,6 +121,8 @@ def best(rows: list[Row]) -> tuple[list[Row], pd.DataFrame]:
             record = {SECTION: row.known, "dataset": row.dataset, "loss": row.line, "settings tried": str(len(fair))}
             records.append(record | {"n": row.count, "val": spread(row.val), "test": spread(row.test)})
             chosen.append(row)
+    if not chosen:
+        raise UserError("--best: none of these runs has a validation mAP")
     return chosen, pd.DataFrame(records)
 
 

@@ -104,7 +104,7 @@ def _section(dataset: str, rows: list[Row], histories: dict[Path, pd.DataFrame],
     elif baseline is None or baseline.test.empty:
         reason = "No row that could be the baseline has a test score; --baseline names one."
     else:
-        reason = f"{baseline.line} is the only setting with a test score."
+        reason = f"No other setting has a test score of the classes of {baseline.line}, the baseline."
     return {
         "dataset": dataset,
         "best": best,
@@ -131,6 +131,8 @@ def _classes(rows: list[Row], baseline: Row) -> list[Choice]:
     choices, base = [], _mean_per_class(baseline)
     for row in rows:
         both = base.join(_mean_per_class(row)["test_AP"].rename("own"), how="inner")
+        if both.empty:
+            continue
         both["difference"] = both["own"] - both["test_AP"]
         both = both.sort_values("difference", ascending=False, kind="stable")
         parts = [
@@ -169,7 +171,7 @@ def _trials(places: Iterable[Path]) -> list[Choice]:
             matters = settings.assign(value=done["value"]).corr(method="spearman")["value"].drop("value").dropna()
             matters = matters.sort_values(key=abs, ascending=False, kind="stable")
             parts = [charts.trials(done.set_index("number")["value"], "trials")]
-            if len(settings) >= FEWEST_TRIALS:
+            if len(settings) >= FEWEST_TRIALS and len(matters):
                 parts.append(charts.bars(matters, "which settings matter", "rank correlation with validation mAP"))
             title = f"{method} on {path.stem.removeprefix('tune_')}, {len(done)} of {len(trials)} trials finished"
             choices.append((title, parts, []))

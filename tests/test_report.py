@@ -135,6 +135,7 @@ def test_conditions_and_columns_choose_rows_and_figures(tmp_path, capsys):
         (["--where", "nothing=3"], "no run has such a setting; there are dataset, loss"),
         (["--where", "dataset=cub"], "no finished run that meets --where"),
         (["--columns", "nothing"], "there is no such column; there are loss, test"),
+        (["--best"], "none of these runs has a validation mAP"),
         (["--baseline", "nothing"], "there is no such line; there are"),
         (["--csv", "."], "is not the name of a file"),
         (["--csv", ""], "is not the name of a file"),
