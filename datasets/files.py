@@ -14,6 +14,7 @@ fifth of train that validates otherwise.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -99,8 +100,13 @@ def digest(folder: str | Path) -> str:
     if not description_path(folder).exists():
         return ""
     paths, classes = [array_path(folder, split, part) for split in EVERY for part in PARTS], read_classes(folder)
-    digests = {path.name: files.digest(read_array(path)) for path in paths if path.exists()}
+    digests = {path.name: _digest(path, path.stat().st_mtime_ns) for path in paths if path.exists()}
     return files.digest(digests, classes.names, classes.prompt_names)
+
+
+@cache
+def _digest(path: Path, time: int) -> str:
+    return files.digest(read_array(path))
 
 
 def write_formatted(
@@ -161,7 +167,9 @@ def write_drawn(folder: str | Path, drawn: dict[str, np.ndarray], overwrite: boo
         if path.exists() and not overwrite and not (split in description.drawn and path.stat().st_mtime_ns <= written):
             old = read_array(path)
             if (old == 0).any() and not np.array_equal(old, new):
-                raise UserError(f"{path} holds labels that this command did not draw; --overwrite replaces them")
+                raise UserError(
+                    f"{path} holds labels that were not drawn; the same command with --overwrite replaces them"
+                )
     for split, new in drawn.items():
         write_array(array_path(folder, split, "labels_obs"), np.asarray(new, dtype=np.int8))
     description.drawn = sorted({*description.drawn, *drawn})

@@ -15,7 +15,7 @@ import yaml
 from datasets.walk import describe_left_out, find_images, is_hidden
 from preproc.sources import SPLIT_NAMES, Source, clean_name, duplicate, positives
 from util.errors import UserError
-from util.files import read_text, reading
+from util.files import read_bytes, read_text, reading
 
 INSIDE = ("_annotations.coco.json", "_classes.csv")  # beside the images of each split in Roboflow's exports
 YOLO_NAMES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
@@ -124,7 +124,7 @@ def _images_beside(folder: Path) -> Path:
 def _voc(folder: Path) -> Iterator[tuple[str, str]]:
     for path in sorted(folder.glob("*.xml")):
         with reading(path, "XML"):
-            root = ElementTree.fromstring(path.read_bytes())
+            root = ElementTree.fromstring(read_bytes(path))
         image = root.findtext("filename") or path.stem
         yield image, ""
         yield from ((image, item.findtext("name") or "") for item in root.iter("object"))

@@ -396,6 +396,7 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
         "c.txt is no regular file",
         "",
     ),
+    "pipe of annotations": ({"voc/a.xml": None}, "--labels voc", "a.xml is no regular file", ""),
     "pipe as image": (
         {"l.csv": "image,label\nc.jpg,cat\n", "c.jpg": None},
         "--labels l.csv",

@@ -105,7 +105,7 @@ def test_observed_labels_that_were_not_drawn_are_not_overwritten(toy, fails):
     observed[3] = 0  # edited by hand
     np.save(path, observed)
     line = fails(draw_from, [str(toy)])
-    assert "formatted_train_labels_obs.npy holds labels that this command did not draw; --overwrite" in line
+    assert "formatted_train_labels_obs.npy holds labels that were not drawn; the same command with --overwrite" in line
     assert (np.load(path) == observed).all()
     draw(toy, "--overwrite")
     assert (np.load(path).sum(axis=1) == 1).all()

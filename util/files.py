@@ -140,12 +140,17 @@ def reading(path: str | Path, what: str, hint: str = "") -> Iterator[None]:
         raise UserError(f"{path} {problem}{'; ' * bool(hint)}{hint}") from None
 
 
+def read_bytes(path: str | Path, hint: str = "") -> bytes:
+    with reading(path, "a file", hint):
+        if Path(path).exists() and not Path(path).is_file():  # a pipe would block
+            raise UserError(f"{path} is no regular file")
+        return Path(path).read_bytes()
+
+
 def read_text(path: str | Path, hint: str = "") -> str:
     """A text in UTF-8, or in UTF-16 with a byte order mark."""
     with reading(path, "text in UTF-8", hint):
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would block
-            raise UserError(f"{path} is no regular file")
-        content = Path(path).read_bytes()
+        content = read_bytes(path, hint)
         return content.decode("utf-16" if content.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
 
 
