@@ -45,14 +45,12 @@ def no_maps(name: str) -> UserError:
 
 
 def use_boostlu(model: Backbone, name: str, num_labels: int, image_size: int) -> None:
-    """Put BoostLU in the place of a backbone's pooling and linear head. Raises UserError if it makes no maps."""
+    """Replace a backbone's pooling and linear head by BoostLU. Raises UserError if it makes no maps."""
     network = model.network
     if hasattr(network, "reset_classifier"):  # timm's
         network.reset_classifier(0, "")
     elif hasattr(network, "avgpool"):  # torchvision's ResNet
         network = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
-    else:
-        raise no_maps(name)
     channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
     shape = output_shape(network, (2, 3, image_size, image_size))
     if len(shape) != 4:

@@ -72,14 +72,14 @@ def load_features(path: str, split: MultiLabelDataset, device: torch.device) -> 
     with reading(path, "an npz file"), np.load(path) as file:
         mirrored = [name for name in file.files if name == "mirrored"]
     names, *views = read_arrays(path, ("images", "features", *mirrored))
-    if names.dtype.kind != "U" or any(view.shape != (len(names), *views[0].shape[1:2]) for view in views):
+    fits = names.dtype.kind == "U" and all(view.shape == (len(names), *views[0].shape[1:2]) for view in views)
+    if not fits or any(view.dtype.kind == "U" or not np.isfinite(view).all() for view in views):
         found = ", ".join(f"{array.dtype} {array.shape}" for array in (names, *views))
-        raise UserError(f"{path}: expected images (N,) of strings and features (N, D), also mirrored; found {found}")
+        raise UserError(
+            f"{path}: expected images (N,) of strings and finite features (N, D), also mirrored; found {found}"
+        )
     rows = find_rows(path, "image", split.names.tolist(), names.tolist(), views, split.root)
-    kept = torch.from_numpy(np.stack([view[rows].astype(np.float32) for view in views], axis=1))
-    if not kept.isfinite().all():
-        raise UserError(f"{path}: the features are not all finite numbers")
-    return Features(kept.to(device))
+    return Features(torch.from_numpy(np.stack([view[rows].astype(np.float32) for view in views], axis=1)).to(device))
 
 
 def head_of(model: Backbone) -> Float32Linear:

@@ -185,8 +185,6 @@ def load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path, h
             f"{path} does not fit this network: {name} should be {own[name].dtype} {tuple(own[name].shape)}, in the "
             f"file it is {there}; {len(wrong)} of {len(own)} tensors do not fit"
         )
-    if infinite := [name for name in own if name in found and not torch.isfinite(found[name]).all()]:
-        raise UserError(f"{path}: {infinite[0]} holds numbers that are not finite; take a different checkpoint")
     network.load_state_dict({name: found[name] for name in own if name in found and fits(name)}, strict=False)
 
 

@@ -107,7 +107,6 @@ WEIGHTS = {
         lambda state: {name: tensor + 0j for name, tensor in state.items()},
         "it is torch.complex64",
     ),
-    "NaN": (lambda state: {name: tensor * float("nan") for name, tensor in state.items()}, "that are not finite"),
     "numbers for names": (lambda state: dict(enumerate(state.values())), "fit"),
     "a list": (lambda state: list(state.values()), "tensors"),
     "a pickle": (lambda state: {"weight": io.BytesIO}, "save its tensors alone"),

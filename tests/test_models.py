@@ -191,6 +191,7 @@ def test_the_state_dict_of_a_training_checkpoint_is_found(tmp_path, kind):
     assert all(torch.equal(value, new.state_dict()[name]) for name, value in old.state_dict().items())
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
 def test_a_torchscript_archive_is_read(tmp_path):
     old, new = torch.nn.Linear(3, 2), torch.nn.Linear(3, 2)
     torch.jit.trace(old, torch.zeros(1, 3)).save(tmp_path / "clip.pt")

@@ -62,15 +62,15 @@ def check_length(tokenizer: Callable, captions: list[list[str]], classes: list[s
     enough = read.shape[2] + max(len(text.encode()) for texts in captions for text in texts)
     whole = torch.stack([tokenizer(texts, context_length=enough) for texts in captions], dim=1)
     lengths = (whole != whole[..., -1:]).sum(dim=2).amax(dim=1)  # without padding
-    for label in (longer := (lengths > read.shape[2]).nonzero().flatten().tolist()):
-        if len(same := (read == read[label]).all(dim=2).all(dim=1).nonzero().flatten().tolist()) > 1:
-            one, other = (classes[row] for row in same[:2])
-            raise UserError(
-                f"the captions of {one} and {other} are the same in the first {read.shape[2]} tokens, and the teacher "
-                "reads no more; shorten the names of the classes or --prompt"
-            )
+    longer = (lengths > read.shape[2]).nonzero().flatten().tolist()
     if longer:
         print(
             f"note: the teacher reads the first {read.shape[2]} tokens of a caption; {len(longer)} of {len(classes)} "
             f"classes have longer ones, the first {classes[longer[0]]} ({lengths[longer[0]]} tokens)"
         )
+    for label in longer:
+        if len(same := (read == read[label]).flatten(1).all(dim=1).nonzero().flatten().tolist()) > 1:
+            raise UserError(
+                f"the captions of {classes[same[0]]} and {classes[same[1]]} are the same in the first {read.shape[2]} "
+                "tokens, and the teacher reads no more; shorten the names of the classes or --prompt"
+            )
