@@ -87,8 +87,7 @@ def selections(rows: list[Row]) -> list[str]:
             text += "validation mAP chooses; not all of these runs have one"
         else:
             row = ranked(members)[0]
-            details = ", ".join(f"{name} {value}" for name, value in row.distinguishing.items())
-            text += f"validation mAP chooses: {details} (val {row.val.mean():.2f}, test {spread(row.test)})"
+            text += f"validation mAP chooses: {row.line}, val {row.val.mean():.2f}, test {spread(row.test)}"
         warnings.append(text)
     return warnings
 

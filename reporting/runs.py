@@ -45,12 +45,6 @@ class Run:
         """(draw of the known labels, seed)."""
         return self.identity.get("draw", 0), self.identity.get("seed", 0)
 
-    @property
-    def figures(self) -> dict[str, float]:
-        """The numbers of test.json whose names begin with test_, by the rest of the name."""
-        numbers = {name: value for name, value in self.result.items() if isinstance(value, int | float)}
-        return {name.removeprefix("test_"): value for name, value in numbers.items() if name.startswith("test_")}
-
 
 @dataclass(frozen=True)
 class Runs:
@@ -97,7 +91,7 @@ def read_run(folder: Path) -> Run:
     metadata, path = json.loads((folder / "config.json").read_text()), folder / "test.json"
     result = json.loads(path.read_text()) if path.exists() else {}
     if result:
-        result["chosen_by"], metadata["identity"]["loss"]  # what every table needs: KeyError
+        result["chosen_by"], result["known_labels"], metadata["identity"]["loss"]  # what every table needs: KeyError
     return Run(folder, metadata["identity"], metadata["config"], result)
 
 

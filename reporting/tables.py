@@ -38,8 +38,12 @@ class Row:
         self.shown = {name: first.shown[name] for name in first.setting}
         self.dataset, self.loss = self.shown["dataset"], self.shown["loss"]
         self.distinguishing: dict[str, str] = {}
-        self.test, self.val = self._scores("test_mAP"), self._scores("val_mAP")
-        self.figures = pd.DataFrame([run.figures for run in runs]).dropna(axis=1).mean().to_dict()
+        repeats = pd.MultiIndex.from_tuples([run.repeat for run in self.runs])
+        results = pd.DataFrame([{"test_mAP": None, "val_mAP": None} | run.result for run in self.runs], repeats)
+        scores = (results[name].astype(float) for name in ("test_mAP", "val_mAP"))
+        self.test, self.val = (values if values.notna().all() else values[:0] for values in scores)
+        figures = results.filter(regex="^test_").select_dtypes("number").dropna(axis=1).mean()
+        self.figures = {name.removeprefix("test_"): value for name, value in figures.items()}
         self.chosen_by = first.result["chosen_by"]
         method, known = LOSSES.get(self.loss), first.result["known_labels"]
         self.trained = method is None or method.loss is not None
@@ -51,11 +55,6 @@ class Row:
             self.known = SINGLE
         published = {run.result.get("published") for run in runs}
         self.published = published.pop() if len(published) == 1 else None
-
-    def _scores(self, name: str) -> pd.Series:
-        repeats = pd.MultiIndex.from_tuples([run.repeat for run in self.runs])
-        scores = pd.Series([run.result.get(name) for run in self.runs], repeats, dtype=float)
-        return scores if scores.notna().all() else scores[:0]
 
     def name(self, without: Iterable[str] = ()) -> str:
         """The method with the distinguishing settings, but for those that a table shows elsewhere."""

@@ -82,7 +82,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_and_the_differe
     out = lines(capsys, tmp_path, "--columns", "loss", "threshold", "val")  # which names the threshold once
     assert any(line.startswith("| EM_PL | 0.2 | 59.80") for line in out), out
     (warning,) = [line for line in out if line.startswith("warning")]
-    assert "validation mAP chooses: threshold 0.2 (val 59.80, test 70.20 ± 0.00)" in warning
+    assert "validation mAP chooses: EM_PL (threshold 0.2), val 59.80, test 70.20 ± 0.00" in warning
     assert not any("warning" in line for line in lines(capsys, tmp_path, "--where", "threshold=0.30"))
     out = lines(capsys, tmp_path, "--best")
     assert "| coco | EM_PL (threshold 0.2) | 2 | 2 | 59.80 ± 0.00 | 70.20 ± 0.00 |" in out
