@@ -19,7 +19,7 @@ class Float32Linear(nn.Linear):
 
 
 def in_float32(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
-    """What a layer makes of features, in float32 under autocast too."""
+    """The output of a layer, in float32 under autocast too."""
     if features.is_meta or torch.compiler.is_exporting():  # neither that device nor a graph for export knows autocast
         return layer(features)
     with torch.autocast(features.device.type, enabled=False):
@@ -27,10 +27,8 @@ def in_float32(layer: Callable[[Tensor], Tensor], features: Tensor) -> Tensor:
 
 
 def starts_as_linear(head: nn.Linear) -> bool:
-    """Whether a head's weights can be those that nn.Linear draws: uniform within 1 / sqrt(D) of 0.
-
-    Some of timm's families start a head for a few labels an order wider, and learn less in their first epochs.
-    """
+    """Whether a head's weights may come from nn.Linear's initialisation, uniform within 1 / sqrt(D) of 0. Some
+    of timm's families initialise a head for a few labels ten times wider, and learn less in their first epochs."""
     if head.weight.is_meta:  # shapes alone
         return True
     bound = head.in_features**-0.5
@@ -70,7 +68,7 @@ class Backbone(nn.Module):
 
 
 def output_shape(module: nn.Module, shape: tuple[int, ...]) -> torch.Size:
-    """What a module in training mode makes of an input of that shape; on the meta device, which computes no number."""
+    """The shape of a module's output in training mode, computed on the meta device without numbers."""
     tensors = dict(module.named_parameters()) | dict(module.named_buffers())
     shapes = {name: tensor.to("meta") for name, tensor in tensors.items()}
     with torch.no_grad():

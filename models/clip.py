@@ -24,7 +24,7 @@ class ModelConfig(msgspec.Struct):
 def config_name(name: str, option: str = "--teacher ") -> str:
     """open_clip's name of a model; a FILE.json is registered under its stem. Raises UserError for an unknown one.
 
-    option  what stands before the name on the command line
+    option  the part of the command line before the name, for the error
     """
     import open_clip
 

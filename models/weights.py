@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from util.errors import UserError, describe_error, quiet
 from util.files import REPOSITORY, local_file, reading
 
-# where training programs keep a state dict inside a checkpoint, the preferred one first
+# names of a state dict inside the checkpoints of training programs, the preferred one first
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
 PREFIXES = {  # of parameter names in checkpoints: their replacement in a network of ours
     **dict.fromkeys(("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "encoder.", "maps."), ""),
@@ -58,7 +58,7 @@ def torchvision_file(url: str, model: str, otherwise: str) -> Path:
     """The local file of a torchvision weights URL, downloaded on first use.
 
     model      its name for `models/download.py`
-    otherwise  what else a user without internet can do
+    otherwise  an alternative for users without internet
     """
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():

@@ -28,7 +28,7 @@ def describe(
 
     pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1]
     scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}, or None if it is not known
-    returns   None for what is not known, and for a share of nothing
+    returns   None for unknown values, and for shares of an empty set
     """
     unknown, known, present = observed == 0, observed == 1, None if true is None else true == 1
     teacher = {"mAP of the teacher, %": None if true is None else metrics.mean_average_precision(scores, true)}

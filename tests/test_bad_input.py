@@ -94,7 +94,9 @@ def test_a_write_that_the_system_refuses_names_the_file_and_the_way_out(tmp_path
     (tmp_path / "file").touch()
     (tmp_path / "full").symlink_to("/dev/full")
     for write, path in ((write_json, tmp_path / "file/a.json"), (write_text, tmp_path / "full")):
-        with pytest.raises(UserError, match=rf"{path} cannot be written \(.*\); make room there, or write to another"):
+        with pytest.raises(
+            UserError, match=rf"{path} cannot be written \(.*\); make room there, or write to a different"
+        ):
             write(path, "text")
 
 

@@ -59,7 +59,7 @@ def describe_cuda() -> str:
 
 
 def describe(device: torch.device, precision: str, place: str) -> str:
-    """One line: what a run computes on and how.
+    """One line: device, precision and cache of a run.
 
     place  gpu, disk, none (where its images are cached), or features
     """

@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from util.errors import UserError, describe_error, started_by_torchrun
 
-LONG_TIMEOUT = timedelta(days=2)  # processes wait this long for each other, or for another run that fills a cache
+LONG_TIMEOUT = timedelta(days=2)  # processes wait this long for each other, or for a different run that fills a cache
 _long_group: dist.ProcessGroup | None = None  # the same processes; the default process group times out after minutes
-FILE_SECONDS = 120.0  # a network file system may take this long to show a file that another machine made
+FILE_SECONDS = 120.0  # a network file system may take this long to show a file that a different machine made
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left{postfix}"
 
 

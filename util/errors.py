@@ -30,7 +30,7 @@ KNOWN = {  # part of an error text of PyTorch: the line shown to the user
 
 
 class UserError(Exception):
-    """A user's mistake, in one line: what was seen, what was expected, and the command that fixes it."""
+    """A user's mistake, in one line: the fault, the expectation, and the command that fixes it."""
 
 
 class Interrupted(BaseException):

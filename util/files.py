@@ -26,7 +26,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, flush it to the disk and rename it to `path`.
 
-    The temporary name is fixed, so the next writer overwrites what a killed process left behind. Writers of the same
+    The temporary name is fixed, so the next writer overwrites the rest of a killed one. Writers of the same
     file must exclude each other (`locked`). Raises UserError if the file cannot be written.
     """
     path = Path(path)
@@ -49,7 +49,7 @@ def _writing(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            f"{path} cannot be written ({describe_error(error)}); make room there, or write to another folder"
+            f"{path} cannot be written ({describe_error(error)}); make room there, or write to a different folder"
         ) from None
 
 
@@ -89,8 +89,8 @@ def check_outputs(outputs: dict[str, str | Path | None], overwrite: bool, ours: 
 
     outputs  file by option; None: not asked for
     ours     how files begin that the same command wrote before, and may replace
-    Raises UserError for what is no file name, for two options with one file, and, without --overwrite, for a file that
-    exists already.
+    Raises UserError for a name that is not a file, for two options with one file, and, without --overwrite, for a
+    file that exists already.
     """
     seen: dict[Path, str] = {}
     for option, path in ((option, Path(name)) for option, name in outputs.items() if name is not None):
@@ -125,7 +125,7 @@ def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
 def reading(path: str | Path, what: str, hint: str = "") -> Iterator[None]:
     """Turn whatever a library raises while it reads a file into one line: UserError.
 
-    what  what the file should be, such as "an image";  hint  how to fix it
+    what  the expected kind of file, such as "an image";  hint  how to fix it
     """
     try:
         yield

@@ -13,7 +13,7 @@ from util import distributed
 from util.errors import UserError, describe_error
 from util.files import atomic, locked, sync, write_json
 
-SECONDS = 10.0  # between two records of finished rows: what a killed process may have to compute again
+SECONDS = 10.0  # between two records of finished rows; a killed process loses the rows since the last one
 
 
 def cached_rows(

@@ -13,10 +13,10 @@ class Setting:
     """One setting, written on one line: `Setting(0.2, "weight of the entropy", "[0, inf)", coco=0.1)`.
 
     within      an interval such as "(0, 1]"; "" = any value
-    search      what tune.py searches: an interval such as "[0.01, 1]", on a log scale if its low end is above 0, or a
+    search      values for tune.py: an interval such as "[0.01, 1]", on a log scale if its low end is above 0, or a
                 tuple of values; () = nothing
     flags       further names on the command line, beside --the-setting's-name
-    needs       another setting of the same method, without which (if it is 0) this one is not read
+    needs       a different setting of the same method; if it is 0, this one is not read
     by_dataset  values for single data sets, by name
     """
 

@@ -32,7 +32,7 @@ from util.row_cache import cached_rows
 DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
 OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
 PATCH_TEMPERATURE = 0.01  # of the softmax of each patch: CLIP's own
-RESAMPLE = "bicubic"  # what CLIP was trained with; differs: published as bilinear
+RESAMPLE = "bicubic"  # as in CLIP's training; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
 VIEWS = {"global": ("global",), "tiles": ("global", "tiles"), "patches": ("global", "patches")}  # of --teacher-views
 CHECKED, SAME_SIMILARITY = 8, 1e-3  # images compared with float32, and by how much half precision may differ

@@ -1,7 +1,7 @@
 """Features of the patches of an image from a CLIP that was trained on whole images, without training.
 
-In its last block a CLIP's attention gathers what the image's one feature needs. ITACLIP replaces it there, so that each
-patch keeps to the patches that look like it.
+The attention of CLIP's last block is trained for the one feature of the whole image. ITACLIP replaces it, so that each
+patch attends to similar patches.
 """
 
 import torch
@@ -14,11 +14,11 @@ EARLIER = (7 / 12, 8 / 12, 10 / 12)  # the depth of the blocks that help the las
 
 
 def patch_features(tower: nn.Module, images: Tensor) -> Tensor:
-    """(B, 3, S, S) network input -> (B, P, D) features of the patches, in the space of the image's own feature.
+    """(B, 3, S, S) network input -> (B, P, D) features of the patches, in the space of the feature of the whole image.
 
-    The last block's attention becomes half its own and half the mean of three earlier blocks', each as `attention`; it
-    is added to the residual, that block's MLP is left out, and the tower's last norm and projection follow.
-    Raises UserError for a tower that is no ViT of open_clip's own.
+    The last block's attention is the mean of its `attention` and of the mean over three earlier blocks. It is added to
+    the residual, the last MLP is left out, and the tower's last norm and projection follow.
+    Raises UserError if the tower is not a ViT of open_clip.
     """
     from open_clip.transformer import VisionTransformer
 
