@@ -14,7 +14,6 @@ fifth of train that validates otherwise.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -44,13 +43,13 @@ class Description(msgspec.Struct):
 
     image_root    absolute, or relative to the folder
     prompt_names  empty: the names
-    drawn         the splits whose observed labels were drawn from the full labels
+    digests       {file: digest} of the observed labels that were drawn from the full labels
     """
 
     classes: list[str]
     image_root: str
     prompt_names: list[str] = []
-    drawn: list[str] = []
+    digests: dict[str, str] = {}
 
 
 def array_path(folder: str | Path, split: str, part: str) -> Path:
@@ -100,13 +99,8 @@ def digest(folder: str | Path) -> str:
     if not description_path(folder).exists():
         return ""
     paths, classes = [array_path(folder, split, part) for split in EVERY for part in PARTS], read_classes(folder)
-    digests = {path.name: _digest(path, path.stat().st_mtime_ns) for path in paths if path.exists()}
+    digests = {path.name: files.digest(read_array(path)) for path in paths if path.exists()}
     return files.digest(digests, classes.names, classes.prompt_names)
-
-
-@cache
-def _digest(path: Path, time: int) -> str:
-    return files.digest(read_array(path))
 
 
 def write_formatted(
@@ -122,7 +116,8 @@ def write_formatted(
         observed = array_path(folder, split, "labels_obs")
         same = written and observed.exists() and all(map(np.array_equal, read_split(folder, split), arrays))
         whole[split] = (*arrays, read_array(observed) if same else None)
-    drawn = read_description(folder).drawn if written else ()
+    digests = read_description(folder).digests if written else ()
+    drawn = [split for split in splits if array_path(folder, split, "labels_obs").name in digests]
     write_own(folder, whole, names, prompt_names, image_root, drawn)
 
 
@@ -136,19 +131,23 @@ def write_own(
 ) -> None:
     """Write {split: (images, full labels or None, observed labels or None)} as the whole data set.
 
-    An image root inside the folder is stored relative to it.
+    drawn       the splits whose observed labels were drawn from the full labels
+    image_root  stored relative to the folder if it is inside
     """
-    folder, root = Path(folder), Path(image_root).resolve()
+    folder, root, digests = Path(folder), Path(image_root).resolve(), {}
     description_path(folder).unlink(missing_ok=True)
     for split in EVERY:
         for part, array in zip(PARTS, splits.get(split, (None,) * 3), strict=True):
+            path = array_path(folder, split, part)
             if array is None:
-                array_path(folder, split, part).unlink(missing_ok=True)
-            else:
-                kind = np.str_ if part == "images" else np.int8
-                write_array(array_path(folder, split, part), np.asarray(array, dtype=kind))
+                path.unlink(missing_ok=True)
+                continue
+            array = np.asarray(array, dtype=np.str_ if part == "images" else np.int8)
+            write_array(path, array)
+            if part == "labels_obs" and split in drawn:
+                digests[path.name] = files.digest(array)
     root = root.relative_to(folder.resolve()) if root.is_relative_to(folder.resolve()) else root
-    _write_description(folder, Description(list(names), str(root), list(prompt_names), list(drawn)))
+    _write_description(folder, Description(list(names), str(root), list(prompt_names), digests))
 
 
 def _write_description(folder: str | Path, description: Description) -> None:
@@ -161,16 +160,18 @@ def write_drawn(folder: str | Path, drawn: dict[str, np.ndarray], overwrite: boo
     Without overwrite, raises UserError instead of replacing different labels that this function did not write. Those
     that equal the full labels may be replaced.
     """
-    description, written = read_description(folder), description_path(folder).stat().st_mtime_ns
+    description = read_description(folder)
     for split, new in drawn.items():
         path = array_path(folder, split, "labels_obs")
-        if path.exists() and not overwrite and not (split in description.drawn and path.stat().st_mtime_ns <= written):
+        if path.exists() and not overwrite:
             old = read_array(path)
-            if (old == 0).any() and not np.array_equal(old, new):
+            ours = files.digest(old) == description.digests.get(path.name)
+            if not ours and (old == 0).any() and not np.array_equal(old, new):
                 raise UserError(
                     f"{path} holds labels that were not drawn; the same command with --overwrite replaces them"
                 )
     for split, new in drawn.items():
-        write_array(array_path(folder, split, "labels_obs"), np.asarray(new, dtype=np.int8))
-    description.drawn = sorted({*description.drawn, *drawn})
+        path, new = array_path(folder, split, "labels_obs"), np.asarray(new, dtype=np.int8)
+        write_array(path, new)
+        description.digests[path.name] = files.digest(new)
     _write_description(folder, description)
