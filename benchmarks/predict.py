@@ -83,7 +83,7 @@ def measured(saved: models.Predictor, paths: list[str], options) -> list[str]:
         saved.predict(paths, batch_size=batch_size, workers=options.workers)
 
     functions = {"decoding": decoding, "forward": forward, "both": both, "predict": predict}
-    taken = common.side_by_side(functions, options.repeats, saved.device)
+    taken = common.side_by_side(functions, options.repeats, saved.network.mean.device)
     wall = {name: statistics.median(values) for name, values in taken.items()}
     bounds = max(wall["decoding"], wall["forward"]), wall["both"]
     speeds = [rate(len(paths), values) for values in taken.values()]
