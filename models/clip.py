@@ -58,12 +58,12 @@ def tower_file(name: str) -> Path | None:
 
 
 def backbone_identity(name: str) -> object:
-    """How identities and keys of caches name a backbone: by its name, or by that file."""
+    """How identities and keys of caches name a backbone: by its name, or by its tower_file."""
     return file_identity(name.removeprefix("clip:")) if tower_file(name) else name
 
 
 def tower_config(name: str) -> dict | None:
-    """The content of that file."""
+    """The content of a backbone's tower_file."""
     return read_json(path) if (path := tower_file(name)) else None
 
 
@@ -85,7 +85,7 @@ def clip_file(name: str, weights: str, model: str, otherwise: str) -> Path:
         raise UserError(f"weights {weights!r} of {name} are neither a file nor a tag of open_clip (its tags: {tags})")
     if bool(config.get("quick_gelu")) != bool(tag.get("quick_gelu")):
         other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-        raise UserError(f"weights {weights!r} were trained with a different GELU than {name}; take --teacher {other}")
+        raise UserError(f"weights {weights!r} were trained with a different GELU than {name}; take {other}")
     repository, file = os.path.split(tag["hf_hub"])
     names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     if file.endswith((".bin", ".pt", ".pth")):

@@ -35,23 +35,19 @@ HARMLESS = [  # plain values that training programs keep beside the tensors; PyT
 ]
 
 
-# Published weights
-
-
 @contextmanager
 def _fetching(file: str, folder: str | Path, model: str, otherwise: str) -> Iterator[None]:
     """Turn whatever a library raises while it fetches a file into one UserError."""
     try:
         yield
     except Exception as error:
-        status = getattr(getattr(error, "response", None), "status_code", None)
+        status, reason = getattr(getattr(error, "response", None), "status_code", None), describe_error(error)
         hint = f"with internet run `python models/download.py {shlex.quote(model)}` and copy that folder here"
         if status in (401, 403):
+            reason = f"refused with status {status}"
             hint = "log in with `hf auth login` or set HF_TOKEN, and accept the licence on the model's page"
-        reason = f"refused with status {status}" if status in (401, 403) else describe_error(error)
-        raise UserError(
-            f"weights {file} are not in {folder} and cannot be fetched ({reason}); {hint}, or {otherwise}"
-        ) from None
+        text = f"weights {file} are not in {folder} and cannot be fetched ({reason}); {hint}, or {otherwise}"
+        raise UserError(text) from None
 
 
 def torchvision_file(url: str, model: str, otherwise: str) -> Path:
@@ -79,9 +75,6 @@ def hub_file(repository: str, names: list[str], model: str, otherwise: str) -> P
     with _fetching(f"{repository}/{names[0]}", folder, model, otherwise):
         # file_exists fails at once without internet; a download retries for half a minute
         return Path(hf_hub_download(repository, next(filter(partial(file_exists, repository), names), names[-1])))
-
-
-# Files
 
 
 def file_identity(value: object) -> object:

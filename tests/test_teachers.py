@@ -31,7 +31,7 @@ def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
 @pytest.mark.parametrize(
     "name, tag, says",
     [
-        ("ViT-L-14-336", "openai", "take --teacher ViT-L-14-336-quickgelu"),
+        ("ViT-L-14-336", "openai", "take ViT-L-14-336-quickgelu"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "its tags|other GELU"),
         ("ViT-L-14-336-quickgelu", "nowhere.pt", "its tags: openai"),
         ("ViT-L-15", "openai", "no open_clip model"),
