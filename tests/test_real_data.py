@@ -16,18 +16,7 @@ from preproc import format_coco, format_pascal, generate_observed_labels
 from runs import run_folder
 from util.errors import UserError
 
-SMALL = [
-    "-g",
-    "cpu",
-    "-m",
-    "timm:test_resnet",
-    "--no-pretrained",
-    "--image-size",
-    "64",
-    "--epochs",
-    "2",
-    "--skip-missing",
-]
+SMALL = "-g cpu -m timm:test_resnet --no-pretrained --image-size 64 --epochs 2 --skip-missing".split()
 
 
 @pytest.fixture(scope="module")
@@ -40,17 +29,8 @@ def voc(real, tmp_path_factory) -> Path:
 
 def test_voc_trains_resumes_and_evaluates_over_the_photographs_at_hand(real, voc, tmp_path, capsys, monkeypatch):
     similarity = real / "realdata/voc2012/clip_rn50x64_train_similarity.npz"
-    arguments = [
-        "-d",
-        "pascal",
-        *SMALL,
-        "--similarity",
-        str(similarity),
-        "--data-root",
-        str(voc),
-        "--results-dir",
-        str(tmp_path),
-    ]
+    where = ["--data-root", str(voc), "--results-dir", str(tmp_path)]
+    arguments = ["-d", "pascal", *SMALL, "--similarity", str(similarity), *where]
     result = main.main(arguments)
     out = capsys.readouterr().out
     assert result["train_images"] + result["validation_images"] == 150 and result["test_images"] == 100
@@ -81,25 +61,9 @@ def test_coco_trains_with_a_teacher_of_random_weights(real, tmp_path):
     torch.manual_seed(0)
     model = clip.create_clip(str(tmp_path / "tiny_clip_coco.json"), None)
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    result = main.main(
-        [
-            *(
-                "-d",
-                "coco",
-                *SMALL,
-                "-p",
-                "0.2",
-                "-th",
-                "0.02",
-                "--data-root",
-                str(root),
-                "--results-dir",
-                str(tmp_path),
-            ),
-            *("--teacher", str(tmp_path / "tiny_clip_coco.json")),
-            *("--teacher-weights", str(tmp_path / "teacher.safetensors")),
-        ]
-    )
+    where = ["--data-root", str(root), "--results-dir", str(tmp_path)]
+    teacher = ["--teacher", f"{tmp_path}/tiny_clip_coco.json", "--teacher-weights", f"{tmp_path}/teacher.safetensors"]
+    result = main.main(["-d", "coco", *SMALL, "-p", "0.2", "-th", "0.02", *where, *teacher])
     with np.load(Path(result["folder"]) / "predictions.npz") as file:
         assert file["probs"].shape == (45, 80)
     assert len(list((root / "coco/cache").glob("similarity_*.npy"))) == 1
