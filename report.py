@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reporting import compare, tables
-from reporting.runs import Run, Runs, read_history, read_runs
+from reporting.runs import Run, read_history, read_runs
 from util.errors import OneLineParser, UserError, run_script
 from util.files import check_outputs, write_text
 
@@ -29,10 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.watch:
         return watch(options)
-    runs = read_runs(options.results)
-    chosen, unfinished = meeting(runs, options.where)
-    rows = tables.group(chosen)
-    for run in unfinished:
+    runs = read_runs(options.results, options.where)
+    rows = tables.group(runs.finished)
+    for run in runs.unfinished:
         runs.left_out.append((run.folder.name, f"unfinished, {progress(run)}: --resume continues it"))
     if rows:
         baseline = compare.baselines(rows, options.baseline)
@@ -42,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         reasons = ", ".join(f"{name} ({reason})" for name, reason in runs.left_out)
         print(f"{'% ' if options.latex else ''}not in the table: {reasons}")
     if not rows:
-        what = " that meets --where" if runs.finished else ""
+        what = " that meets --where" if options.where else ""
         raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
     if options.figures:
         figures = import_module("reporting.figures")  # imports matplotlib, which tables do not need
@@ -82,12 +81,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     ours = (b"mean,deviation,n,", b"class,", b"dataset,class,", b"<!doctype html>")
     check_outputs(outputs, options.overwrite, ours)
     return options
-
-
-def meeting(runs: Runs, conditions: list[str]) -> tuple[list[Run], list[Run]]:
-    """The finished and the unfinished runs that meet the conditions, which may name a setting of either."""
-    every = tables.where(runs.finished + runs.unfinished, conditions)
-    return [run for run in every if run.result], [run for run in every if not run.result]
 
 
 def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], options: argparse.Namespace) -> None:
@@ -134,16 +127,16 @@ def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
 def watch(options: argparse.Namespace) -> None:
     """The unfinished runs; on a terminal again and again, until there is none."""
     while True:
-        runs = read_runs(options.results)
-        finished, unfinished = meeting(runs, options.where)
+        runs = read_runs(options.results, options.where)
         if sys.stdout.isatty():
             print("\033[2J\033[H", end="")
-        print(f"{len(finished)} finished, {len(unfinished)} unfinished, {len(runs.left_out)} unreadable runs")
-        for run in unfinished:
+        counts = len(runs.finished), len(runs.unfinished), len(runs.left_out)
+        print("{} finished, {} unfinished, {} unreadable runs".format(*counts))
+        for run in runs.unfinished:
             written = max(path.stat().st_mtime for path in run.folder.iterdir())
             age = timedelta(seconds=max(0, round(time.time() - written)))
             print(f"  {run.folder.name}: {progress(run)}, last written {age} ago")
-        if not unfinished or not sys.stdout.isatty():
+        if not runs.unfinished or not sys.stdout.isatty():
             return
         time.sleep(WATCH_SECONDS)
 

@@ -3,8 +3,9 @@
 import base64
 import io
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -25,8 +26,7 @@ PER_CLASS, CLASSES = 3, 24  # mistakes of each kind of a class, and classes (tho
 KINDS = ("none", "missed", "extra", "hit")  # of a label: neither true nor predicted, true, predicted, both
 
 
-@dataclass
-class Card:
+class Card(NamedTuple):
     """An image with its labels.
 
     labels   name, probability, one of KINDS, marks for observed labels and pseudo-labels
@@ -39,29 +39,15 @@ class Card:
     picture: str
 
 
-@dataclass
-class Gallery:
-    """Of one run. A label is predicted if its probability reaches its threshold, which was chosen on validation.
+def make(run: Run) -> dict:
+    """The cards of a run's mistakes. A label is predicted if its probability reaches its threshold, which was chosen on
+    validation.
 
-    missing_labels  the first suspects
-    by_class        (class, number of mistakes, the worst of them), classes with most mistakes first
-    suspects        labels that are predicted and not true, the most probable first: image, class, probability
+    suspects        labels that are predicted and not true, the most probable first: image, class, probability;
+                    csv: the same as a data URI
+    missing_labels  cards of the first suspects
+    by_class        (class, number of mistakes, cards of the worst ones), classes with most mistakes first
     """
-
-    run: Run
-    missing_labels: list[Card]
-    by_class: list[tuple[str, int, list[Card]]]
-    suspects: pd.DataFrame
-    notes: list[str]
-
-    @property
-    def csv(self) -> str:
-        """The suspects as a data URI."""
-        text = self.suspects.to_csv(index=False, float_format="%.4f").encode(errors="backslashreplace")
-        return "data:text/csv;base64," + base64.b64encode(text).decode()
-
-
-def make(run: Run) -> Gallery:
     config = Config(**run.config)
     images, probs, true = read_predictions(run.folder)
     classes = read_per_class(run.folder)
@@ -97,15 +83,18 @@ def make(run: Run) -> Gallery:
             found.append(Card(str(images[row]), headline, chips, pictures[row]))
         return found
 
-    return Gallery(
-        run,
-        missing_labels=cards(suspects[:SUSPECTS]),
-        by_class=[(names[k], count, cards(worst[worst["label"] == k])) for k, count in counts.items()],
-        suspects=pd.DataFrame(
-            {"image": images[suspects["image"]], "class": names[suspects["label"]], "probability": suspects["badness"]}
-        ),
-        notes=notes,
+    table = pd.DataFrame(
+        {"image": images[suspects["image"]], "class": names[suspects["label"]], "probability": suspects["badness"]}
     )
+    text = table.to_csv(index=False, float_format="%.4f").encode(errors="backslashreplace")
+    return {
+        "run": run,
+        "suspects": table,
+        "csv": "data:text/csv;base64," + base64.b64encode(text).decode(),
+        "missing_labels": cards(suspects[:SUSPECTS]),
+        "by_class": [(names[k], count, cards(worst[worst["label"] == k])) for k, count in counts.items()],
+        "notes": notes,
+    }
 
 
 def _picture(path: Path) -> str:

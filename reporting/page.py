@@ -55,7 +55,7 @@ def make(
         command=command,
         swatch=charts.swatch,
         spread=tables.spread,
-        tokens=_tokens,
+        tokens=lambda row: json.dumps([f"{name}={value}".lower() for name, value in row.shown.items()]),
     )
 
 
@@ -82,11 +82,6 @@ def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[
         form, empty = FORMATS.get(name, ".2f"), "-" if name in first else ""
         frame[name] = [v if isinstance(v, str) else empty if math.isnan(v) else format(v, form) for v in frame[name]]
     return frame.loc[:, (frame != "").any()]
-
-
-def _tokens(row: Row) -> str:
-    """NAME=VALUE of every setting, by which rows can be filtered, as JSON."""
-    return json.dumps([f"{name}={value}".lower() for name, value in row.shown.items()])
 
 
 def _section(dataset: str, rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: Row | None) -> dict:

@@ -1,6 +1,8 @@
 """Reading the folders of runs: finished ones, unfinished ones, and those that cannot be read, with the reason."""
 
 import json
+import math
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -46,33 +48,32 @@ class Run:
         return self.identity.get("draw", 0), self.identity.get("seed", 0)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Runs:
     """The finished and the unfinished runs, and the others: (name of the folder, why it is not in the table)."""
 
-    finished: list[Run] = field(default_factory=list)
-    unfinished: list[Run] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    finished: list[Run]
+    unfinished: list[Run]
+    left_out: list[tuple[str, str]]
 
 
-def read_runs(places: Iterable[str | Path]) -> Runs:
-    """The runs in folders of runs, or in folders that are a run themselves, sorted by path.
+def read_runs(places: Iterable[str | Path], conditions: list[str]) -> Runs:
+    """The runs in folders of runs, or in folders that are a run themselves, sorted by path, that meet the conditions.
 
     Raises UserError if a place is no folder.
     """
-    runs, seen = Runs(), {}
+    runs, left_out = {}, []
     for folder in find_runs(places):
         try:
             run = read_run(folder)
         except (OSError, ValueError, KeyError, TypeError) as error:
-            runs.left_out.append((folder.name, f"damaged ({describe_error(error)}); --overwrite runs it again"))
+            left_out.append((folder.name, f"damaged ({describe_error(error)}); --overwrite runs it again"))
             continue
-        first = seen.setdefault(digest(run.identity), folder)
-        if first != folder:
-            runs.left_out.append((folder.name, f"the same run as {first}"))
-        else:
-            (runs.finished if run.result else runs.unfinished).append(run)
-    return runs
+        first = runs.setdefault(digest(run.identity), run)
+        if first is not run:
+            left_out.append((folder.name, f"the same run as {first.folder}"))
+    chosen = meeting(list(runs.values()), conditions)
+    return Runs([run for run in chosen if run.result], [run for run in chosen if not run.result], left_out)
 
 
 def find_runs(places: Iterable[str | Path]) -> list[Path]:
@@ -102,6 +103,30 @@ def show(value: object) -> str:
     if isinstance(value, list):
         return value[0] if [type(part) for part in value] == [str, int] else " + ".join(map(show, value))
     return "-" if value is None else f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def meeting(runs: list[Run], conditions: list[str]) -> list[Run]:
+    """The runs that meet every condition NAME=VALUE; several of one NAME are alternatives.
+
+    Raises UserError for a text that is no condition, and for a name that no run has.
+    """
+    known, wanted = sorted({name for run in runs for name in run.shown}), defaultdict(set)
+    for condition in conditions:
+        name, equals, value = condition.partition("=")
+        if not equals:
+            raise UserError(f"--where takes NAME=VALUE, such as dataset=pascal, not {name!r}")
+        if runs and name not in known:
+            raise UserError(f"--where {name}: no run has such a setting; there are {', '.join(known)}")
+        wanted[name].add(natural(value))
+    return [run for run in runs if all(natural(run.shown.get(n, "-")) in values for n, values in wanted.items())]
+
+
+def natural(text: str) -> tuple[float, str]:
+    """For comparing: numbers by value, before other texts."""
+    try:
+        return float(text), ""
+    except ValueError:
+        return math.inf, text
 
 
 def read_history(folder: Path) -> pd.DataFrame:

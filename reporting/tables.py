@@ -8,7 +8,7 @@ import pandas as pd
 
 from datasets import DATASETS
 from losses import LOSSES
-from reporting.runs import Run, read_per_class
+from reporting.runs import Run, natural, read_per_class
 from util.errors import UserError, printable
 from util.files import digest
 
@@ -115,30 +115,6 @@ def place(known: Iterable[str], name: str) -> tuple[int, str]:
     """For sorting: known names in their order, then the others by name."""
     names = list(known)
     return (names.index(name) if name in names else len(names), name)
-
-
-def natural(text: str) -> tuple[float, str]:
-    """For comparing: numbers by value, before other texts."""
-    try:
-        return float(text), ""
-    except ValueError:
-        return math.inf, text
-
-
-def where(runs: list[Run], conditions: list[str]) -> list[Run]:
-    """The runs that meet every condition NAME=VALUE; several of one NAME are alternatives.
-
-    Raises UserError for a text that is no condition, and for a name that no run has.
-    """
-    known = sorted({name for run in runs for name in run.shown})
-    for name, values in by((text.partition("=") for text in conditions), lambda parts: parts[0]).items():
-        if not values[0][1]:
-            raise UserError(f"--where takes NAME=VALUE, such as dataset=pascal, not {name!r}")
-        if runs and name not in known:
-            raise UserError(f"--where {name}: no run has such a setting; there are {', '.join(known)}")
-        wanted = {natural(value) for _, _, value in values}
-        runs = [run for run in runs if natural(run.shown.get(name, "-")) in wanted]
-    return runs
 
 
 # Cells

@@ -234,7 +234,7 @@ def test_classes_intervals_over_test_images_and_figures(tmp_path, capsys):
             with_predictions(write_run(results, "coco", loss, seed, 70.0 + seed, val=69.0, **more), seed)
     out = lines(capsys, results, "--per-class")
     assert "| None | 70.00 ± 0.00 | 70.00 ± 0.00 | 70.00 ± 0.00 |" in out
-    (row, *_) = tables.group(report.read_runs([results]).finished)
+    (row, *_) = tables.group(report.read_runs([results], []).finished)
     low, high = compare.bootstrap(row, 50)
     assert 50 < low < high < 100 and (low, high) == compare.bootstrap(row, 50)
     report.main([str(results), "--figures", str(tmp_path / "figures")])
