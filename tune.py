@@ -1,7 +1,7 @@
 """Search the settings of several methods with one budget, then test the default and the chosen setting.
 
-    python tune.py -d photos -l CTL EM_PL an --trials 16 [options of main.py]
-    JOBS=2 python tune.py -d photos -l CTL EM_PL an
+    python tune.py -d photos -l CTL EM_PL an --trials 16       # and further options of main.py
+    JOBS=2 python tune.py -d photos -l CTL EM_PL an            # by two processes
 
 A trial trains with one setting and scores the validation images; it never reads the test set. The first trial of a
 method has its default settings. Then the default and the chosen setting are run on further seeds and draws of the known
@@ -150,7 +150,7 @@ def search(task: Task, options: argparse.Namespace, session: driver.Session) -> 
             task.study.optimize(objective, n_trials=1, gc_after_trial=False)
         trial = task.finished(done + 1)[-1]
         value = f"val mAP {trial.value:.2f}" if trial.state is TrialState.COMPLETE else "pruned"
-        print(f"{task.config.loss} trial {done + 1}/{options.trials}: {value} {described(trial.params)}")
+        print(f"{task.config.loss} trial {done + 1}/{options.trials}: {value} {described(trial.params) or 'default'}")
 
 
 @contextlib.contextmanager
@@ -199,7 +199,8 @@ def confirm(task: Task, options: argparse.Namespace, session: driver.Session) ->
 
 def parse(argv: list[str]) -> tuple[argparse.Namespace, list[Config]]:
     """The options of this command, and the settings of each method."""
-    parser = OneLineParser(__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    about = "Further options are main.py's, such as -d photos, --mode linear or -g cpu: see python main.py --help."
+    parser = OneLineParser(__doc__, epilog=about)
     parser.add_argument("-l", "--loss", nargs="+", required=True, metavar="METHOD", help="methods, or: all")
     parser.add_argument("--trials", type=int, default=16, help="settings tried for each method (default: 16)")
     parser.add_argument("--draws", type=int, default=1, help="draws of the known labels in a trial (default: 1)")
@@ -226,6 +227,16 @@ def open_study(config: Config, storage: JournalStorage, draws: int) -> optuna.St
     )
 
 
+def trials_of(storage: JournalStorage) -> pd.DataFrame:
+    """The trials of all studies in the file, also those of earlier commands."""
+    studies = [optuna.load_study(study_name=name, storage=storage) for name in optuna.get_all_study_names(storage)]
+    frames = [study.trials_dataframe(("number", "value", "state", "params")) for study in studies]
+    return pd.concat(
+        frame.assign(method=study.study_name.split()[0], study=study.study_name)
+        for study, frame in zip(studies, frames, strict=True)
+    )
+
+
 def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Search and confirm by the command line `argv`; returns the table."""
     argv = sys.argv[1:] if argv is None else argv
@@ -240,7 +251,7 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     tasks = [Task(config, open_study(config, storage, options.draws)) for config in configs]
     command, more = [sys.executable, __file__, *argv], int(os.environ.get("JOBS", "1")) - 1
     others = [subprocess.Popen(command, env=os.environ | {"JOBS": "1"}, stdout=subprocess.DEVNULL) for _ in range(more)]
-    rows, trials = [], []
+    rows = []
     with session.stop:
         for task in tasks:
             try:
@@ -251,12 +262,10 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
                 print(f"{task.config.loss} is left out: {error}")
                 continue
             rows.append(confirm(task, options, session))
-            found = task.study.trials_dataframe(("number", "value", "state", "params"))
-            trials.append(found.assign(method=task.config.loss))
     for process in others:
         process.wait()
     table = pd.DataFrame(rows, columns=SHOWN)
-    write_text(journal.with_suffix(".csv"), pd.concat(trials).to_csv(index=False))
+    write_text(journal.with_suffix(".csv"), trials_of(storage).to_csv(index=False))
     if options.csv:
         write_text(Path(options.csv), table.to_csv(index=False))
     print(table.iloc[:, :6].to_markdown(index=False))

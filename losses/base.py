@@ -13,6 +13,7 @@ The formulas in this folder share names, shapes and values. Their docstrings add
 
 import ast
 import inspect
+import re
 import sys
 import textwrap
 from collections.abc import Callable
@@ -178,8 +179,10 @@ class Method:
                 value = known[name]
                 if inspect.isfunction(value) or inspect.isclass(value):
                     pending += [value] if value.__module__.startswith(CODE) else []
-                elif isinstance(value, int | float | str | tuple | dict):
-                    code[f"{part.__module__}.{name}"] = repr(value)
+                elif not inspect.ismodule(value):
+                    value = value.tolist() if hasattr(value, "tolist") else value  # an array or a tensor
+                    value = sorted(map(repr, value)) if isinstance(value, set | frozenset) else value
+                    code[f"{part.__module__}.{name}"] = re.sub(" at 0x[0-9a-f]+", "", repr(value))
         return digest(code, length=8)
 
 

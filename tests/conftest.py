@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from datasets.files import write_own
 from datasets.protocol import observe
+from losses import LOSSES
 from models.clip import create_clip
 from runs import plots, run_folder
 from util.errors import run_script
@@ -32,6 +33,11 @@ TINY_CLIP = {
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--method", action="append", help="run only the tests of this method, a name in LOSSES")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if unknown := set(config.getoption("--method") or ()) - LOSSES.keys():
+        raise pytest.UsageError(f"no method {', '.join(unknown)} in LOSSES; there are {', '.join(LOSSES)}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

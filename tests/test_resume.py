@@ -198,6 +198,14 @@ def test_an_edited_formula_makes_another_run(toy, monkeypatch):
     assert run_folder.run_name(config) != before
 
 
+def test_an_edited_constant_of_any_kind_makes_another_run(monkeypatch):
+    digests = []
+    for value in ([1], [2], {1, 2}, {1, 3}, None, torch.ones(2), torch.zeros(2)):
+        monkeypatch.setattr(losses.zhou2022, "CHUNK", value)
+        digests += [losses.find("EM_APL").code_digest()] * 2
+    assert len(set(digests)) == len(digests) / 2
+
+
 def test_two_processes_do_not_share_a_run(toy, fails):
     config = parse(toy_arguments(toy))
     folder = Path(config.results_dir) / run_folder.run_name(main.replace(config, precision="float32"))

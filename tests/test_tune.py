@@ -47,6 +47,8 @@ def test_trials_below_the_median_are_pruned_and_count(folder):
     table = tune.main(arguments(folder, "-l", "EM", "--trials", "9", "--prune", "--draws", "2"))
     assert table["trials"][0].startswith("9 x 2 draws")
     trials = pd.read_csv(folder / "results/tune_photos.csv")
+    assert {"EM_PL", "an", "EM"} <= set(trials.method)  # those of earlier commands stay
+    trials = trials[trials.method == "EM"].reset_index()
     assert len(trials) == 9 and set(trials.state) <= {"COMPLETE", "PRUNED"} and trials.state[0] == "COMPLETE"
 
 
