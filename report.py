@@ -105,7 +105,7 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
     if len(found):
         print(f"\n{tables.render(found, options.latex)}")
     if left_out:
-        print(f"{comment}left out, without two seeds or draws in common with the baseline: {', '.join(left_out)}")
+        print(f"\n{comment}left out, without two seeds or draws in common with the baseline: {', '.join(left_out)}")
     for row in rows:
         if options.bootstrap and len(row.test):
             low, high = compare.bootstrap(row, options.bootstrap)

@@ -17,7 +17,6 @@ CONFIDENCE = 0.95  # of every interval
 class Paired:
     """The mean of the differences of two rows' test mAP, repeat by repeat, with its confidence interval."""
 
-    baseline: Row
     n: int
     mean: float
     low: float
@@ -38,7 +37,7 @@ def paired(row: Row, baseline: Row) -> Paired | None:
     if n < 2:
         return None
     half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * differences.sem())
-    return Paired(baseline, n, mean, mean - half, mean + half)
+    return Paired(n, mean, mean - half, mean + half)
 
 
 def baselines(rows: list[Row], line: str | None = None) -> dict[str, Row]:

@@ -159,7 +159,7 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
 # Tables: a frame of texts, whose column SECTION divides its rows
 
 SECTION = "section"
-WORDS = ("loss", "minus", "class", "seeds", "draws", "chosen_by", "known")  # columns that LaTeX aligns at the left
+WORDS = ("dataset", "loss", "minus", "class", "seeds", "draws", "chosen_by", "known")  # aligned at the left
 
 
 def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> pd.DataFrame:

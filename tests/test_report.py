@@ -2,6 +2,8 @@
 
 import json
 import os
+import shutil
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -171,6 +173,26 @@ def test_latex_is_a_whole_tabular_with_special_characters_escaped(tmp_path, caps
     assert out[0] == r"\begin{tabular}{lr}" and r"test mAP, \% & my\_set ?[2J50\% \\" in out
     assert r"EM\_PL & \textbf{71.00 $\pm$ 0.00} \\" in out and out.count(r"\end{tabular}") == 2
     assert not any("\x1b" in line for line in out)
+
+
+@pytest.mark.skipif(not shutil.which("pdflatex"), reason="pdflatex is not installed")
+def test_a_document_with_the_printed_tables_and_a_figure_compiles(tmp_path, capsys):
+    results, parts = tmp_path / "results_1", []
+    for dataset in ("my_set_50%", "é~^"):
+        for loss, seed in (("an", 0), ("an", 1), ("EM_PL", 0), ("EM_PL", 1), ("bce", 7)):
+            with_predictions(write_run(results, dataset, loss, seed, 70.0 + seed, val=70.0), seed)
+    write_run(results, "my_set_50%", "EM", 0, None)
+    figures = ("--where", "dataset=my_set_50%", "--figures", str(tmp_path / "figures"))
+    for arguments in (figures, ("--per-class",), ("--best",), ("--columns", "loss", "test", "precision@1", "known")):
+        report.main([str(results), "--latex", *arguments])
+        parts.append(capsys.readouterr().out)
+    (tmp_path / "figures/my_set_50%_test_mAP.pdf").rename(tmp_path / "test_mAP.pdf")
+    figure = r"\includegraphics{test_mAP.pdf}"
+    packages = r"\documentclass{article}\usepackage{booktabs,graphicx}\begin{document}"
+    (tmp_path / "all.tex").write_text("\n".join([packages, *parts, figure, r"\end{document}"]))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout[-1500:]
 
 
 def test_a_damaged_run_and_a_second_copy_are_listed_and_not_averaged(tmp_path, capsys):
