@@ -122,7 +122,7 @@ def _mean_per_class(row: Row) -> pd.DataFrame:
 
 
 def _classes(rows: list[Row], baseline: Row) -> list[Choice]:
-    """Per-class AP of each row beside that of the baseline."""
+    """Per-class AP of each row beside the baseline's."""
     choices, base = [], _mean_per_class(baseline)
     for row in rows:
         both = base.join(_mean_per_class(row)["test_AP"].rename("own"), how="inner")

@@ -18,7 +18,7 @@ FLAGS = (
 
 
 class Browser:
-    """A browser with a profile of its own, in a folder that is empty before."""
+    """A browser whose profile lies in an empty folder."""
 
     def __init__(self, folder: Path) -> None:
         programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
@@ -60,7 +60,7 @@ class Browser:
         return self._send("/execute/sync", {"script": script, "args": []})
 
     def complaints(self) -> list[str]:
-        """What the console says since the last call."""
+        """What the console has printed since the last call."""
         return [entry["message"] for entry in self._send("/se/log", {"type": "browser"})]
 
     def screenshot(self, path: Path, whole: bool = True) -> None:

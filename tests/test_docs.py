@@ -27,7 +27,7 @@ ADDED = {"focal": "lin2017.FOCAL", "class_mean": "class_mean.CLASS_MEAN"}
 
 
 def blocks(page: Path) -> list[str]:
-    """The lines of a page's code blocks, a line that goes on with a backslash as one."""
+    """The lines of a page's code blocks, with lines joined that end with a backslash."""
     text = "\n".join(re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE))
     return text.replace("\\\n", " ").splitlines()
 

@@ -45,7 +45,7 @@ def train(toy: Path) -> Path:
 
 
 def vary(run: Path, results: Path, loss: str, seed: int, **more: object) -> Path:
-    """A copy of a run under another identity, with other numbers."""
+    """A copy of a run with a different identity and different numbers."""
     folder = results / f"{loss}_{seed}_{len(list(results.glob('*')))}"
     shutil.copytree(run, folder)
     about = json.loads((folder / "config.json").read_text())
