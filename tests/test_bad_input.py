@@ -1,4 +1,4 @@
-"""Files and environments that are not what they should be: one line that names them and says what to do."""
+"""Files and environments that are not what they should be: one line that names them and message what to do."""
 
 import io
 import os
@@ -26,7 +26,7 @@ def npy(array: np.ndarray) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "content, says",
+    "content, message",
     [
         (b"", "empty|No data left"),
         (b"hello", "magic string|pickle|something else"),
@@ -36,9 +36,9 @@ def npy(array: np.ndarray) -> bytes:
         (b"PK\x03\x04", "is not a plain NumPy array"),
     ],
 )
-def test_an_array_that_is_anything_else_is_one_line(tmp_path, content, says):
+def test_an_array_that_is_anything_else_is_one_line(tmp_path, content, message):
     (tmp_path / "a.npy").write_bytes(content)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         read_array(tmp_path / "a.npy", "make it again")
     assert str(error.value).endswith("; make it again") and "\n" not in str(error.value)
 
@@ -116,23 +116,23 @@ WEIGHTS = {
 
 
 @pytest.mark.parametrize("what", WEIGHTS)
-def test_weights_of_another_kind_are_one_line(tmp_path, what, recwarn):
-    change, says = WEIGHTS[what]
+def test_weights_of_a_different_kind_are_one_line(tmp_path, what, recwarn):
+    change, message = WEIGHTS[what]
     network, path = torch.nn.Linear(3, 2), tmp_path / "weights.pt"
     torch.save(change(network.state_dict()), path)
-    with pytest.raises(UserError, match=says) as error:
+    with pytest.raises(UserError, match=message) as error:
         load_weights(network, path, head=())
     assert str(path) in str(error.value)
 
 
-def test_text_features_that_are_0_or_no_float32_are_told(tmp_path):
+def test_text_features_that_are_0_or_no_float32_are_reported(tmp_path):
     for features in (np.eye(3, 8) * [[1], [1], [0]], np.full((3, 8), 1e300), np.array([["a"]] * 3)):
         write_array(tmp_path / "text.npy", features)
         with pytest.raises(UserError, match="expected finite floats"):
             read_text_features(str(tmp_path / "text.npy"), (3, 8))
 
 
-def test_similarities_that_contradict_each_other_are_told(tmp_path):
+def test_similarities_that_contradict_each_other_are_reported(tmp_path):
     def save(similarity) -> None:
         np.savez(
             tmp_path / "s.npz",
@@ -151,7 +151,7 @@ def test_similarities_that_contradict_each_other_are_told(tmp_path):
         load_similarities(tmp_path / "s.npz", np.array(["a"]), ["y"])
 
 
-def test_similarities_that_no_softmax_can_take_are_told(tmp_path):
+def test_similarities_that_no_softmax_can_take_are_reported(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.array(["a"]), classes=np.array(["x"]), similarity=np.full((1, 1), 1e37))
     with pytest.raises(UserError, match="finite similarities of at most 1e"):
         load_similarities(tmp_path / "s.npz", np.array(["a"]), ["x"])
@@ -192,18 +192,18 @@ def test_an_error_of_several_lines_is_shown_in_one(capsys):
 
 
 @pytest.mark.parametrize(
-    "error, says",
+    "error, message",
     [
         (MemoryError("8 TB"), "this machine is out of memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "this machine is out of memory"),
     ],
 )
-def test_too_little_memory_is_one_line(capsys, error, says):
+def test_too_little_memory_is_one_line(capsys, error, message):
     def greedy():
         raise error
 
     status, err = ends(capsys, greedy)
-    assert status == 2 and says in err and len(err.splitlines()) == 1
+    assert status == 2 and message in err and len(err.splitlines()) == 1
 
 
 def test_processes_that_do_not_find_each_other_are_one_line(monkeypatch):
@@ -217,7 +217,7 @@ def test_processes_that_do_not_find_each_other_are_one_line(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["--batch-size", "--eval-batch-size", "--epochs", "--workers", "--threads"])
-def test_whole_numbers_of_more_than_64_bits_are_told(name):
+def test_whole_numbers_of_more_than_64_bits_are_reported(name):
     with pytest.raises(SystemExit) as stop:
         main.configuration.parse([name, str(2**63)])
     assert stop.value.code == 2

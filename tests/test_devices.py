@@ -48,7 +48,7 @@ def test_a_pytorch_built_without_cuda_is_named_too(broken, monkeypatch):
 
 
 @pytest.mark.parametrize("status, found", [(0, True), (9, False)])
-def test_where_proc_shows_no_driver_nvidia_smi_is_asked(monkeypatch, tmp_path, status, found):
+def test_if_proc_shows_no_driver_nvidia_smi_is_asked(monkeypatch, tmp_path, status, found):
     (tmp_path / "nvidia-smi").write_text(f"#!/bin/sh\nexit {status}\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setattr(devices, "DRIVER", tmp_path / "none")

@@ -34,7 +34,7 @@ def start(processes: int, *arguments: str) -> subprocess.Popen:
 
 
 def lines(err: str) -> list[str]:
-    """What the run itself said, among what torchrun adds."""
+    """The lines of the run, without those of torchrun."""
     return [line for line in err.splitlines() if line.startswith(("main.py:", "main.py, process"))]
 
 

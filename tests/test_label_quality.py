@@ -189,7 +189,7 @@ def test_if_only_observed_labels_are_known_the_estimate_is_called_one(tmp_path, 
     assert "and 1.7 true labels per image\n" in capsys.readouterr().out
 
 
-def test_full_labels_of_validation_images_tell_how_many_labels_an_image_has(toy, tmp_path, capsys):
+def test_full_labels_of_validation_images_give_how_many_labels_an_image_has(toy, tmp_path, capsys):
     train, val = split_indices(30)
     for part in ("images", "labels", "labels_obs"):
         rows = np.load(toy / f"formatted_train_{part}.npy")
@@ -213,7 +213,7 @@ def test_options_that_no_assessment_follows_from_are_refused_in_one_line(toy, tm
     assert "--out '' is not the name" in fails(assess_teacher.main, [*arguments, "--out", ""])
 
 
-def test_a_file_that_another_program_made_is_replaced_only_with_overwrite(toy, tmp_path, fails):
+def test_a_file_that_a_different_program_made_is_replaced_only_with_overwrite(toy, tmp_path, fails):
     arguments = [*toy_arguments(toy), "--out", str(tmp_path / "out"), "--temperatures", "0.02"]
     for file in (tmp_path / "out.png", tmp_path / "out.csv"):
         file.write_text("precious")

@@ -38,7 +38,7 @@ def test_a_backbones_head_is_its_last_layer_alone(name, tiny_clip):
     assert {parameter for parameter in model.head_parameters()} < set(model.parameters())
 
 
-def test_a_size_that_does_not_fit_is_told_before_training():
+def test_a_size_that_does_not_fit_is_reported_before_training():
     with pytest.raises(UserError, match="does not take a batch of 2 images of 65 x 65 pixels"):
         models.build("timm:test_vit", 5, pretrained=False, image_size=65)
 
@@ -50,7 +50,7 @@ def test_the_clip_backbone_is_the_image_tower_with_a_linear_head(tiny_clip):
         assert model.mean.flatten().tolist() == pytest.approx([0.48145466, 0.4578275, 0.40821073])
 
 
-def test_a_last_batch_that_batch_norm_refuses_is_told_before_training():
+def test_a_last_batch_that_batch_norm_refuses_is_reported_before_training():
     models.build("timm:test_resnet", 5, **UNTRAINED, smallest_batch=1)
     with pytest.raises(UserError, match="a batch of 1 images"):  # 32 pixels: one by one at the end
         models.build("timm:test_resnet", 5, pretrained=False, image_size=32, smallest_batch=1)
@@ -61,7 +61,7 @@ def test_a_whole_clip_can_be_the_clip_backbones_weights(tiny_clip):
     assert torch.equal(model.network.tower.proj, weights.read_weights(tiny_clip[1])["visual.proj"])
 
 
-def test_a_tower_of_open_clip_needs_weights_unless_it_is_told_otherwise(tiny_clip):
+def test_a_tower_of_open_clip_needs_weights_unless_it_is_untrained(tiny_clip):
     with pytest.raises(UserError, match=r"names no weights; take clip:.*:TAG"):
         models.build(f"clip:{tiny_clip[0]}", 5, image_size=32)
 
@@ -118,7 +118,7 @@ def test_every_weight_of_a_boostlu_network_is_used():
 
 
 @pytest.mark.parametrize("name", ["vit_clip", "clip:ViT-B-16:openai", "timm:test_vit"])
-def test_boostlu_without_feature_maps_is_told_before_any_data_is_read(fails, name):
+def test_boostlu_without_feature_maps_is_reported_before_any_data_is_read(fails, name):
     line = fails(parse, ["-m", name, "--head", "boostlu", "--image-size", "160"])
     assert f"--head boostlu needs feature maps, and {name} makes none" in line
 
@@ -136,7 +136,7 @@ def test_boostlu_trains(toy):
     assert torch.equal(network.network.head.weight, state["model"]["network.head.weight"])
 
 
-def test_a_timm_model_without_published_weights_is_told():
+def test_a_timm_model_without_published_weights_is_reported():
     with pytest.raises(UserError, match="timm publishes no weights"):
         models.build("timm:gcvit_xxtiny", 5, image_size=224)
     with pytest.raises(UserError, match=r"no model 'resnet50\.nonsense'"):
@@ -144,7 +144,7 @@ def test_a_timm_model_without_published_weights_is_told():
 
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
-def test_a_local_checkpoint_is_loaded_but_for_a_head_of_another_size(tmp_path, suffix):
+def test_a_local_checkpoint_is_loaded_but_for_a_head_of_a_different_size(tmp_path, suffix):
     torch.manual_seed(1)
     old = models.build("timm:test_resnet", 5, **UNTRAINED)
     file = tmp_path / f"w.{suffix}"
@@ -156,7 +156,7 @@ def test_a_local_checkpoint_is_loaded_but_for_a_head_of_another_size(tmp_path, s
     assert len(same) == len(new) - 2 and new["network.fc.weight"].shape[0] == 7
 
 
-def test_a_runs_best_weights_can_start_another_run(tmp_path):
+def test_a_runs_best_weights_can_start_a_different_run(tmp_path):
     old = models.build("timm:test_resnet", 5, **UNTRAINED)
     torch.save(old.state_dict(), tmp_path / "best.pt")
     new = models.build("timm:test_resnet", 5, **UNTRAINED, weights=str(tmp_path / "best.pt"))
@@ -164,7 +164,7 @@ def test_a_runs_best_weights_can_start_another_run(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet50", "timm:test_convnext"])
-def test_the_backbone_of_a_boostlu_run_can_start_another_run(tmp_path, name):
+def test_the_backbone_of_a_boostlu_run_can_start_a_different_run(tmp_path, name):
     old = models.build(name, 5, **UNTRAINED, head="boostlu").network.maps.state_dict()
     torch.save({f"network.maps.{key}": value for key, value in old.items()}, tmp_path / "best.pt")
     for head in ("linear", "boostlu"):
@@ -231,7 +231,7 @@ class Evil:
 
 
 @pytest.mark.parametrize(
-    "kind, says",
+    "kind, message",
     [
         ("text", "not a readable file of weights"),
         ("pickle", "state dict of tensors .print.; if you trust it, save its tensors alone"),
@@ -239,21 +239,21 @@ class Evil:
         ("list", "holds other objects than a state dict of tensors .list."),
     ],
 )
-def test_a_checkpoint_that_does_not_fit_is_told_and_never_unpickled(tmp_path, kind, says, capsys):
+def test_a_checkpoint_that_does_not_fit_is_reported_and_never_unpickled(tmp_path, kind, message, capsys):
     file = tmp_path / "w.pt"
     if kind == "text":
         file.write_text("hello")
     else:
         torch.save({"pickle": Evil(), "other": {"a": torch.zeros(2)}, "list": [1]}[kind], file)
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         models.build("timm:test_resnet", 5, **UNTRAINED, weights=str(file))
     assert "unpickled" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
-    "status, says", [(401, "log in with `hf auth login`"), (403, "accept the licence"), (404, "404")]
+    "status, message", [(401, "log in with `hf auth login`"), (403, "accept the licence"), (404, "404")]
 )
-def test_weights_that_the_hub_refuses_are_asked_for_with_the_users_token(monkeypatch, tmp_path, status, says):
+def test_weights_that_the_hub_refuses_are_asked_for_with_the_users_token(monkeypatch, tmp_path, status, message):
     from huggingface_hub import constants, hf_api
 
     tokens = []
@@ -278,7 +278,7 @@ def test_weights_that_the_hub_refuses_are_asked_for_with_the_users_token(monkeyp
         monkeypatch.setattr(
             constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
         )
-        with pytest.raises(UserError, match=says) as error:
+        with pytest.raises(UserError, match=message) as error:
             models.build("timm:test_resnet", 5, image_size=64)
         server.shutdown()
     assert set(tokens) == {"Bearer hf_mine"} and ("models/download.py" in str(error.value)) == (status == 404)

@@ -69,7 +69,7 @@ def test_a_tower_from_a_file_is_all_in_the_two_files(toy, tmp_path, tiny_clip):
     assert np.array_equal(models.load(copy(trained, tmp_path / "two"), "cpu").predict(test.paths()), expected)
 
 
-def test_five_lines_of_a_notebook_run_from_another_folder(run, tmp_path):
+def test_five_lines_of_a_notebook_run_from_a_different_folder(run, tmp_path):
     lines = f"""
 import sys; sys.path.append({str(REPOSITORY)!r})
 import models
@@ -128,7 +128,7 @@ OTHER = saved.save({"network.fc.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
-    "damage, says",
+    "damage, message",
     [
         (lambda folder: (folder / "model.safetensors").unlink(), "model.safetensors is absent, damaged, or does not"),
         (cut, "model.safetensors is absent, damaged, or does not"),
@@ -139,10 +139,10 @@ OTHER = saved.save({"network.fc.weight": torch.zeros(1)})
         (shutil.rmtree, "model.json not found; name the folder of a finished run"),
     ],
 )
-def test_a_model_that_is_not_whole_is_one_line(run, tmp_path, fails, damage, says):
+def test_a_model_that_is_not_whole_is_one_line(run, tmp_path, fails, damage, message):
     folder = copy(run, tmp_path / "model")
     damage(folder)
-    assert says in fails(predict.main, [str(folder), str(data_of(run)), "-g", "cpu"])
+    assert message in fails(predict.main, [str(folder), str(data_of(run)), "-g", "cpu"])
 
 
 def test_a_folder_becomes_a_table(run, tmp_path, capsys):
@@ -166,7 +166,7 @@ def test_a_folder_becomes_a_table(run, tmp_path, capsys):
     assert len(out) == 3 and all(sum(name in line.split("png")[1] for name in model.classes) == 2 for line in out)
 
 
-def test_a_file_name_of_another_encoding_is_escaped(run, tmp_path):
+def test_a_file_name_of_a_different_encoding_is_escaped(run, tmp_path):
     photo, table = tmp_path / os.fsdecode(b"caf\xe9.png"), tmp_path / "out.csv"
     shutil.copy(datasets.load(data_of(run)).test.paths()[0], photo)
     predict.main([str(run), str(photo), "-g", "cpu", "--csv", str(table)])
@@ -218,7 +218,7 @@ def test_a_labelled_data_set_needs_its_test_images_alone_and_takes_the_threshold
 
 
 @pytest.mark.parametrize(
-    "arguments, says",
+    "arguments, message",
     [
         ([], "name photographs or folders of them"),
         (["a.jpg", "--evaluate", "toy"], "name photographs or folders of them"),
@@ -230,13 +230,13 @@ def test_a_labelled_data_set_needs_its_test_images_alone_and_takes_the_threshold
         (["--evaluate", "none"], "unknown data set 'none'"),
     ],
 )
-def test_misuse_is_one_line(run, tmp_path, fails, arguments, says):
+def test_misuse_is_one_line(run, tmp_path, fails, arguments, message):
     (tmp_path / "empty").mkdir()
     arguments = [argument.replace("{empty}", str(tmp_path / "empty")) for argument in arguments]
-    assert says in fails(predict.main, [str(run), *arguments, "-g", "cpu"])
+    assert message in fails(predict.main, [str(run), *arguments, "-g", "cpu"])
 
 
-def test_metrics_are_told_of_the_models_own_classes_and_full_labels_alone(run, toy, fails):
+def test_metrics_need_the_models_classes_and_full_labels_alone(run, toy, fails):
     arguments = [str(run), "--evaluate", str(toy), "-g", "cpu"]
     (toy / "formatted_val_labels.npy").unlink()
     assert "no test images with full labels" in fails(predict.main, arguments)
@@ -254,14 +254,14 @@ def test_options_may_stand_between_the_run_and_the_photographs(run, tmp_path):
 def test_no_file_is_replaced_unless_asked(run, tmp_path, fails):
     photo = shutil.copy(datasets.load(data_of(run)).test.paths()[0], tmp_path)
     folder, arguments = copy(run, tmp_path / "model"), [str(photo), "-g", "cpu"]
-    for option, name, says in (
+    for option, name, message in (
         ("--csv", photo, "exists already"),
         ("--csv", str(folder / "model.json"), "exists already"),
         ("--json", "", "--json '' is not the name of a file"),
         ("--json", "/dev/null/x", "is not the name of a file"),
         ("--csv", str(tmp_path), "is not the name of a file"),
     ):
-        assert says in fails(predict.main, [str(folder), *arguments, option, name])
+        assert message in fails(predict.main, [str(folder), *arguments, option, name])
     both = ["--csv", str(tmp_path / "x"), "--json", str(tmp_path / "model/../x")]
     assert "--csv and --json both name" in fails(predict.main, [str(folder), *arguments, *both])
     table = tmp_path / "o.csv"

@@ -29,7 +29,7 @@ def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
 
 
 @pytest.mark.parametrize(
-    "name, tag, says",
+    "name, tag, message",
     [
         ("ViT-L-14-336", "openai", "take ViT-L-14-336-quickgelu"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "its tags|other GELU"),
@@ -38,8 +38,8 @@ def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
         ("nowhere.json", "openai", "nowhere.json not found; it must be an open_clip model config"),
     ],
 )
-def test_a_teacher_that_does_not_go_with_its_weights_is_an_error(name, tag, says):
-    with pytest.raises(UserError, match=says):
+def test_a_teacher_that_does_not_go_with_its_weights_is_an_error(name, tag, message):
+    with pytest.raises(UserError, match=message):
         clip.clip_file(name, tag, "teacher", clip_teacher.OFFLINE)
 
 
@@ -199,7 +199,7 @@ def test_the_cache_is_filled_once_and_keyed_by_all_that_matters(toy, tiny_clip, 
     assert len(passes) == len(changes) + 2
 
 
-def test_an_interrupted_pass_goes_on_where_it_stopped(toy, tiny_clip, tmp_path, monkeypatch):
+def test_an_interrupted_pass_resumes(toy, tiny_clip, tmp_path, monkeypatch):
     teacher, splits = teaching(toy, tiny_clip)
     whole = scores(teacher, splits, tmp_path / "one", batch_size=4)
     starts, real_score = [], clip_teacher.score
@@ -219,12 +219,13 @@ def test_an_interrupted_pass_goes_on_where_it_stopped(toy, tiny_clip, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    "shape, says", [((4, 8), r"float64 \(4, 8\), expected .* \(3, 8\)"), ((3, 9), r"\(3, 8\)"), (None, "not a plain")]
+    "shape, message",
+    [((4, 8), r"\(4, 8\), expected .* \(3, 8\)"), ((3, 9), r"\(3, 8\)"), (None, "not a plain")],
 )
-def test_text_features_that_do_not_fit_are_told(toy, tiny_clip, tmp_path, shape, says):
+def test_text_features_that_do_not_fit_are_reported(toy, tiny_clip, tmp_path, shape, message):
     np.save(tmp_path / "t.npy", np.ones(shape) if shape else np.array([None]))
     teacher, splits = teaching(toy, tiny_clip, text_features=str(tmp_path / "t.npy"))
-    with pytest.raises(UserError, match=says):
+    with pytest.raises(UserError, match=message):
         scores(teacher, splits, tmp_path / "cache")
 
 
@@ -354,7 +355,7 @@ def test_a_teacher_without_a_ViT_has_no_patches(toy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "line, says",
+    "line, message",
     [
         ("--prompt photo", "needs {} in place of the class name, or the name imagenet"),
         ("--teacher-views tiles --teacher-preprocess reference", "goes with --teacher-views global"),
@@ -363,8 +364,8 @@ def test_a_teacher_without_a_ViT_has_no_patches(toy, tmp_path):
         ("--teacher-views everything", "global"),
     ],
 )
-def test_views_that_do_not_go_with_the_rest_are_one_line(line, says, fails):
-    assert says in fails(parse, line.split())
+def test_views_that_do_not_go_with_the_rest_are_one_line(line, message, fails):
+    assert message in fails(parse, line.split())
 
 
 # SigLIP
@@ -485,12 +486,12 @@ def test_one_warning_if_the_known_labels_rank_no_better_than_chance(toy, capsys,
         ({"images": np.array(["a", "b", None], dtype=object)}, ["a"], ["x"], "not an npz file"),
     ],
 )
-def test_a_similarity_file_that_does_not_fit_is_told(tmp_path, changes, images, classes, message):
+def test_a_similarity_file_that_does_not_fit_is_reported(tmp_path, changes, images, classes, message):
     with pytest.raises(UserError, match=message):
         teachers.load_similarities(save(tmp_path / "s.npz", **changes), np.array(images), classes)
 
 
-def test_a_file_that_is_no_npz_is_told(tmp_path):
+def test_a_file_that_is_no_npz_is_reported(tmp_path):
     (tmp_path / "s.npz").write_text("hello")
     with pytest.raises(UserError, match="not an npz file"):
         teachers.load_similarities(tmp_path / "s.npz", np.array(["a"]), ["x"])
