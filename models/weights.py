@@ -122,7 +122,8 @@ def _replacing(path: str | Path) -> str:
 
     real = Path(path).resolve()  # of a link in the hub's cache
     caches = [Path(folder).resolve() for folder in (constants.HF_HUB_CACHE, torch.hub.get_dir())]
-    return f"remove {real}, and it is fetched again" if any(map(real.is_relative_to, caches)) else "fetch it again"
+    again = f"remove {real}, and it is fetched again" if any(map(real.is_relative_to, caches)) else "fetch it again"
+    return f"if it is damaged or cut short, {again}"
 
 
 def _not_tensors_alone(path: str | Path, found: str) -> UserError:
