@@ -10,10 +10,12 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Literal
 
 import msgspec
 import numpy as np
 import torch
+from msgspec import Meta
 from PIL import Image
 from safetensors.torch import save
 
@@ -31,25 +33,33 @@ AHEAD = 3  # batches decoded before they are asked for
 Photo = str | Path | Image.Image | np.ndarray
 
 
+Means = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=3, max_length=3)]
+Deviations = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=3, max_length=3)]
+
+
 class Metadata(msgspec.Struct):
-    """model.json."""
+    """model.json, which may come from the hub: its values are checked."""
 
     model: str
-    image_size: int
-    mean: list[float]
-    std: list[float]
-    classes: list[str]
-    thresholds: list[float]
+    image_size: Annotated[int, Meta(ge=1, le=4096)]
+    mean: Means
+    std: Deviations
+    classes: Annotated[list[str], Meta(min_length=1)]
+    thresholds: list[Annotated[float, Meta(ge=0, le=1)]]
     weights: str  # checksum of model.safetensors
     heads: list[str] = []
-    head: str = "linear"
-    precision: str = "float32"
+    head: Literal["linear", "boostlu"] = "linear"
+    precision: Literal["float32", "tf32", "bf16"] = "float32"
     tower: dict | None = None  # for clip:FILE.json, the content of FILE.json
     prompt_names: list[str] = []
     dataset: str = "unknown data"
     method: str = "unknown"
     paper: str = ""
     result: dict = {}
+
+    def __post_init__(self) -> None:
+        if len(set(self.classes)) != len(self.classes) or len(self.thresholds) != len(self.classes):
+            raise ValueError("it needs a threshold for each class, and classes of different names")
 
 
 @dataclass(frozen=True)

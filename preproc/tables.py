@@ -66,7 +66,7 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
 
 def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFrame]:
     """The names of the columns and the (rows, columns) fields: categories, but strings if each row has its own."""
-    text = read_text(path, "save it as UTF-8").replace("\r\n", "\n").replace("\r", "\n").strip("\n")
+    text = read_text(path).replace("\r\n", "\n").replace("\r", "\n").strip("\n")
     first, _, rest = text.partition("\n")
     if (mark := first.strip('"').lower()).startswith("sep=") and len(mark) == 5:  # Excel's own line
         delimiter, text = delimiter or mark[4], rest.lstrip("\n")

@@ -61,7 +61,7 @@ class OneLineParser(argparse.ArgumentParser):
 def describe_error(error: Exception) -> str:
     """An error of a library in a few words, without advice to load pickled objects."""
     if isinstance(error, KeyError):
-        return f"it lacks {error.args[0]}"
+        return f"it lacks {str(error.args[0]).removesuffix(' is not a file in the archive')}"
     text = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
     text = textwrap.shorten(text, 300) or (
         "it is empty or cut short" if isinstance(error, EOFError) else type(error).__name__

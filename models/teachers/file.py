@@ -30,7 +30,12 @@ class FileTeacher(Teacher):
         path, arrays = local_file(self.similarity) or self.similarity, ["similarity"]
         if self.teacher_views == "tiles":
             with reading(path, "an npz file"), np.load(path) as file:
-                arrays.append("tiles" if "tiles" in file.files else "tiles_max")
+                arrays += [name for name in ("tiles", "tiles_max") if name in file.files][:1]
+            if len(arrays) == 1:
+                raise UserError(
+                    f"{path} has neither tiles nor tiles_max, which --teacher-views tiles reads; give "
+                    "--teacher-views global"
+                )
         whole, *tiles = load_similarities(path, split.names, classes.names, arrays, split.root)
         return [whole, *(part if part.ndim == 3 else part[:, None] for part in tiles)]
 
