@@ -52,9 +52,7 @@ def check_name(name: str) -> None:
     elif name.startswith("timm:"):
         check_timm(name.removeprefix("timm:"))
     elif name == FEATURES:
-        raise UserError(
-            "the model is a head on given features (-d photos or --features): it cannot read photographs"
-        )
+        raise UserError("the model is a head on given features (-d photos or --features): it cannot read photographs")
     elif name not in BACKBONES:
         raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG")
 
