@@ -114,7 +114,7 @@ def trials(values: pd.Series, title: str) -> Markup:
     def draw(axes: Axes) -> None:
         axes.scatter(values.index, values, s=18, color=COLOURS[0], alpha=0.8, linewidths=0, label="trial")
         axes.plot(values.index, values.cummax(), color=COLOURS[3], linewidth=1.3, drawstyle="steps-post", label="best")
-        axes.set(xlabel="trial; number 0 has the default settings", ylabel="validation mAP, %", title=title)
+        axes.set(xlabel="trial; the first has the default settings", ylabel="validation mAP, %", title=title)
         axes.xaxis.get_major_locator().set_params(integer=True)
         axes.legend(fontsize=8)
 

@@ -17,7 +17,7 @@ from reporting.tables import Row
 MOST_CURVES = 32  # settings of a data set, those with the best validation mAP
 MOST_CHARTS = 8  # settings of a data set that are compared class by class, and whose pseudo-labels are drawn
 MOST_SETTINGS = 20  # settings with their own column
-FEWEST_TRIALS = 5  # for a correlation
+FEWEST_TRIALS = 5  # of a search that is shown, beside its default
 FIGURES = ("precision", "recall", "f1", "positives_per_image")  # of the pseudo-labels
 FORMATS = {"difference": "+.2f", "F1": ".3f", "minutes": ".1f"}  # of columns; others: .2f
 
@@ -156,18 +156,22 @@ def _pseudo(rows: Iterable[Row]) -> list[Choice]:
 
 
 def _trials(places: Iterable[Path]) -> list[Choice]:
-    """The trials of each method in tune.py's CSV files, and how strongly each setting goes with the validation mAP."""
+    """The trials of each search in tune.py's CSV files, and how strongly each setting goes with the validation mAP."""
     choices = []
     for path in (path for place in places for path in sorted(place.glob("tune_*.csv"))):
-        for method, trials in pd.read_csv(path).groupby("method", sort=False):
+        for (method, study), trials in pd.read_csv(path).groupby(["method", "study"], sort=False):
             done = trials[trials["state"] == "COMPLETE"]
             settings = done.filter(regex="^params_").rename(columns=lambda name: name.removeprefix("params_"))
-            settings = pd.get_dummies(settings.dropna(how="all").dropna(axis=1, how="all"), prefix_sep=" ", dtype=float)
+            settings = settings.dropna(how="all").dropna(axis=1, how="all")
+            if len(settings) < FEWEST_TRIALS:
+                continue
+            settings = pd.get_dummies(settings, prefix_sep=" ", dtype=float)
             matters = settings.assign(value=done["value"]).corr(method="spearman")["value"].drop("value").dropna()
             matters = matters.sort_values(key=abs, ascending=False, kind="stable")
-            parts = [charts.trials(done.set_index("number")["value"], "trials")]
-            if len(settings) >= FEWEST_TRIALS and len(matters):
-                parts.append(charts.bars(matters, "which settings matter", "rank correlation with validation mAP"))
+            parts = [
+                charts.trials(done.set_index(done["number"] + 1)["value"], "trials"),
+                charts.bars(matters, "which settings matter", "rank correlation with validation mAP"),
+            ]
             title = f"{method} on {path.stem.removeprefix('tune_')}, {len(done)} of {len(trials)} trials finished"
-            choices.append((title, parts, []))
+            choices.append((f"{title} (search {study.split()[1][:6]})", parts, []))
     return choices
