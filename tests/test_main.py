@@ -104,7 +104,7 @@ def test_a_teacher_alone_scores_the_test_images(toy, fails, capsys):
     assert "classes are numbered" not in (toy / "page.html").read_text()
     assert 0 < result["val_mAP"] < 100 != main.main(taught_arguments(toy, "-l", "zero_shot", "-t", "1"))["val_mAP"]
     says = fails(main.main, toy_arguments(toy, "-l", "zero_shot"))  # a file of the training images only
-    assert "no row for the image 'val/000.png' (10 of the images are missing)" in says
+    assert "no row for the image 'val/000.png' (10 are missing)" in says
 
 
 def test_tiles_and_known_labels_reach_the_training(toy):
@@ -274,7 +274,7 @@ def test_results_that_cannot_be_written_are_one_line(toy, fails, tmp_path):
 
 def test_a_data_folder_that_cannot_be_written_is_one_line(toy, fails, tmp_path):
     (toy / "cache").write_text("in the way")
-    assert "give another folder with --cache-root" in fails(main.main, toy_arguments(toy))
+    assert "give a different folder with --cache-root" in fails(main.main, toy_arguments(toy))
     assert main.main(toy_arguments(toy, "--cache-root", str(tmp_path / "elsewhere")))["best_epoch"] in (1, 2)
 
 
