@@ -30,16 +30,19 @@ def main(argv: list[str] | None = None) -> None:
     if options.watch:
         return watch(options)
     runs = read_runs(options.results, options.where)
-    rows = tables.group(runs.finished)
+    rows, notes = tables.group(runs.finished), []
     for run in runs.unfinished:
-        runs.left_out.append((run.folder.name, f"unfinished, {progress(run)}: --resume continues it"))
+        runs.left_out.append((run.folder.name, f"running or stopped, {progress(run)}"))
     if rows:
+        write_table(rows, options)
+        if options.best:
+            rows, notes = compare.best(rows)
+        notes += compare.unequal(rows) + compare.selections(rows)
         baseline = compare.baselines(rows, options.baseline)
         print_tables(rows, baseline, options)
-        write_table(rows, options)
-    if runs.left_out:
-        reasons = ", ".join(f"{name} ({reason})" for name, reason in runs.left_out)
-        print(f"{'% ' if options.latex else ''}not in the table: {reasons}")
+    reasons = ", ".join(f"{name} ({reason})" for name, reason in runs.left_out)
+    for line in [*notes, *([f"not in the table: {reasons}"] if reasons else [])]:
+        print(f"% {line}" if options.latex else f"\n{line}")
     if not rows:
         what = " that meets --where" if options.where else ""
         raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
@@ -48,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"figures: {', '.join(map(str, figures.write(rows, options.figures)))}", file=sys.stderr)
     if options.html:
         page, command = import_module("reporting.page"), shlex.join(["report.py", *arguments])
-        text = page.make(rows, baseline, runs.left_out, options.results, command)
+        text = page.make(rows, baseline, notes, runs.left_out, options.results, command)
         write_text(options.html, text)
         print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
 
@@ -61,12 +64,12 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=help)
     help = f"one row per setting with these columns: {', '.join(tables.COLUMNS)}, a setting, a figure of test.json"
     parser.add_argument("--columns", nargs="+", metavar="NAME", help=help)
-    kinds = parser.add_mutually_exclusive_group()
-    kinds.add_argument("--per-class", action="store_true", help="test AP of every class, rows across")
-    kinds.add_argument("--best", action="store_true", help="only the setting of each method that validation chooses")
+    parser.add_argument("--per-class", action="store_true", help="test AP of every class, rows across")
+    parser.add_argument("--best", action="store_true", help="only the setting of each method that validation chooses")
     help = "intervals of the test mAP over N resamplings of the test images"
     parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help=help)
-    parser.add_argument("--latex", action="store_true", help="print LaTeX (booktabs) instead of Markdown")
+    help = "print LaTeX (booktabs) instead of Markdown; with differences only if --baseline is given"
+    parser.add_argument("--latex", action="store_true", help=help)
     parser.add_argument("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
     help = "write one page with tables, charts, the trials of tune.py and a gallery"
     parser.add_argument("--html", type=Path, metavar="FILE", help=help)
@@ -87,8 +90,6 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
     comment, bold = "% " if options.latex else "", []
     if options.per_class:
         frame = tables.per_class(rows)
-    elif options.best:
-        rows, frame = compare.best(rows)
     elif options.columns:
         frame = tables.flat(rows, options.columns)
     else:
@@ -98,11 +99,12 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
     chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows if row.trained))
     counts = ", ".join(sorted({row.count for row in rows}))
     print(f"{'' if options.latex else chr(10)}{comment}mean ± standard deviation over seeds and draws, n {counts}"
-          + (f"; epoch chosen by {chosen_by}" if chosen_by else ""))  # fmt: skip
-    if options.per_class or options.best:
+          + (f"; epoch chosen by {chosen_by}" if chosen_by else "")
+          + ("; bold: chosen by validation mAP" if bold else ""))  # fmt: skip
+    if options.per_class:
         return
     found, left_out = compare.differences(rows, baseline)
-    if len(found):
+    if len(found) and (options.baseline or not options.latex):
         print(f"\n{tables.render(found, options.latex)}")
     if left_out:
         print(f"\n{comment}left out, without two seeds or draws in common with the baseline: {', '.join(left_out)}")
@@ -111,8 +113,6 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
             low, high = compare.bootstrap(row, options.bootstrap)
             interval = f"{tables.spread(row.test)}, over test images [{low:.2f}, {high:.2f}]"
             print(f"{comment}{row.dataset}, {row.line}: {interval}")
-    for warning in compare.selections(rows):
-        print(f"{comment}{warning}")
 
 
 def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Comparisons of rows: paired differences, the setting that validation chooses, intervals over test images."""
 
+import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,7 +8,7 @@ import pandas as pd
 
 import metrics
 from reporting.runs import read_predictions
-from reporting.tables import SECTION, Row, by, spread
+from reporting.tables import SECTION, Row, arrange, by, spread
 from util.errors import UserError
 
 CONFIDENCE = 0.95  # of every interval
@@ -75,8 +76,8 @@ def differences(rows: list[Row], baseline: dict[str, Row]) -> tuple[pd.DataFrame
 def selections(rows: list[Row]) -> list[str]:
     """A warning for each method and data set with several settings: the one that validation mAP chooses is to be
     reported, because choosing by test mAP would make the test set choose its own number."""
-    warnings = []
-    for (loss, dataset), members in by(rows, lambda row: (row.loss, row.dataset)).items():
+    warnings, scored = [], [row for row in rows if len(row.test)]
+    for (loss, dataset, _), members in by(scored, lambda row: (row.loss, row.dataset, row.known)).items():
         if len(members) < 2:
             continue
         text = f"warning: {len(members)} settings of {loss} on {dataset} are compared by test mAP; report the one that "
@@ -108,20 +109,41 @@ def ranked(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: -row.val.mean() if len(row.val) else np.inf)
 
 
-def best(rows: list[Row]) -> tuple[list[Row], pd.DataFrame]:
-    """Of each method and data set the setting with the highest mean validation mAP; and a table of these with the
-    number of settings that were tried. Rows without validation mAP do not compete."""
-    chosen, records = [], []
+def unequal(rows: list[Row]) -> list[str]:
+    """A note for each data set whose trained rows have different draws and seeds: which have which, and the conditions
+    that select equal ones."""
+    notes = []
+    for dataset, members in by((row for row in rows if row.trained), lambda row: row.dataset).items():
+        groups = by(members, lambda row: tuple(run.repeat for run in row.runs))
+        if len(groups) < 2:
+            continue
+        which = []
+        for repeats, some in groups.items():
+            names = textwrap.shorten(", ".join(row.line for row in some), 120, placeholder=" …")
+            which.append(f"{' '.join('{}:{}'.format(*repeat) for repeat in repeats)} of {names}")
+        common = set.intersection(*map(set, groups))
+        draws, seeds = sorted({draw for draw, _ in common}), sorted({seed for _, seed in common})
+        conditions = [f"draw={draw}" for draw in draws]
+        if any(repeat[0] in draws and repeat not in common for repeats in groups for repeat in repeats):
+            conditions += [f"seed={seed}" for seed in seeds]
+        advice = f"--where {' '.join(conditions)} compares equal ones" if common else "none is common to all"
+        notes.append(f"rows of {dataset} have different runs (draw:seed): {'; '.join(which)}; {advice}")
+    return notes
+
+
+def best(rows: list[Row]) -> tuple[list[Row], list[str]]:
+    """Of each method and data set the setting with the highest mean validation mAP, named by the method alone, and a
+    note for each choice. Rows without validation mAP do not compete."""
+    chosen, notes = [], []
     for members in by(rows, lambda row: (row.dataset, row.known, row.loss)).values():
         fair = [row for row in members if len(row.val) and row.chosen_by == members[0].chosen_by]
         if fair:
-            row = ranked(fair)[0]
-            record = {SECTION: row.known, "dataset": row.dataset, "loss": row.line, "settings tried": str(len(fair))}
-            records.append(record | {"n": row.count, "val": spread(row.val), "test": spread(row.test)})
-            chosen.append(row)
+            chosen.append(row := ranked(fair)[0])
+            if len(fair) > 1:
+                notes.append(f"{row.line} on {row.dataset} is chosen by validation mAP among {len(fair)} settings")
     if not chosen:
         raise UserError("--best: none of these runs has a validation mAP")
-    return chosen, pd.DataFrame(records)
+    return arrange(chosen), notes
 
 
 def winners(rows: list[Row]) -> list[Row]:
@@ -129,4 +151,5 @@ def winners(rows: list[Row]) -> list[Row]:
     show it in bold."""
     fair = [row for row in rows if len(row.val) and row.trained and not row.oracle]
     groups = by(fair, lambda row: (row.dataset, row.known)).values()
-    return [ranked(members)[0] for members in groups if len(members) > 1]
+    chosen = [ranked(members)[0] for members in groups if len(members) > 1]
+    return [row for row in chosen if len(row.test)]

@@ -76,7 +76,7 @@ def test_scores(axes: Axes, rows: list[Row]) -> bool:
     axes.barh(range(len(rows)), means, xerr=deviations.fillna(0), color=colours, height=0.7)
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
-    axes.set(xlabel="test mAP, %", xlim=(max(0, min(means, default=0) - 10), None))
+    axes.set(xlabel="test mAP, %", xlim=(0, None))
     return bool(rows)
 
 
@@ -110,11 +110,16 @@ def threshold_curve(axes: Axes, rows: list[Row]) -> bool:
 
 def pseudo_label_quality(axes: Axes, rows: list[Row]) -> bool:
     """Precision, recall and F1 of the pseudo-labels of the first row that has some, over the unobserved entries."""
-    paths = [row.runs[0].folder / "pseudo_labels.json" for row in rows]
-    if path := next((path for path in paths if path.exists()), None):
-        quality = json.loads(path.read_text())
-        label_quality.draw_curves(axes, quality, "unobserved" if "precision" in quality["unobserved"] else "all")
-    return path is not None
+    for row in rows:
+        path = row.runs[0].folder / "pseudo_labels.json"
+        if path.exists():
+            quality = json.loads(path.read_text())
+            entries = "unobserved" if "precision" in quality["unobserved"] else "all"
+            label_quality.draw_curves(axes, quality, entries)
+            axes.set_title(f"{_name(row)}, {entries} entries")
+            axes.get_legend().remove()
+            return True
+    return False
 
 
 FIGURES: dict[str, Callable[[Axes, list[Row]], bool]] = {

@@ -26,11 +26,12 @@ Choice = tuple[str, list[Markup], list[tuple]]  # title, drawings and rows of a 
 
 
 def make(
-    rows: list[Row], baseline: dict[str, Row], left_out: list[tuple[str, str]], places: Iterable[Path], command: str
+    rows: list[Row], baseline: dict[str, Row], notes: list[str], left_out: list, places: Iterable[Path], command: str
 ) -> str:
     """The page's HTML.
 
     baseline  {data set: the row that others are compared with}
+    notes     on the comparison of the rows
     left_out  (name of a folder, why it is not in the table)
     places    folders that may hold the trials of tune.py
     """
@@ -48,7 +49,7 @@ def make(
         groups={known: [row for row in rows if row.known == known] for known in tables.sections(r.known for r in rows)},
         sections=sections,
         trials=_trials(places),
-        warnings=compare.selections(rows),
+        notes=notes,
         left_out=left_out,
         num_runs=len(histories),
         made=time.strftime("%Y-%m-%d %H:%M"),
@@ -77,7 +78,9 @@ def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[
         records.append(figures)
     first = ["loss", "val mAP", "test mAP", *(["dataset"] if len({row.dataset for row in rows}) > 1 else [])]
     rest = [name for name in records[0] if name not in (*first, *settings, "dataset")]
-    frame = pd.DataFrame(records)[[*first, *settings[:MOST_SETTINGS], *rest]]
+    frame = pd.DataFrame(records)[[*first, *rest, *settings[:MOST_SETTINGS]]]
+    if frame["minutes"].max() < 0.1:
+        frame = frame.drop(columns="minutes")
     for name in frame:
         form, empty = FORMATS.get(name, ".2f"), "-" if name in first else ""
         frame[name] = [v if isinstance(v, str) else empty if math.isnan(v) else format(v, form) for v in frame[name]]

@@ -73,11 +73,14 @@ class Row:
 
 
 def group(runs: list[Run]) -> list[Row]:
-    """The rows, in the order of the lists of data sets and methods."""
-    rows = [Row(members) for members in by(runs, lambda run: digest(run.setting)).values()]
+    return arrange([Row(members) for members in by(runs, lambda run: digest(run.setting)).values()])
+
+
+def arrange(rows: list[Row]) -> list[Row]:
+    """The rows in the order of the lists of data sets and methods, with their names and numbers."""
     for members in by(rows, lambda row: (row.dataset, row.loss)).values():
         add_distinguishing(members)
-    rows.sort(key=_order)
+    rows = sorted(rows, key=_order)
     for number, row in enumerate(rows):
         row.number = number
     return rows

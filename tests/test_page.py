@@ -93,9 +93,9 @@ def browser(tmp_path_factory):
 
 
 def shown_rows(browser: Browser) -> list[str]:
-    """Method and threshold of the rows that are shown, in their order."""
+    """Method and threshold, which is in the last column, of the rows that are shown, in their order."""
     script = """return [...document.querySelectorAll("tr[data-row]")].filter(row => row.offsetParent !== null)
-        .map(row => row.cells[0].textContent.trim() + " " + row.cells[3].textContent)"""
+        .map(row => row.cells[0].textContent.trim() + " " + row.cells[row.cells.length - 1].textContent)"""
     return [row.strip() for row in browser.run(script)]
 
 

@@ -60,8 +60,8 @@ def test_the_table_has_methods_down_and_data_sets_across_and_the_choice_of_valid
     ]  # fmt: skip
     assert "| EM_PL | | **72.00 ± 1.00 (n 3; val 73.00; published 71.45, +0.55)** |" in out
     assert any(line.startswith("| an | 86.00 (n 1) | 60.00 (n 1; val 59.00) |") for line in out)
-    assert "epoch chosen by validation mAP on clean labels" in "\n".join(out)
-    assert out[-1] == "not in the table: coco_iun_0_6 (unfinished, 0 of 4 epochs: --resume continues it)"
+    assert "; epoch chosen by validation mAP on clean labels; bold: chosen by validation mAP" in "\n".join(out)
+    assert out[-1] == "not in the table: coco_iun_0_6 (running or stopped, 0 of 4 epochs)"
 
 
 def test_the_csv_holds_every_number_of_the_table(tmp_path, capsys):
@@ -86,8 +86,35 @@ def test_runs_that_differ_in_more_than_the_seed_are_not_averaged_and_the_differe
     (warning,) = [line for line in out if line.startswith("warning")]
     assert "validation mAP chooses: EM_PL (threshold 0.2), val 59.80, test 70.20 ± 0.00" in warning
     assert not any("warning" in line for line in lines(capsys, tmp_path, "--where", "threshold=0.30"))
-    out = lines(capsys, tmp_path, "--best")
-    assert "| coco | EM_PL (threshold 0.2) | 2 | 2 | 59.80 ± 0.00 | 70.20 ± 0.00 |" in out
+
+
+def test_the_best_setting_is_named_by_its_method_in_tables_figures_and_the_page(tmp_path, capsys, monkeypatch):
+    results, named = tmp_path / "results", []
+    for threshold, val in ((0.2, 59.0), (0.3, 61.0), (0.4, 60.0)):
+        with_predictions(write_run(results, "coco", "EM_PL", 0, 70 + threshold, val=val, threshold=threshold), 0)
+    monkeypatch.setattr("reporting.figures.write", lambda rows, folder: named.extend(row.line for row in rows) or [])
+    monkeypatch.setattr("reporting.page.make", lambda rows, *rest: named.extend(row.line for row in rows) or str(rest))
+    out = lines(capsys, results, "--best", "--latex", "--figures", "f", "--html", tmp_path / "page.html")
+    assert r"EM\_PL & 70.30 \\" in out and named == ["EM_PL", "EM_PL"]
+    note = "EM_PL (threshold 0.3) on coco is chosen by validation mAP among 3 settings"
+    assert f"% {note}" in out and note in (tmp_path / "page.html").read_text()
+    assert all(line.startswith("%") for line in out[out.index(r"\end{tabular}") + 1 :])
+    assert len(pd.read_csv(results / "summary.csv")) == 3
+    assert "| EM_PL | 0.3 | 61.00 |" in lines(capsys, results, "--best", "--columns", "loss", "threshold", "val")
+
+
+def test_a_note_lists_unequal_draws_and_seeds_and_the_conditions_for_equal_ones(tmp_path, capsys):
+    for loss, repeats in (("an", (1, 2)), ("EM", (1, 2)), ("role", (0, 1, 2)), ("zero_shot", (0,))):
+        for k in repeats:
+            write_run(tmp_path, "coco", loss, k, 70.0, draw=k)
+    (note,) = (line for line in lines(capsys, tmp_path) if "different runs" in line)
+    which = "1:1 2:2 of an, EM; 0:0 1:1 2:2 of role; --where draw=1 draw=2 compares equal ones"
+    assert note == f"rows of coco have different runs (draw:seed): {which}"
+    assert not any("different runs" in line for line in lines(capsys, tmp_path, "--where", "draw=1", "draw=2"))
+    write_run(tmp_path, "coco", "an", 3, 70.0, draw=1)
+    assert any("draw=1 draw=2 seed=1 seed=2 compares" in line for line in lines(capsys, tmp_path))
+    write_run(tmp_path, "coco", "iun", 9, 70.0, draw=9)
+    assert any("none is common to all" in line for line in lines(capsys, tmp_path))
 
 
 def test_seeds_and_draws_are_averaged_together(tmp_path, capsys):
@@ -171,7 +198,7 @@ def test_latex_is_a_whole_tabular_with_special_characters_escaped(tmp_path, caps
         write_run(tmp_path, "my_set\n\x1b[2J50%", "EM_PL", seed, 71.0, val=71.0)
     out = lines(capsys, tmp_path, "--latex")
     assert out[0] == r"\begin{tabular}{lr}" and r"test mAP, \% & my\_set ?[2J50\% \\" in out
-    assert r"EM\_PL & \textbf{71.00 $\pm$ 0.00} \\" in out and out.count(r"\end{tabular}") == 2
+    assert r"EM\_PL & \textbf{71.00 $\pm$ 0.00} \\" in out and out.count(r"\end{tabular}") == 1
     assert not any("\x1b" in line for line in out)
 
 
@@ -183,7 +210,8 @@ def test_a_document_with_the_printed_tables_and_a_figure_compiles(tmp_path, caps
             with_predictions(write_run(results, dataset, loss, seed, 70.0 + seed, val=70.0), seed)
     write_run(results, "my_set_50%", "EM", 0, None)
     figures = ("--where", "dataset=my_set_50%", "--figures", str(tmp_path / "figures"))
-    for arguments in (figures, ("--per-class",), ("--best",), ("--columns", "loss", "test", "precision@1", "known")):
+    columns = ("--columns", "loss", "test", "precision@1", "known", "--baseline", "an")
+    for arguments in (figures, ("--per-class",), ("--best",), columns):
         report.main([str(results), "--latex", *arguments])
         parts.append(capsys.readouterr().out)
     (tmp_path / "figures/my_set_50%_test_mAP.pdf").rename(tmp_path / "test_mAP.pdf")
@@ -241,11 +269,13 @@ def test_several_data_sets_have_a_column_and_a_data_set_without_test_scores_is_n
             with_predictions(write_run(tmp_path / "runs", dataset, loss, 0, 70.0, val=60.0), 0)
     out = lines(capsys, tmp_path / "runs", "--per-class")
     assert out[0] == "| dataset | class | an | EM |" and "| pascal | None | 70.00 | 70.00 |" in out
-    assert lines(capsys, tmp_path / "runs", "--best")[0].startswith("| dataset | loss |")
+    assert lines(capsys, tmp_path / "runs", "--columns", "loss")[0] == "| dataset | loss |"
     write_run(tmp_path / "unknown", "mine", "an", 0, 0.0, val=60.0, result={"test_mAP": None})
-    write_run(tmp_path / "unknown", "mine", "EM", 0, 0.0, val=61.0, result={"test_mAP": None})
+    for lr in (1, 2):
+        write_run(tmp_path / "unknown", "mine", "EM", 0, 0.0, val=60.0 + lr, lr=lr, result={"test_mAP": None})
     out = lines(capsys, tmp_path / "unknown", "--bootstrap", "5")
-    assert "| EM | **- (n 1; val 61.00)** |" in out and not any("left out" in line for line in out)
+    assert "| EM (lr 2) | - (n 1; val 62.00) |" in out
+    assert not any("left out" in line or "warning" in line or "bold" in line for line in out)
     assert "none of these runs has a test score" in fails(report.main, [str(tmp_path / "unknown"), "--per-class"])
 
 
