@@ -2,7 +2,7 @@
 
     python benchmarks/ddp.py [--processes 1 2] [--official 200 --epochs 3] [options of main.py]
 
-Each number of processes is a run of the real command under torchrun; an epoch's seconds are those of its metrics.jsonl,
+Each number of processes is a run of the real command under torchrun; an epoch's seconds are in its metrics.jsonl,
 without the first epoch.
 """
 

@@ -5,8 +5,8 @@
 #   GPU=cpu benchmarks/gpu_all.sh                  # the same at toy size on a CPU; the tests are skipped
 #
 # Needs PyTorch >= 2.11, torchvision, timm and scikit-learn, and for the teacher open_clip_torch with its ftfy and regex
-# (an unpacked wheel on PYTHONPATH will do). No internet, no data, no weights. The interpreter is PYTHON, else that of the
-# environment here, else python3.
+# (an unpacked wheel on PYTHONPATH will do). No internet, no data, no weights. The interpreter is PYTHON, else the one of
+# the environment here, else python3.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=$(realpath -m "${1:-results/gpu.md}") began=$SECONDS until=$SECONDS gpu=${GPU:-0} patience=1

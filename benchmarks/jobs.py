@@ -2,7 +2,7 @@
 
     python benchmarks/jobs.py [--jobs 3] [--official 640 --epochs 2] [options of main.py]
 
-The runs are those of sweeps/seeds.sh, start-up included; images are decoded before the clock starts.
+The runs are made by sweeps/seeds.sh, start-up included; images are decoded before the clock starts.
 """
 
 import os

@@ -2,7 +2,7 @@
 
     python benchmarks/scale.py [--sizes 100000x20 1000000x1000]
 
-A size is that of the official training set, of which four fifths train; metrics are those of predictions of that
+A size is the official training set's, of which four fifths train; metrics are computed from predictions of the same
 size. Each size runs in a separate process.
 """
 

@@ -149,7 +149,7 @@ class Ours:
 
 
 def step_flops(model: models.Backbone, size: int) -> float:
-    """Floating-point operations of a training step, per image: those of products and convolutions, counted by shape."""
+    """Floating-point operations of a training step, per image, of products and convolutions, counted by shape."""
     shapes = deepcopy(model).to("meta").train()
     with FlopCounterMode(display=False) as counter:
         shapes(torch.empty(2, 3, size, size, device="meta")).sum().backward()

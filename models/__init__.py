@@ -36,7 +36,7 @@ BACKBONES = {
 }
 FAMILIES = {"timm:": timm_any, "clip:": clip_tower}  # NAME of that library
 HEADS = ("linear", "boostlu")
-FEATURES = "features"  # the backbone of --features: computed by another program
+FEATURES = "features"  # the backbone of --features: computed by a different program
 ALIASES = {"clip_vision": "vit_clip"}  # the published code's other name
 
 __all__ = [

@@ -62,7 +62,7 @@ def new_probe(features: Features, num_labels: int) -> Probe:
 
 
 def load_features(path: str, split: MultiLabelDataset, device: torch.device) -> Features:
-    """The features of a split's images from an npz file of another program: images (N,), features (N, D), and if it
+    """The features of a split's images from an npz file of a different program: images (N,), features (N, D), and if it
     holds them mirrored (N, D), the features of the mirrored images.
 
     Rows are found by the names of the images. Raises UserError for a file that does not fit, and for the first image

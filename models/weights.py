@@ -161,7 +161,7 @@ def renamed(state: dict[str, Tensor], own: Container[str], path: str | Path) -> 
 def load_state(network: nn.Module, state: dict[str, Tensor], path: str | Path, head: tuple[str, ...] = ()) -> None:
     """Give a network the tensors that were read from a file. Absent counters of batch norm keep their value.
 
-    head  prefixes of parameters that keep their values if those of the file have a different shape
+    head  prefixes of parameters that keep their values if the file's have a different shape
     """
     own = network.state_dict()
     found = renamed(state, own, path)

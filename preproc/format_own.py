@@ -210,13 +210,13 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_args(argv)
     folder = Path(options.data_root) / options.name
     if Path(options.name).name != options.name or options.name[:1] in (".", "") or options.name in DATASETS:
-        parser.error(f"--name takes a plain name that is not that of a published data set, not {options.name!r}")
+        parser.error(f"--name takes a plain name, not the name of a published data set, not {options.name!r}")
     if bool(options.labels) == bool(options.train) or (options.labels and (options.val or options.test)):
         parser.error("give --labels with all the data, or --train, and with it --val and --test if there are any")
     if options.images and not Path(options.images).is_dir():
         parser.error(f"--images {options.images} is no folder")
     if files.description_path(folder).exists() and not options.overwrite:
-        parser.error(f"{folder} holds a data set; --overwrite replaces it, or choose another --name")
+        parser.error(f"{folder} holds a data set; --overwrite replaces it, or choose a different --name")
     return options
 
 
@@ -252,7 +252,7 @@ def main(argv: list[str] | None = None) -> None:
     train = read["train"].labels
     empty = train.columns[~(train == 1).any()]
     if len(empty) and not options.keep_empty:
-        drawn = "another --seed may draw others, " if fractions else ""
+        drawn = "a different --seed may draw others, " if fractions else ""
         raise UserError(
             f"{len(empty)} of {train.shape[1]} classes have no positive training image, the first {empty[0]!r}; "
             f"{drawn}--classes FILE chooses classes, --keep-empty keeps all"

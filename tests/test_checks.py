@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
-def test_outputs_that_are_not_the_cpus_are_told(monkeypatch, precision):
+def test_outputs_that_are_not_the_cpus_are_reported(monkeypatch, precision):
     model = tiny_training("an").model
     images = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
     checks.outputs(model, images, precision)
@@ -43,7 +43,7 @@ def test_logits_that_nearly_cancel_are_no_fault():
     checks.outputs(model, images, "bf16")
 
 
-def test_a_teacher_that_half_precision_changes_is_told(toy, tiny_clip, tmp_path, monkeypatch):
+def test_a_teacher_that_half_precision_changes_is_reported(toy, tiny_clip, tmp_path, monkeypatch):
     import datasets
 
     splits, half = datasets.load(toy), teachers.ClipTeacher(*tiny_clip, precision="bf16")
@@ -67,7 +67,7 @@ def test_a_teacher_that_half_precision_changes_is_told(toy, tiny_clip, tmp_path,
     assert np.abs(similarities("unchecked", checked=False) - right).max() > clip_teacher.SAME_SIMILARITY
 
 
-def test_a_run_says_in_one_line_what_it_runs_on_and_warns_of_another_number_of_threads(toy, capsys):
+def test_a_run_says_in_one_line_what_it_runs_on_and_warns_of_a_different_number_of_threads(toy, capsys):
     threads = torch.get_num_threads()
     main.main(toy_arguments(toy, "-l", "an", "--epochs", "1"))
     assert f"CPU, {threads} threads, float32, images in a file" in capsys.readouterr().out.splitlines()

@@ -36,7 +36,7 @@ def test_defaults_are_the_published_setting_for_pascal():
     assert [value(config, name) for name in ("alpha", "beta_pos", "beta_neg")] == [0.2, 0.7, 0.2]
 
 
-def test_command_lines_of_the_published_code_go_on_working():
+def test_command_lines_of_the_published_code_work():
     line = "-d coco -l EM_PL -g 1 -m clip_vision --temp 0.03 --threshold 0.2 --partial 0.1 --pytorch_seed 8"
     config = parse(line.split())
     assert (config.model, config.seed, config.gpu) == ("vit_clip", 8, "1")
@@ -213,7 +213,7 @@ def test_every_value_of_a_data_set_backbone_or_method_is_of_a_setting_that_exist
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "--cache disk"),
     ],
 )
-def test_what_pytorch_says_is_told_in_one_line(fails, error, says):
+def test_what_pytorch_says_is_reported_in_one_line(fails, error, says):
     def refused(argv):
         raise error
 

@@ -136,7 +136,7 @@ def test_an_image_that_one_process_cannot_read_is_named_by_it(uneven):
         line.startswith("main.py, process 1: error: ")
         and f"1 of 23 images cannot be read: {bad} (of no known kind)" in line
     )
-    assert all("another process of this run has ended" in other or "stopped by SIGTERM" in other for other in after)
+    assert all("a different process of this run has ended" in other or "stopped by SIGTERM" in other for other in after)
 
 
 def test_a_batch_that_cannot_be_shared_out_is_one_line(uneven, monkeypatch, fails):

@@ -31,7 +31,7 @@ STOPS = [3, 9, 17, 29]  # of at least 39 batches: five of training and eight of 
     ("loss", "options", "batch"),
     [(*way, batch) for way in WAYS for batch in (STOPS if way[0] in ("EM_PL", *STATEFUL) else [17])],
 )
-def test_a_training_that_is_stopped_goes_on_to_the_same_numbers(loss, options, batch):
+def test_a_training_that_is_stopped_continues_to_the_same_numbers(loss, options, batch):
     undisturbed, storage = tiny_training(loss, **options), MemoryStorage()
     expected = fit(undisturbed)
     with pytest.raises(Interrupted):

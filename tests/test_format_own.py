@@ -432,7 +432,7 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
     "a class that loses its image": (
         {"l.csv": "image,label\na.jpg,cat\nb.jpg,dog\n"},
         "--labels l.csv --test-fraction 0.5",
-        "another --seed may draw others",
+        "a different --seed may draw others",
         "",
     ),
     "a fraction of nothing": (

@@ -68,7 +68,7 @@ def test_without_deterministic_algorithms_they_agree_to_rounding(loss, precision
 
 
 def with_network(network: nn.Module, training: engine.Training) -> engine.Training:
-    """A training of another network; the random state is then the same for all."""
+    """A training of a different network; the random state is then the same for all."""
     model = Backbone(network).to(GPU, memory_format=torch.channels_last)
     how = dict(epochs=3, lr=1e-3, batch_size=BATCH, flip=0.5, cuda_graph=training.accelerates, eval_batch_size=5)
     torch.manual_seed(1)

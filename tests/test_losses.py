@@ -331,7 +331,7 @@ def test_apl_labels_nothing_before_the_warm_up_and_keeps_its_labels_in_its_state
     assert torch.equal(other.soft, module.soft)
 
 
-def test_apl_takes_all_that_are_left_where_fewer_are_left_than_asked_for():
+def test_apl_takes_all_that_are_left_if_fewer_are_left_than_asked_for():
     chosen = zhou2022.lowest_become_soft(
         torch.tensor([[0.3], [0.1], [0.2]]), torch.tensor([[True], [False], [True]]), torch.tensor([3])
     )
@@ -361,7 +361,7 @@ def test_large_losses_are_taken_for_positives_from_the_second_epoch_on(name):
     assert taken_for_positives() == [[0, 2], [1, 0]]
 
 
-def test_permanent_correction_keeps_what_it_flipped_where_the_loss_has_become_small():
+def test_permanent_correction_keeps_what_it_flipped_when_the_loss_has_become_small():
     observed, index = torch.zeros(3, 4, dtype=torch.int8), torch.tensor([2, 0])
     module = build("LL_Cp", observed, delta=12.5)  # k = 1 of 8
     module.start_epoch(2)
@@ -385,7 +385,7 @@ def test_splc_corrects_no_observed_negative():
     assert module.per_label(logits, observed)[0].tolist() == pytest.approx([value.item() for value in expected])
 
 
-def test_the_estimates_of_role_start_sure_where_a_label_is_observed_and_follow_the_seed():
+def test_the_estimates_of_role_start_sure_if_a_label_is_observed_and_follow_the_seed():
     observed = torch.from_numpy(np.random.RandomState(0).randint(-1, 2, (200, 30))).to(torch.int8)
     first, same, other = (torch.sigmoid(build("role", observed, seed=seed).estimates.detach()) for seed in (3, 3, 4))
     assert torch.equal(first, same) and not torch.equal(first, other)

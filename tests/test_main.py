@@ -108,7 +108,7 @@ def test_a_teacher_alone_scores_the_test_images(toy, fails, capsys):
 
 
 def test_tiles_and_known_labels_reach_the_training(toy):
-    """The teacher looks at tiles, the known labels calibrate it, and what it says is another thing each time."""
+    """The teacher looks at tiles, the known labels calibrate it, and what it says is different each time."""
     found = [
         main.main(taught_arguments(toy, "-l", "CTL", "--epochs", "1", *more))
         for more in ((), ("--calibrate", "none"), ("--teacher-views", "tiles", "--teacher-tiles", "2"))
@@ -143,7 +143,7 @@ def test_where_images_are_kept_does_not_change_a_number(toy):
     assert same_numbers(Path(folders[0]), Path(folders[1]))
 
 
-def test_other_labels_or_another_teacher_make_another_run(toy):
+def test_other_labels_or_a_different_teacher_make_a_new_run(toy):
     first = main.main(toy_arguments(toy))
     labels = np.load(toy / "formatted_train_labels.npy")
     write_array(toy / "formatted_train_labels_obs.npy", labels)  # all positives observed
@@ -174,7 +174,7 @@ def test_the_test_set_is_scored_by_the_best_epochs_weights(toy, monkeypatch):
     assert np.array_equal(*probs)
 
 
-def test_the_epoch_is_chosen_by_observed_validation_labels_where_asked_for(toy, monkeypatch):
+def test_the_epoch_is_chosen_by_observed_validation_labels_if_asked_for(toy, monkeypatch):
     chosen_by, real = [], main.metrics.mean_average_precision
     patch = lambda probs, labels: chosen_by.append(labels) or real(probs, labels)  # noqa: E731
     monkeypatch.setattr(main.metrics, "mean_average_precision", patch)
@@ -290,7 +290,7 @@ def test_a_missing_image_is_found_before_training_begins(toy, fails):
     assert not list((toy.parent.parent / "results").glob("*/config.json"))
 
 
-def test_gpu_that_is_not_there_is_told_in_one_line(toy, capsys, monkeypatch):
+def test_gpu_that_is_not_there_is_reported_in_one_line(toy, capsys, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert devices.pick_device("0").type == "cpu"
     assert (
@@ -320,12 +320,12 @@ def test_a_data_set_is_trained_by_its_path_too(toy, capsys):
     assert "finished: test mAP" in capsys.readouterr().out
 
 
-def test_a_head_with_a_rate_of_its_own_makes_another_run(toy):
+def test_a_head_with_a_separate_rate_makes_a_new_run(toy):
     usual, fast = (main.main(toy_arguments(toy, "-l", "an", *more)) for more in ((), ("--head-rate", "10")))
     assert usual["folder"] != fast["folder"] and not torch.equal(weights_of(usual), weights_of(fast))
 
 
-def test_classes_without_test_positives_are_told_with_the_mean_over_the_others(toy, capsys):
+def test_classes_without_test_positives_are_reported_with_the_mean_over_the_others(toy, capsys):
     labels = np.load(toy / "formatted_val_labels.npy")
     labels[:, 2] = 0
     write_array(toy / "formatted_val_labels.npy", labels)

@@ -135,7 +135,7 @@ def test_rows_are_sorted_by_number_both_ways(page, browser):
     assert browser.complaints() == []
 
 
-def test_a_menu_shows_another_setting(page, browser):
+def test_a_menu_shows_a_different_setting(page, browser):
     browser.open(page)
     script = """const menu = document.querySelector("select[data-menu^=classes]");
         menu.value = "1"; menu.dispatchEvent(new Event("change"));

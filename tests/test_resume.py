@@ -187,7 +187,7 @@ def test_a_run_that_fails_before_it_begins_leaves_no_folder(toy, monkeypatch):
     assert not list((toy.parent.parent / "results").glob("toy_*"))
 
 
-def test_an_edited_formula_makes_another_run(toy, monkeypatch):
+def test_an_edited_formula_makes_a_new_run(toy, monkeypatch):
     config = parse(toy_arguments(toy, "-l", "an"))
     before, terms = run_folder.run_name(config), losses.LOSSES["an"]
 
@@ -198,7 +198,7 @@ def test_an_edited_formula_makes_another_run(toy, monkeypatch):
     assert run_folder.run_name(config) != before
 
 
-def test_an_edited_constant_of_any_kind_makes_another_run(monkeypatch):
+def test_an_edited_constant_of_any_kind_makes_a_new_run(monkeypatch):
     digests = []
     for value in ([1], [2], {1, 2}, {1, 3}, None, torch.ones(2), torch.zeros(2)):
         monkeypatch.setattr(losses.zhou2022, "CHUNK", value)

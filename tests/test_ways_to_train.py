@@ -162,12 +162,12 @@ def test_features_are_what_the_head_reads_and_are_computed_once(toy, monkeypatch
 
 
 def test_features_of_other_weights_are_other_features(toy):
-    for seed in ("0", "1"):  # the weights are random: another seed is another backbone
+    for seed in ("0", "1"):  # the weights are random: a different seed is a different backbone
         main.main(toy_arguments(toy, "-l", "an", "--mode", "linear", "--linear-epochs", "1", "-s", seed))
     assert len(list((toy.parent / "toy/cache").glob("features_*.npy"))) == 6
 
 
-def test_the_mirrored_view_is_taken_where_an_image_is_flipped():
+def test_the_mirrored_view_is_taken_if_an_image_is_flipped():
     probe = linear.Probe(Float32Linear(1, 1))
     views = torch.tensor([[[1.0], [10.0]], [[2.0], [20.0]]])
     assert probe.to_input(views, torch.tensor([False, True])).tolist() == [[1.0], [20.0]]
@@ -176,7 +176,7 @@ def test_the_mirrored_view_is_taken_where_an_image_is_flipped():
 
 
 @pytest.mark.parametrize("half", ["linear", "end_to_end"])
-def test_linear_init_goes_on_from_the_linear_head_and_resumes_from_either_half(toy, tmp_path, monkeypatch, half):
+def test_linear_init_continues_from_the_linear_head_and_resumes_from_either_half(toy, tmp_path, monkeypatch, half):
     arguments = toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--mode", "linear_init", "--epochs", "2")
     arguments += ["--linear-epochs", "3", "--linear-lr", "1e-2", "--checkpoint-minutes", "0", "--ema", "0.9"]
     results, kept = toy.parent.parent / "results", tmp_path / "undisturbed"

@@ -120,7 +120,7 @@ def _line(error: BaseException) -> tuple[str, int]:
                 return known[0].format(text.splitlines()[0].split(", but")[0]), 2
             if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
                 time.sleep(2 * LEAD_SECONDS)  # that process prints first
-                return "another process of this run has ended; its own line gives the reason", 2
+                return "a different process of this run has ended; its line gives the reason", 2
     return _unforeseen(error), 1
 
 

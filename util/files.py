@@ -184,7 +184,7 @@ def _plain(array: np.ndarray) -> np.ndarray:
 def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None]:
     """Hold the lock of `path` (a file beside it; the kernel drops it when its holder dies).
 
-    wait: wait for another holder, printing so once; otherwise raise UserError(busy).
+    wait: wait for the present holder, printing so once; otherwise raise UserError(busy).
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None
     except Timeout:
         if not wait:
             raise UserError(busy) from None
-        print(f"waiting for another process that is making {path}")
+        print(f"waiting for the process that is making {path}")
         lock.acquire()
     try:
         yield

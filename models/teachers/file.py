@@ -1,4 +1,4 @@
-"""A file of similarities: another program's teacher."""
+"""A file of similarities, computed by a different program."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
