@@ -207,7 +207,7 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, message):
         (["--train", "{list}", "--val", "{columns}", "--val-fraction", "0.1"], "leave out --val-fraction"),
         (["--labels", "{list}", "--val-fraction", "1"], "leave some to train on"),
         (["--labels", "{list}", "--val-fraction", "0.5", "--test-fraction", "0.5"], "leave some to train on"),
-        (["--labels", "{list}", "--name", "pascal"], "a plain name that is not that of a published data set"),
+        (["--labels", "{list}", "--name", "pascal"], "a plain name, not the name of a published data set"),
         (["--labels", "{list}", "--name", "../x"], "takes a plain name"),
         (["--labels", "{list}", "--delimiter", "ab"], "takes one character"),
         (["--labels", "{list}", "--images", "none"], "--images none is no folder"),
