@@ -1,6 +1,5 @@
 """Comparisons of rows: paired differences, the setting that validation chooses, intervals over test images."""
 
-import textwrap
 from dataclasses import dataclass
 
 import numpy as np
@@ -119,15 +118,15 @@ def unequal(rows: list[Row]) -> list[str]:
             continue
         which = []
         for repeats, some in groups.items():
-            names = textwrap.shorten(", ".join(row.line for row in some), 120, placeholder=" …")
-            which.append(f"{' '.join('{}:{}'.format(*repeat) for repeat in repeats)} of {names}")
+            methods = ", ".join(dict.fromkeys(row.loss for row in some))
+            which.append(f"{' '.join(f'{draw}:{seed}' for draw, seed in repeats)} of {methods}")
         common = set.intersection(*map(set, groups))
-        draws, seeds = sorted({draw for draw, _ in common}), sorted({seed for _, seed in common})
-        conditions = [f"draw={draw}" for draw in draws]
-        if any(repeat[0] in draws and repeat not in common for repeats in groups for repeat in repeats):
-            conditions += [f"seed={seed}" for seed in seeds]
+        draws, seeds = ({repeat[place] for repeat in common} for place in (0, 1))
+        conditions = [f"draw={draw}" for draw in sorted(draws)]
+        if any(repeat[0] in draws for repeats in groups for repeat in set(repeats) - common):
+            conditions += [f"seed={seed}" for seed in sorted(seeds)]
         advice = f"--where {' '.join(conditions)} compares equal ones" if common else "none is common to all"
-        notes.append(f"rows of {dataset} have different runs (draw:seed): {'; '.join(which)}; {advice}")
+        notes.append(f"methods on {dataset} have different runs (draw:seed): {'; '.join(which)}; {advice}")
     return notes
 
 
@@ -140,7 +139,7 @@ def best(rows: list[Row]) -> tuple[list[Row], list[str]]:
         if fair:
             chosen.append(row := ranked(fair)[0])
             if len(fair) > 1:
-                notes.append(f"{row.line} on {row.dataset} is chosen by validation mAP among {len(fair)} settings")
+                notes.append(f"chosen by validation mAP among {len(fair)} settings on {row.dataset}: {row.line}")
     if not chosen:
         raise UserError("--best: none of these runs has a validation mAP")
     return arrange(chosen), notes

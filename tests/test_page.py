@@ -14,11 +14,12 @@ import numpy as np
 import pytest
 from browser import Browser
 from conftest import make_toy, only_run, toy_arguments
+from matplotlib.figure import Figure
 
 import main
 import report
 import tune
-from reporting import gallery
+from reporting import figures, gallery, tables
 
 NAMES = ['<img src=x onerror="document.title=1">', "a|b \"c\" & 'd'", "é$x_1$ ]]>"]
 IMAGE = "val/<b onclick='x'> é\".png"
@@ -278,6 +279,14 @@ def test_a_data_set_with_unknown_test_labels_has_reasons_in_the_place_of_empty_c
     text = browser.run("return document.body.textContent")
     assert "No run has a test score, because the test labels are not known." in text
     assert "validation mAP, % · an" in text and "too few pairs" not in text
+
+
+def test_figures_name_the_method_of_the_pseudo_labels_and_have_bars_from_zero(results):
+    rows = tables.group(report.read_runs([results], ["loss=EM_PL", "threshold=0.2"]).finished)
+    bars, quality = (Figure().subplots() for _ in range(2))
+    assert figures.test_scores(bars, rows) and figures.pseudo_label_quality(quality, rows)
+    assert bars.get_xlim()[0] == 0
+    assert quality.get_title().startswith("EM_PL, ") and quality.get_legend() is None  # it is drawn below the axes
 
 
 def test_no_page_is_made_of_nothing(tmp_path, fails):

@@ -96,7 +96,7 @@ def test_the_best_setting_is_named_by_its_method_in_tables_figures_and_the_page(
     monkeypatch.setattr("reporting.page.make", lambda rows, *rest: named.extend(row.line for row in rows) or str(rest))
     out = lines(capsys, results, "--best", "--latex", "--figures", "f", "--html", tmp_path / "page.html")
     assert r"EM\_PL & 70.30 \\" in out and named == ["EM_PL", "EM_PL"]
-    note = "EM_PL (threshold 0.3) on coco is chosen by validation mAP among 3 settings"
+    note = "chosen by validation mAP among 3 settings on coco: EM_PL (threshold 0.3)"
     assert f"% {note}" in out and note in (tmp_path / "page.html").read_text()
     assert all(line.startswith("%") for line in out[out.index(r"\end{tabular}") + 1 :])
     assert len(pd.read_csv(results / "summary.csv")) == 3
@@ -109,7 +109,7 @@ def test_a_note_lists_unequal_draws_and_seeds_and_the_conditions_for_equal_ones(
             write_run(tmp_path, "coco", loss, k, 70.0, draw=k)
     (note,) = (line for line in lines(capsys, tmp_path) if "different runs" in line)
     which = "1:1 2:2 of an, EM; 0:0 1:1 2:2 of role; --where draw=1 draw=2 compares equal ones"
-    assert note == f"rows of coco have different runs (draw:seed): {which}"
+    assert note == f"methods on coco have different runs (draw:seed): {which}"
     assert not any("different runs" in line for line in lines(capsys, tmp_path, "--where", "draw=1", "draw=2"))
     write_run(tmp_path, "coco", "an", 3, 70.0, draw=1)
     assert any("draw=1 draw=2 seed=1 seed=2 compares" in line for line in lines(capsys, tmp_path))
