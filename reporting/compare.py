@@ -80,10 +80,8 @@ def selections(rows: list[Row]) -> list[str]:
         if len(members) < 2:
             continue
         text = f"warning: {len(members)} settings of {loss} on {dataset} are compared by test mAP; report the one that "
-        if len({row.chosen_by for row in members}) > 1:
-            text += "validation mAP chooses among those that were validated on the same labels"
-        elif any(row.val.empty for row in members):
-            text += "validation mAP chooses; not all of these runs have one"
+        if len({row.chosen_by for row in members}) > 1 or any(row.val.empty for row in members):
+            text += "validation mAP chooses; not all of them were validated on the same labels"
         else:
             row = ranked(members)[0]
             text += f"validation mAP chooses: {row.line}, val {row.val.mean():.2f}, test {spread(row.test)}"

@@ -66,7 +66,6 @@ def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[
     for row in rows:
         base = baseline.get(row.dataset)
         figures = {"loss": row.loss, "val mAP": row.val.mean(), "test mAP": row.test.mean(), "dataset": row.dataset}
-        figures |= {name: row.shown[name] for name in settings if name in row.shown}
         figures |= {"n": row.count, "seeds": tables.COLUMNS["seeds"](row), "sd": row.test.std()}
         published = math.nan if row.published is None else row.published
         figures |= {"published": published, "difference": row.test.mean() - published}
@@ -75,14 +74,12 @@ def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[
         figures["paired difference"] = str(paired) if compared else ""
         figures["F1"] = row.figures.get("micro_F1@chosen", math.nan)
         figures["minutes"] = sum(histories[run.folder]["seconds"].sum() for run in row.runs) / len(row.runs) / 60
-        records.append(figures)
-    first = ["loss", "val mAP", "test mAP", *(["dataset"] if len({row.dataset for row in rows}) > 1 else [])]
-    rest = [name for name in records[0] if name not in (*first, *settings, "dataset")]
-    frame = pd.DataFrame(records)[[*first, *rest, *settings[:MOST_SETTINGS]]]
-    if frame["minutes"].max() < 0.1:
-        frame = frame.drop(columns="minutes")
+        records.append(figures | {name: row.shown.get(name, "") for name in settings[:MOST_SETTINGS]})
+    frame = pd.DataFrame(records)
+    useless = {"dataset": frame["dataset"].nunique() == 1, "minutes": frame["minutes"].max() < 0.1}
+    frame = frame.drop(columns=[name for name, drop in useless.items() if drop])
     for name in frame:
-        form, empty = FORMATS.get(name, ".2f"), "-" if name in first else ""
+        form, empty = FORMATS.get(name, ".2f"), "-" if name.endswith("mAP") else ""
         frame[name] = [v if isinstance(v, str) else empty if math.isnan(v) else format(v, form) for v in frame[name]]
     return frame.loc[:, (frame != "").any()]
 
