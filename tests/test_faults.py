@@ -91,7 +91,7 @@ def all_whole(root: Path) -> bool:
     ("stage", "number"),
     [pytest.param(*kill, marks=() if kill in OFTEN else pytest.mark.slow) for kill in KILLS],
 )
-def test_a_run_that_is_killed_at_any_moment_resumes_to_the_same_numbers(undisturbed, tmp_path, stage, number):
+def test_a_run_that_is_killed_at_any_moment_resumes_to_the_same_numbers(undisturbed, tmp_path, figures, stage, number):
     source, expected = undisturbed
     shutil.copytree(source / "data", tmp_path / "data")  # with its times: the caches' names depend on them
     pattern, lasts = MOMENTS[stage]
