@@ -1,5 +1,7 @@
 """Files are written atomically, and interrupted passes continue."""
 
+import errno
+import fcntl
 import threading
 
 import numpy as np
@@ -72,8 +74,8 @@ def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path):
 
 
 def test_a_lock_that_may_not_wait_raises(tmp_path):
-    with files.locked(tmp_path / "run"), pytest.raises(UserError, match="busy"):
-        with files.locked(tmp_path / "run", wait=False, busy="busy"):
+    with files.files.locked(tmp_path / "run"), pytest.raises(UserError, match="busy"):
+        with files.files.locked(tmp_path / "run", wait=False, busy="busy"):
             pass
 
 
@@ -83,3 +85,15 @@ def test_digests_differ_for_arrays_of_different_content_shape_and_order():
     assert files.digest(np.zeros((2, 3))) != files.digest(np.zeros((3, 2)))
     assert files.digest(a, b) != files.digest(b, a)
     assert files.digest(a) == files.digest(a.astype("<U9"))
+
+
+def test_a_file_system_without_locks_takes_a_soft_lock(tmp_path, monkeypatch):
+    def refused(*arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refused)
+    with files.locked(tmp_path / "x"):
+        assert (tmp_path / ".x.softlock").exists()
+        with pytest.raises(UserError, match="busy"), files.locked(tmp_path / "x", wait=False, busy="busy"):
+            pass
+    assert not (tmp_path / ".x.softlock").exists()

@@ -4,6 +4,7 @@ Everything is written through `atomic`, so a process that is killed at any momen
 one. Whatever a library raises while it reads a file becomes one line by `reading`.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -15,10 +16,11 @@ from types import SimpleNamespace
 
 import msgspec
 import numpy as np
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from util.errors import UserError, describe_error
 
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # of some network file systems
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -188,9 +190,15 @@ def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path.with_name(f".{path.name}.lock"))
+    lock: BaseFileLock = FileLock(path.with_name(f".{path.name}.lock"))
     try:
-        lock.acquire(timeout=0)
+        try:
+            lock.acquire(timeout=0)
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise
+            lock = SoftFileLock(path.with_name(f".{path.name}.softlock"))
+            lock.acquire(timeout=0)
     except Timeout:
         if not wait:
             raise UserError(busy) from None
