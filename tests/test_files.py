@@ -74,8 +74,8 @@ def test_of_two_that_want_the_same_rows_one_computes_them(tmp_path):
 
 
 def test_a_lock_that_may_not_wait_raises(tmp_path):
-    with files.files.locked(tmp_path / "run"), pytest.raises(UserError, match="busy"):
-        with files.files.locked(tmp_path / "run", wait=False, busy="busy"):
+    with files.locked(tmp_path / "run"), pytest.raises(UserError, match="busy"):
+        with files.locked(tmp_path / "run", wait=False, busy="busy"):
             pass
 
 
