@@ -2,6 +2,7 @@
 
     python report.py results/... --csv docs/digits_runs.csv    # the runs of sweeps/digits_table.sh
     TRIALS=16 sweeps/photos_table.sh --csv docs/photos_tuned.csv
+    python tune.py -d photos -l EM_PL EM_PL_ASL CTL --trials 64 --draws 3 --csv docs/photos_tuned_64.csv
     TRIALS=16 sweeps/linear_table.sh --csv docs/linear_tuned.csv
     python tune.py -d digits -l EM_PL CTL --csv docs/digits_tuned.csv
     python docs/make_tables.py [--check]
@@ -68,6 +69,7 @@ def main(argv: list[str] | None = None) -> None:
     all_columns = (*columns, "chosen settings")
     blocks = {
         "photos": tuned_table(photos, all_columns),
+        "photos 64": tuned_table(DOCS / "photos_tuned_64.csv", all_columns),
         "linear": tuned_table(DOCS / "linear_tuned.csv", all_columns),
         "digits tuned": tuned_table(DOCS / "digits_tuned.csv", all_columns),
         "digits": runs_table(DOCS / "digits_runs.csv"),
