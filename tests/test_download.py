@@ -34,8 +34,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(self.content) - start))
         self.send_header("Content-Range", f"bytes {start}-{len(self.content) - 1}/{len(self.content)}")
         self.end_headers()
+        type(self).sent += len(self.content) - start  # before the client has all, and looks
         self.wfile.write(self.content[start:])
-        type(self).sent += len(self.content) - start
 
     def log_message(self, *arguments) -> None:
         pass
