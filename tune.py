@@ -132,6 +132,7 @@ def search(task: Task, options: argparse.Namespace, session: driver.Session) -> 
         task.study.enqueue_trial({}, user_attrs={"default": True})
 
     def objective(trial: optuna.Trial) -> float:
+        trial.study.sampler = optuna.samplers.TPESampler(n_startup_trials=RANDOM, multivariate=False, seed=trial.number)
         is_default = "default" in trial.user_attrs
         config, scores = task.config if is_default else task.suggest(trial), []
         try:
@@ -222,7 +223,6 @@ def open_study(config: Config, storage: JournalStorage, draws: int) -> optuna.St
         study_name=f"{config.loss} {digest(run_folder.identity(config), draws)}",
         direction="maximize",
         load_if_exists=True,
-        sampler=optuna.samplers.TPESampler(n_startup_trials=RANDOM, multivariate=False, seed=random.randrange(2**31)),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=4),
     )
 

@@ -129,11 +129,11 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[object]], n
 def environment(device: torch.device | None = None, packages: Sequence[str] = ()) -> str:
     """Date, device and versions, in one line."""
     if device is not None and device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
+        machine = torch.cuda.get_device_name(device)
     else:
-        where = f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
+        machine = f"{cpu_name()}, {len(os.sched_getaffinity(0))} cores"
     versions = ", ".join(f"{name} {_version(name)}" for name in ("torch", "numpy", *packages))
-    return f"{time.strftime('%Y-%m-%d')}; {where}; Python {platform.python_version()}, {versions}"
+    return f"{time.strftime('%Y-%m-%d')}; {machine}; Python {platform.python_version()}, {versions}"
 
 
 def _version(name: str) -> str:

@@ -96,12 +96,12 @@ class Ours:
         self.config, self.splits, self.device = config, splits, device
         cache, workers = config.cache_folder, config.workers or default_workers()
         cache.mkdir(parents=True, exist_ok=True)
-        self.where = choose_cache(
+        self.place = choose_cache(
             config.cache, list(splits.named().values()), config.image_size, cache, device, workers
         )
         began = time.perf_counter()
         self.images: dict[str, Images] = {
-            name: open_images(split, config.image_size, self.where, cache, device, workers)
+            name: open_images(split, config.image_size, self.place, cache, device, workers)
             for name, split in splits.named().items()
         }
         self.opening = time.perf_counter() - began
@@ -209,7 +209,7 @@ def compare(config: Config, device: torch.device, repeats: int, with_reference: 
         ["", "a: reference recipe", "b: this code", "c: bound", "speed b/a", "speed b/c"],
         rows,
         f"Median (lowest to highest), n {repeats}. A step is {flops / 1e9:.3g} GFLOP per image. Matrix rate: "
-        f"{matrix_rate(peak, device)}. Cache: {ours.where}, opened in {ours.opening:.1f} s beforehand. "
+        f"{matrix_rate(peak, device)}. Cache: {ours.place}, opened in {ours.opening:.1f} s beforehand. "
         f"{environment(device, ('torchvision', 'timm', 'pillow'))}",
     )
     if parts:

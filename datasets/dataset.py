@@ -100,7 +100,7 @@ def load(
 ) -> Splits:
     """The splits of a formatted data set. If it has no validation split, a fifth of train is set aside.
 
-    image_root    where the images lie, if not where the formatted files say
+    image_root    folder of the images, if not the one named in dataset.json
     skip_missing  drop images that are not on the disk, after the split is drawn
     need_images   False: only names and labels are read, and no image need be on the disk
     draw          0: the formatted known labels; K > 0: drawn from the full labels with seed 1200 + K

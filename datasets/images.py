@@ -1,4 +1,4 @@
-"""Batches of images: decoded once, kept where they are fast to reach, augmented on the device.
+"""Batches of images: decoded once, kept in fast reach, augmented on the device.
 
 Pixels stay uint8 RGB until they enter a network. The backbone or the teacher sets size, mean and std.
 """
@@ -173,11 +173,11 @@ def decoding_rate(paths: list[str], size: int, workers: int) -> float:
 
 
 def open_images(
-    split: MultiLabelDataset, size: int, where: str, folder: Path, device: torch.device, workers: int
+    split: MultiLabelDataset, size: int, place: str, folder: Path, device: torch.device, workers: int
 ) -> Images:
-    """The images of a split, decoded into a file of `folder` on first use unless `where` is none."""
+    """The images of a split, decoded into a file of `folder` on first use unless `place` is none."""
     paths = split.paths()
-    if where == "none":
+    if place == "none":
         return Images(paths, size, None, workers)
 
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
@@ -186,7 +186,7 @@ def open_images(
     kept = cached_rows(
         cache_file(split, size, folder), (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px"
     )
-    if where == "gpu":
+    if place == "gpu":
         resident = torch.empty(kept.shape, dtype=torch.uint8, device=device)
         for start in range(0, len(kept), MOVED):
             resident[start : start + MOVED] = torch.from_numpy(np.array(kept[start : start + MOVED]))

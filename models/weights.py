@@ -1,7 +1,6 @@
 """Weights: published ones from the caches of their libraries, and one reader of files. Nothing is ever unpickled."""
 
 import argparse
-import json
 import pathlib
 import re
 import shlex
@@ -127,10 +126,10 @@ def _replacing(path: str | Path) -> str:
 
 
 def _not_tensors_alone(path: str | Path, found: str) -> UserError:
-    name = json.dumps(str(path))
-    code = f'import torch; torch.save(torch.load({name}, weights_only=False)["state_dict"], "weights.pth")'
-    way_out = f"if you trust it, save its tensors alone, by their own key: python -c {shlex.quote(code)}"
-    return UserError(f"{path} holds other objects than a state dict of tensors ({found}); {way_out}")
+    return UserError(
+        f"{path} holds other objects than a state dict of tensors ({found}), which are never read; in the program that "
+        'wrote it, save the tensors alone: torch.save(model.state_dict(), "weights.pth")'
+    )
 
 
 def _state_dict(checkpoint: object) -> dict[str, Tensor] | None:

@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
     parser.add_argument("-d", "--dataset", required=True, help="folder below the data root")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
-    parser.add_argument("--image-root", help="where the images lie, if not where the formatted files say")
+    parser.add_argument("--image-root", help="folder of the images, if not the one named in dataset.json")
     parser.add_argument("--truncated", action="store_true", help="accept images that are cut short")
     options = parser.parse_args(argv)
     accept_truncated(options.truncated)

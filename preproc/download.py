@@ -2,7 +2,7 @@
 
     python preproc/download.py --dataset pascal|coco|cub|nuswide [--data-root data]
 
-An interrupted download continues where it stopped. Sizes are checked against the server's, and checksums if one is
+An interrupted download is continued. Sizes are checked against the server's, and checksums if one is
 published. Archives are extracted inside the target folder, then deleted.
 """
 

@@ -192,7 +192,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     for split in ("val", "test"):
         add(f"--{split}-fraction", type=float, metavar="F", help=f"fraction set aside as {split}, at random")
     add("--seed", type=whole_number, default=SEED, help="of that draw (default: %(default)s)")
-    add("--images", help="folder of the images (default: where the labels lie)")
+    add("--images", help="folder of the images (default: the labels' own)")
     add("--no-images", action="store_true", help="there are no image files, as with main.py --features")
     add("--classes", help="file of `name` or `name,prompt name`, a line each: the classes to use, in order")
     complete = "splits in which a label that is not named is absent, not unknown"

@@ -43,7 +43,7 @@ def write(rows: list[Row], folder: str | Path) -> list[Path]:
 
 
 def _name(row: Row, width: int = 44) -> str:
-    return "\n".join(textwrap.wrap(row.line, width, max_lines=2, placeholder=" …"))
+    return "\n".join(textwrap.wrap(row.line, width, max_lines=2))
 
 
 def _legend(axes: Axes) -> None:

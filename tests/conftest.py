@@ -1,4 +1,4 @@
-"""Fixtures: a toy data set in the true format, the real command, and the real data where it is at hand."""
+"""Fixtures: a toy data set in the true format, the real command, and the real data if it is at hand."""
 
 import json
 import os
@@ -143,9 +143,9 @@ def offline(monkeypatch, tmp_path):
 def taught_arguments(folder: Path, *more: str) -> list[str]:
     """The same with a teacher that scores the images: the digits', which says something of any image."""
     arguments = toy_arguments(folder, *more)
-    where = arguments.index("--similarity")
+    place = arguments.index("--similarity")
     teacher = ("--teacher", "models/digits_clip.json", "--teacher-weights", "models/digits_clip.safetensors")
-    return [*arguments[:where], *teacher, *arguments[where + 2 :]]
+    return [*arguments[:place], *teacher, *arguments[place + 2 :]]
 
 
 @pytest.fixture

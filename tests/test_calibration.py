@@ -85,7 +85,7 @@ def test_several_known_labels_share_the_mass_of_their_image_and_every_label_star
 
 
 def test_a_known_negative_leaves_the_softmax(monkeypatch):
-    """3 + 2 of the first label against 5 of the second; where the third may be drawn, 6 of it against 2."""
+    """3 + 2 of the first label against 5 of the second; if the third may be drawn, 6 of it against 2."""
     monkeypatch.setattr(calibration, "PRIOR", 0.0)
     bias = fitted_bias({(1, 0, -1): 3, (0, 1, -1): 5, (1, 0, 0): 2, (0, 0, 1): 6})
     assert torch.softmax(bias[:2], dim=0).tolist() == pytest.approx([5 / 10, 5 / 10], abs=1e-3)

@@ -1,4 +1,4 @@
-"""The checks at the start of a run see faults that are put in on purpose, and nothing where there is none."""
+"""The checks at the start of a run see faults that are put in on purpose, and nothing if there is none."""
 
 from pathlib import Path
 

@@ -95,8 +95,8 @@ def test_a_mistake_is_one_line_that_says_what_is_right(line, says, fails):
 
 def test_identity_is_what_changes_the_numbers_and_nothing_else():
     base = parse([])
-    where = dict(gpu="cpu", workers=3, cache="none", results_dir="x", data_root="y", resume=True, eval_batch_size=1)
-    assert effective_settings(changed(base, **where)) == effective_settings(base)
+    runtime = dict(gpu="cpu", workers=3, cache="none", results_dir="x", data_root="y", resume=True, eval_batch_size=1)
+    assert effective_settings(changed(base, **runtime)) == effective_settings(base)
     for change in (
         dict(seed=1),
         dict(threshold=0.2),

@@ -155,10 +155,10 @@ def test_a_bad_image_is_named(tmp_path, content):
         decode(str(path), 8)
 
 
-@pytest.mark.parametrize("where", ["disk", "none"])
-def test_a_stream_gives_the_images_asked_for_wherever_they_are_kept(toy, where, tmp_path):
+@pytest.mark.parametrize("place", ["disk", "none"])
+def test_a_stream_gives_the_images_asked_for_wherever_they_are_kept(toy, place, tmp_path):
     split = load(toy).train
-    store = open_images(split, 16, where, tmp_path / "cache", CPU, 2)
+    store = open_images(split, 16, place, tmp_path / "cache", CPU, 2)
     order = torch.tensor([3, 0, 23, 3, 7])
     batches = list(store.stream(order.split(2), CPU))
     assert [tuple(batch.shape) for batch in batches] == [(2, 3, 16, 16), (2, 3, 16, 16), (1, 3, 16, 16)]
@@ -238,13 +238,13 @@ def test_the_gpu_keeps_the_images_that_leave_room_for_the_training(toy, tmp_path
     assert calls == ["freed", "asked"] * 2  # what the teacher left in PyTorch's own cache is given back first
 
 
-@pytest.mark.parametrize("where", ["disk", "none"])
-def test_a_run_lists_all_images_that_cannot_be_read(toy, tmp_path, where):
+@pytest.mark.parametrize("place", ["disk", "none"])
+def test_a_run_lists_all_images_that_cannot_be_read(toy, tmp_path, place):
     split = load(toy).train
     for path in split.paths()[3:15]:
         Path(path).write_text("no image")
     with pytest.raises(UserError, match=r"12 of 24 images cannot be read: .*\(of no known kind\)") as error:
-        list(open_images(split, 16, where, tmp_path, CPU, 2).stream([torch.arange(24)], CPU))
+        list(open_images(split, 16, place, tmp_path, CPU, 2).stream([torch.arange(24)], CPU))
     (path,) = re.findall(r"\S*bad_images_\S*\.txt", str(error.value))
     assert len(Path(path).read_text().splitlines()) == 12 and str(error.value).count("no known kind") == 10
     Path(path).unlink()

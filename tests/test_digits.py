@@ -128,8 +128,8 @@ def test_the_teachers_script_writes_weights_that_load(tmp_path):
 def test_the_first_run_makes_what_it_needs(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(datasets.digits, "NUM_TRAIN", 100)
     monkeypatch.setattr(datasets.digits, "NUM_TEST", 20)
-    where = ("--data-root", str(tmp_path / "data"), "--results-dir", str(tmp_path))
-    result = main.main(["-d", "digits", "-g", "cpu", "--epochs", "1", *where])
+    folders = ("--data-root", str(tmp_path / "data"), "--results-dir", str(tmp_path))
+    result = main.main(["-d", "digits", "-g", "cpu", "--epochs", "1", *folders])
     assert f"making the data set in {tmp_path / 'data/digits'}" in capsys.readouterr().out
     assert (result["train_images"], result["validation_images"], result["test_images"]) == (80, 20, 20)
     assert json.loads((tmp_path / "data/digits/dataset.json").read_text())["prompt_names"][7] == "seven"
@@ -137,10 +137,10 @@ def test_the_first_run_makes_what_it_needs(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.slow
 def test_EM_PL_beats_AN_and_EM_by_four_points_over_three_seeds(tmp_path):
-    where = ("--data-root", str(tmp_path / "data"), "--results-dir", str(tmp_path))
+    folders = ("--data-root", str(tmp_path / "data"), "--results-dir", str(tmp_path))
 
     def mean(loss: str) -> float:
-        arguments = ["-d", "digits", "-g", "cpu", "-l", loss, *where]
+        arguments = ["-d", "digits", "-g", "cpu", "-l", loss, *folders]
         return float(np.mean([main.main([*arguments, "-s", seed])["test_mAP"] for seed in ("0", "1", "8")]))
 
     assert mean("EM_PL") >= max(mean("an"), mean("EM")) + 4

@@ -111,21 +111,21 @@ def test_the_examples_of_every_extension_train_together(tmp_path):
     for name, text in zip(names, files, strict=True):
         (tmp_path / name).write_text(text)
     entries = re.findall(r"and `(\"\w+\": .*?)` in `(\w+)`", page)
-    where = {
+    places = {
         "LOSSES": ("losses/__init__.py", '    "CTL"', "from losses import soft_target"),
         "DATASETS": ("datasets/__init__.py", '    "digits"', ""),
         "TEACHERS": ("models/teachers/__init__.py", '    "clip"', "from models.teachers.colour import ColourTeacher"),
         "BACKBONES": ("models/__init__.py", '    "vit_clip"', "from models.small_cnn import small_cnn"),
     }
     for entry, dictionary in entries:
-        file, before, imported = where.pop(dictionary)
+        file, before, imported = places.pop(dictionary)
         insert(tmp_path / file, before, f"    {entry},\n")
         insert(
             tmp_path / file,
             "from dataclasses" if "from dataclasses" in (tmp_path / file).read_text() else "import",
             imported + "\n",
         )
-    assert not where
+    assert not places
     insert(tmp_path / "datasets/images.py", "\n    def __bool__", field)
     insert(tmp_path / "datasets/images.py", "        if self.randaugment:", transform)
     insert(tmp_path / "config.py", "    precision: str = option", option)

@@ -147,8 +147,8 @@ def test_a_gpu_learns_what_the_cpu_learns(deterministic):
 def test_images_on_the_gpu_in_a_file_and_decoded_are_the_same(toy, tmp_path):
     split, order = load(toy).train, torch.randperm(24)
     streams = []
-    for where in ("gpu", "disk", "none"):
-        images = open_images(split, 16, where, tmp_path / "cache", GPU, 2)
+    for place in ("gpu", "disk", "none"):
+        images = open_images(split, 16, place, tmp_path / "cache", GPU, 2)
         streams.append(torch.cat(list(images.stream(order.split(5), GPU))))
     assert torch.equal(streams[0], streams[1]) and torch.equal(streams[0], streams[2])
 

@@ -46,7 +46,7 @@ def imported(name: str, path: Path, ours: set[str]) -> set[str]:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"{path}: relative imports hide where a name is from"
+            assert not node.level, f"{path}: relative imports hide the origin of a name"
             found |= {f"{node.module}.{alias.name}" for alias in node.names} | {node.module}
     return {module for module in found if module in ours} - {name}
 

@@ -163,7 +163,7 @@ def test_smoothing_gives_a_share_to_the_opposite_label():
 
 
 def test_the_regulariser_is_the_squared_excess_of_expected_positives():
-    """Two images of four labels at p = 1/2: two positives each, where 1.5 are expected."""
+    """Two images of four labels at p = 1/2: two positives each, and 1.5 are expected."""
     logits, observed = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.int8)
     found = {name: build(name, observed) for name in ("epr", "role", "gpr")}
     nn.init.zeros_(found["role"].estimates)

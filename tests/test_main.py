@@ -315,8 +315,8 @@ def test_a_data_set_is_trained_by_its_path_too(toy, capsys):
     first = main.main(toy_arguments(toy))
     arguments = toy_arguments(toy)
     arguments[arguments.index("toy")] = str(toy)
-    where = arguments.index("--data-root")
-    assert main.main(arguments[:where] + arguments[where + 2 :]) == first
+    place = arguments.index("--data-root")
+    assert main.main(arguments[:place] + arguments[place + 2 :]) == first
     assert "finished: test mAP" in capsys.readouterr().out
 
 

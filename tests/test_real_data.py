@@ -29,8 +29,8 @@ def voc(real, tmp_path_factory) -> Path:
 
 def test_voc_trains_resumes_and_evaluates_over_the_photographs_at_hand(real, voc, tmp_path, capsys, monkeypatch):
     similarity = real / "realdata/voc2012/clip_rn50x64_train_similarity.npz"
-    where = ["--data-root", str(voc), "--results-dir", str(tmp_path)]
-    arguments = ["-d", "pascal", *SMALL, "--similarity", str(similarity), *where]
+    folders = ["--data-root", str(voc), "--results-dir", str(tmp_path)]
+    arguments = ["-d", "pascal", *SMALL, "--similarity", str(similarity), *folders]
     result = main.main(arguments)
     out = capsys.readouterr().out
     assert result["train_images"] + result["validation_images"] == 150 and result["test_images"] == 100
@@ -61,9 +61,9 @@ def test_coco_trains_with_a_teacher_of_random_weights(real, tmp_path):
     torch.manual_seed(0)
     model = clip.create_clip(str(tmp_path / "tiny_clip_coco.json"), None)
     save_file(model.state_dict(), tmp_path / "teacher.safetensors")
-    where = ["--data-root", str(root), "--results-dir", str(tmp_path)]
+    folders = ["--data-root", str(root), "--results-dir", str(tmp_path)]
     teacher = ["--teacher", f"{tmp_path}/tiny_clip_coco.json", "--teacher-weights", f"{tmp_path}/teacher.safetensors"]
-    result = main.main(["-d", "coco", *SMALL, "-p", "0.2", "-th", "0.02", *where, *teacher])
+    result = main.main(["-d", "coco", *SMALL, "-p", "0.2", "-th", "0.02", *folders, *teacher])
     with np.load(Path(result["folder"]) / "predictions.npz") as file:
         assert file["probs"].shape == (45, 80)
     assert len(list((root / "coco/cache").glob("similarity_*.npy"))) == 1

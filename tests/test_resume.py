@@ -68,13 +68,13 @@ KINDS = {"EM_PL": DEATHS, "EM_APL": DEATHS, **dict.fromkeys(("role", "LL_Cp", "g
 
 
 @pytest.mark.parametrize(
-    "loss, where, name, call", [(loss, *death) for loss, deaths in KINDS.items() for death in deaths]
+    "loss, module, name, call", [(loss, *death) for loss, deaths in KINDS.items() for death in deaths]
 )
-def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, loss, where, name, call):
+def test_a_run_that_dies_anywhere_resumes_to_the_same_numbers(toy, tmp_path, monkeypatch, loss, module, name, call):
     arguments = toy_arguments(toy, "--epochs", "3", *early_arguments(loss))
     undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
     with monkeypatch.context() as patch:
-        interrupt(patch, where, name, call)
+        interrupt(patch, module, name, call)
         with pytest.raises(Stopped):
             main.main(arguments)
     with pytest.raises(UserError, match="continue it with --resume, or start the run over with --overwrite"):

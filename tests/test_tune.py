@@ -15,8 +15,8 @@ def folder(tmp_path_factory):
 
 
 def arguments(folder, *more: str) -> list[str]:
-    where = ["-g", "cpu", "--data-root", f"{folder}/data", "--results-dir", f"{folder}/results"]
-    return ["-d", "photos", *where, "--linear-epochs", "2", "--runs", "2", *more]
+    folders = ["-g", "cpu", "--data-root", f"{folder}/data", "--results-dir", f"{folder}/results"]
+    return ["-d", "photos", *folders, "--linear-epochs", "2", "--runs", "2", *more]
 
 
 def test_the_default_is_the_first_trial_and_only_default_and_chosen_setting_are_tested(folder, monkeypatch):
@@ -41,6 +41,16 @@ def test_the_same_command_continues_and_a_larger_budget_adds_trials(folder, monk
     assert count == [] and again["trials"].tolist() == ["3 x 1 draws"]
     tune.main(arguments(folder, "-l", "an", "--trials", "4"))
     assert count == [1]
+
+
+def test_a_search_repeats_by_a_single_process_also_if_it_was_interrupted(folder):
+    found = []
+    for name, budgets in (("whole", "3"), ("parts", "123")):
+        for budget in budgets:
+            study = f"{folder}/{name}.journal"
+            tune.main(arguments(folder, "-l", "hill", "--trials", budget, "--runs", "1", "--study", study))
+        found.append(pd.read_csv(folder / f"{name}.csv").drop(columns="study"))
+    pd.testing.assert_frame_equal(*found)
 
 
 def test_trials_below_the_median_are_pruned_and_count(folder):

@@ -187,7 +187,7 @@ def test_linear_init_continues_from_the_linear_head_and_resumes_from_either_half
     results.rename(kept)
 
     class StopInHalf(StopAfter):
-        """In the second batch of the chosen half, which begins where signals are deferred."""
+        """In the second batch of the chosen half, which begins when signals are deferred."""
 
         begun = 0
 
@@ -238,9 +238,9 @@ def test_an_image_tower_from_a_file_is_what_the_file_says(toy, tiny_clip):
 
 def test_the_teachers_image_tower_serves_as_a_frozen_backbone(toy):
     arguments = taught_arguments(toy, "-l", "EM_PL", "--mode", "linear", "--linear-epochs", "2")
-    where = arguments.index("-m")
-    arguments[where + 1] = "teacher"
-    result = main.main([*arguments[: where + 2], *arguments[where + 3 :]])  # without --no-pretrained
+    place = arguments.index("-m")
+    arguments[place + 1] = "teacher"
+    result = main.main([*arguments[: place + 2], *arguments[place + 3 :]])  # without --no-pretrained
     assert result["model"] == "clip:models/digits_clip.json" and result["mode"] == "linear"
     assert parse(["-m", "teacher"]).model == "clip:ViT-L-14-336-quickgelu:openai"
     assert parse(["-m", "teacher"]).image_size == 336

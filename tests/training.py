@@ -44,7 +44,7 @@ def values_of(name: str, **changes: object) -> dict[str, object]:
 
 
 def pseudo_labels_of(name: str, similarity: np.ndarray, values: dict[str, object]) -> np.ndarray:
-    """What the method's rule makes of similarities, of an image and of two tiles that say the same, where nothing is
+    """What the method's rule makes of similarities, of an image and of two tiles that say the same, if nothing is
     observed; all 0 for a method without a teacher, which does not read them."""
     if (rule := losses.find(name).pseudo_labels) is None:
         return np.zeros(similarity.shape, dtype=np.int8)

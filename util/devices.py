@@ -61,7 +61,7 @@ def describe_cuda() -> str:
 def describe(device: torch.device, precision: str, place: str) -> str:
     """One line: device, precision and cache of a run.
 
-    place  gpu, disk, none (where its images are cached), or features
+    place  gpu, disk, none (the cache of its images), or features
     """
     name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else name

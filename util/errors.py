@@ -51,7 +51,7 @@ class OneLineParser(argparse.ArgumentParser):
 
     def __init__(self, docstring: str, **options) -> None:
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
-        text = "show where in the code an error arose"
+        text = "show the lines of code that led to an error"
         self.add_argument("--traceback", action=ShowTraceback, nargs=0, default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> typing.NoReturn:
