@@ -315,7 +315,6 @@ class Training:
         With several processes each computes its part of the batch. In a single process, full batches go through the
         accelerated network if `cuda_graph` (on a GPU) or `compile` is set; loss and optimizer are always eager.
 
-
         images      (B, 3, S, S) uint8, or features (B, V, D) float
         index       (B,) int64 rows of the training set;  flips  (B,) bool
         batch_size  images of the batch on all processes

@@ -14,6 +14,7 @@ fifth of train that validates otherwise.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import msgspec
@@ -99,8 +100,14 @@ def digest(folder: str | Path) -> str:
     if not description_path(folder).exists():
         return ""
     paths, classes = [array_path(folder, split, part) for split in EVERY for part in PARTS], read_classes(folder)
-    digests = {path.name: files.digest(read_array(path)) for path in paths if path.exists()}
+    digests = {path.name: _array_digest(path, path.stat().st_mtime_ns) for path in paths if path.exists()}
     return files.digest(digests, classes.names, classes.prompt_names)
+
+
+@cache
+def _array_digest(path: Path, written: int) -> str:
+    """Once per process and version of the file: the identity of a run is computed several times."""
+    return files.digest(read_array(path))
 
 
 def write_formatted(

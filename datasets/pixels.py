@@ -1,6 +1,7 @@
 """Pixels: which 8-bit RGB values an image file becomes."""
 
 import os
+import stat
 import warnings
 from contextlib import suppress
 
@@ -29,16 +30,19 @@ class BadImage(UserError):
 
 def read_image(path: str) -> np.ndarray:
     """The pixels of a file as in `rgb`. Raises BadImage."""
-    if not os.path.isfile(path):  # a pipe would block
-        raise BadImage(path, "no regular file" if os.path.exists(path) else "not found")
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
+            raise BadImage(path, "no regular file")
         with open(path, "rb") as file, Image.open(file) as image:
             return rgb(image)
-    except MemoryError:
+    except (MemoryError, BadImage):
         raise
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadImage(path, "not found") from None
+    except UnidentifiedImageError:
+        raise BadImage(path, "of no known kind") from None
     except Exception as error:  # each of Pillow's formats raises its own
-        unknown = isinstance(error, UnidentifiedImageError)
-        raise BadImage(path, "of no known kind" if unknown else describe_error(error)) from None
+        raise BadImage(path, describe_error(error)) from None
 
 
 def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
