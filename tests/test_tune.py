@@ -37,10 +37,9 @@ def test_the_same_command_continues_and_a_larger_budget_adds_trials(folder, monk
     count = []
     validate = tune.validate
     monkeypatch.setattr(tune, "validate", lambda *rest: count.append(1) or validate(*rest))
-    again = tune.main(arguments(folder, "-l", "an", "--trials", "3"))
-    assert count == [] and again["trials"].tolist() == ["3 x 1 draws"]
-    tune.main(arguments(folder, "-l", "an", "--trials", "4"))
-    assert count == [1]
+    for trials, total in (("2", 2), ("2", 2), ("3", 3)):
+        table = tune.main(arguments(folder, "-l", "wan", "--trials", trials))
+        assert len(count) == total and table["trials"].tolist() == [f"{trials} x 1 draws"]
 
 
 def test_a_search_repeats_by_a_single_process_also_if_it_was_interrupted(folder):
@@ -54,10 +53,11 @@ def test_a_search_repeats_by_a_single_process_also_if_it_was_interrupted(folder)
 
 
 def test_trials_below_the_median_are_pruned_and_count(folder):
+    tune.main(arguments(folder, "-l", "an", "--trials", "1", "--runs", "1"))
     table = tune.main(arguments(folder, "-l", "EM", "--trials", "9", "--prune", "--draws", "2"))
     assert table["trials"][0].startswith("9 x 2 draws")
     trials = pd.read_csv(folder / "results/tune_photos.csv")
-    assert {"EM_PL", "an", "EM"} <= set(trials.method)  # those of earlier commands stay
+    assert {"an", "EM"} <= set(trials.method)  # trials of earlier commands stay
     trials = trials[trials.method == "EM"].reset_index()
     assert len(trials) == 9 and set(trials.state) <= {"COMPLETE", "PRUNED"} and trials.state[0] == "COMPLETE"
 
