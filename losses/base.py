@@ -18,6 +18,7 @@ import sys
 import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 import torch
@@ -166,16 +167,11 @@ class Method:
         code: dict[str, str] = {}
         while pending:
             part = pending.pop()
-            if part is None or part is Loss or part.__qualname__ in code:
+            if part is None or part is Loss or (name := f"{part.__module__}.{part.__qualname__}") in code:
                 continue
-            tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
-            for node in ast.walk(tree):
-                body = getattr(node, "body", None)
-                if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
-                    node.body = body[1:] or [ast.Pass()]
-            code[part.__qualname__] = ast.unparse(tree)
+            code[name], names = _code(part)
             known = vars(sys.modules[part.__module__])
-            for name in sorted({node.id for node in ast.walk(tree) if isinstance(node, ast.Name)} & known.keys()):
+            for name in names & known.keys():
                 value = known[name]
                 if inspect.isfunction(value) or inspect.isclass(value):
                     pending += [value] if value.__module__.startswith(CODE) else []
@@ -184,6 +180,17 @@ class Method:
                     value = sorted(map(repr, value)) if isinstance(value, set | frozenset) else value
                     code[f"{part.__module__}.{name}"] = re.sub(" at 0x[0-9a-f]+", "", repr(value))
         return digest(code, length=8)
+
+
+@cache
+def _code(part: Callable) -> tuple[str, set[str]]:
+    """The code of a function or class without comments, docstrings and layout; and the names that it uses."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(part)))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and isinstance(body[0], ast.Expr) and isinstance(body[0].value, ast.Constant):
+            node.body = body[1:] or [ast.Pass()]
+    return ast.unparse(tree), {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
 
 
 def target_names(function: Callable) -> tuple[str, ...]:
