@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from pseudo_labels import label_quality
 from reporting.charts import COLOURS, draw_band, look, shorten
 from reporting.compare import ranked
-from reporting.runs import read_history, read_per_class
-from reporting.tables import Row, by
+from reporting.runs import read_history
+from reporting.tables import Row, by, mean_per_class
 from util.files import atomic, writable_folder
 
 WIDTH = 3.25  # inches: a column of the usual two-column styles
@@ -84,7 +84,7 @@ def class_scores(axes: Axes, rows: list[Row]) -> bool:
     """Test AP per class, one mark for each row; classes by frequency, the 40 most frequent ones."""
     names: list[str] = []
     for number, row in enumerate(row for row in rows if len(row.test)):
-        classes = pd.concat([read_per_class(run.folder) for run in row.runs]).groupby(level=0, sort=False).mean()
+        classes = mean_per_class(row)
         names = names or list(classes["test_positives"].sort_values(ascending=False).index[:40])
         scores = classes["test_AP"].reindex(names)
         axes.plot(range(len(names)), scores, ".", color=look(number)["color"], label=_name(row), alpha=0.8)

@@ -11,8 +11,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reporting import charts, compare, gallery, tables
-from reporting.runs import read_history, read_per_class
-from reporting.tables import Row
+from reporting.runs import read_history
+from reporting.tables import Row, mean_per_class
 
 MOST_CURVES = 32  # settings of a data set, those with the best validation mAP
 MOST_CHARTS = 8  # settings of a data set that are compared class by class, and whose pseudo-labels are drawn
@@ -115,17 +115,11 @@ def _section(dataset: str, rows: list[Row], histories: dict[Path, pd.DataFrame],
     }
 
 
-def _mean_per_class(row: Row) -> pd.DataFrame:
-    """test_positives and test_AP by class, mean over the row's runs."""
-    found = pd.concat([read_per_class(run.folder) for run in row.runs])
-    return found.groupby(level=0, sort=False)[["test_positives", "test_AP"]].mean()
-
-
 def _classes(rows: list[Row], baseline: Row) -> list[Choice]:
     """Per-class AP of each row beside the baseline's."""
-    choices, base = [], _mean_per_class(baseline)
+    choices, base = [], mean_per_class(baseline)
     for row in rows:
-        both = base.join(_mean_per_class(row)["test_AP"].rename("own"), how="inner")
+        both = base.join(mean_per_class(row)["test_AP"].rename("own"), how="inner")
         if both.empty:
             continue
         both["difference"] = both["own"] - both["test_AP"]

@@ -193,6 +193,12 @@ def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
     return pd.DataFrame([{SECTION: row.known} | {name: value(row, name) for name in columns} for row in rows])
 
 
+def mean_per_class(row: Row) -> pd.DataFrame:
+    """test_positives and test_AP by class, mean over the row's runs."""
+    found = pd.concat([read_per_class(run.folder) for run in row.runs])
+    return found.groupby(level=0, sort=False)[["test_positives", "test_AP"]].mean()
+
+
 def per_class(rows: list[Row]) -> pd.DataFrame:
     """Test AP in percent: classes down, the rows with a test score across, mean ± deviation."""
     frames = {}
