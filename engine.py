@@ -339,12 +339,35 @@ class Training:
         self.optimizer.step()
         return loss.detach()
 
+    @torch.inference_mode()
     def predict(self, images: Images | Features, name: str, after_batch: Callable[[], None] = lambda: None) -> Tensor:
-        """(N, L) float32 probabilities; see `predict`."""
-        return predict(
-            self.evaluated, images, self.data.observed.shape[1], batch_size=self.eval_batch_size,
-            precision=self.precision, device=self.device, name=name, after_batch=after_batch,
-        )  # fmt: skip
+        """(N, L) float32 probabilities on the device, of every image once, in order, not flipped; divided among the
+        processes, and the same on all of them.
+
+        after_batch  called after each batch, the same number of times by every process
+        Raises UserError if one is not a number: the weights have diverged.
+        """
+        model, size = self.evaluated.eval(), self.eval_batch_size
+        torch.backends.cudnn.benchmark = False  # timing algorithms for an odd last size does not pay
+        probs = torch.zeros(len(images), self.data.observed.shape[1], device=self.device)
+        mine = distributed.shard(len(images))
+        batches = torch.arange(mine.start, mine.stop).split(size) if len(mine) else ()
+        with distributed.progress_bar(len(mine), name) as bar:
+            for rows, batch in zip(batches, images.stream(batches, self.device), strict=True):
+                with autocast(self.device, self.precision):
+                    logits = model(model.to_input(batch))
+                probs[rows[0] : rows[-1] + 1] = torch.sigmoid(logits.float())
+                bar.update(len(batch))
+                after_batch()
+        most = -(-len(images) // distributed.world_size())  # images of the process that has most
+        for _ in range(len(batches), -(-most // size)):
+            after_batch()
+        distributed.all_sum(probs)
+        if not torch.isfinite(probs).all():
+            raise UserError(
+                f"{name}: predictions are not finite, the weights have diverged; lower --lr and use --overwrite"
+            )
+        return probs
 
 
 def check_finite(losses: Tensor, epoch: int) -> None:
@@ -355,44 +378,3 @@ def check_finite(losses: Tensor, epoch: int) -> None:
             f"the loss is {losses[bad][0].item()} in epoch {epoch}, batch {int(bad.int().argmax()) + 1} of "
             f"{len(losses)}; nothing after the last checkpoint was kept. Lower --lr, or try --precision float32"
         )
-
-
-@torch.inference_mode()
-def predict(
-    model: Backbone,
-    images: Images | Features,
-    num_labels: int,
-    *,
-    batch_size: int,
-    precision: str,
-    device: torch.device,
-    name: str,
-    after_batch: Callable[[], None] = lambda: None,
-) -> Tensor:
-    """(N, L) float32 probabilities on the device, of every image once, in order, not flipped; divided among the
-    processes, and the same on all of them.
-
-    after_batch  called after each batch, the same number of times by every process
-    Raises UserError if one is not a number: the weights have diverged.
-    """
-    model.eval()
-    torch.backends.cudnn.benchmark = False  # timing algorithms for an odd last size does not pay
-    probs = torch.zeros(len(images), num_labels, device=device)
-    mine = distributed.shard(len(images))
-    batches = torch.arange(mine.start, mine.stop).split(batch_size) if len(mine) else ()
-    with distributed.progress_bar(len(mine), name) as bar:
-        for rows, batch in zip(batches, images.stream(batches, device), strict=True):
-            with autocast(device, precision):
-                logits = model(model.to_input(batch))
-            probs[rows[0] : rows[-1] + 1] = torch.sigmoid(logits.float())
-            bar.update(len(batch))
-            after_batch()
-    most = -(-len(images) // distributed.world_size())  # images of the process that has most
-    for _ in range(len(batches), -(-most // batch_size)):
-        after_batch()
-    distributed.all_sum(probs)
-    if not torch.isfinite(probs).all():
-        raise UserError(
-            f"{name}: predictions are not finite, the weights have diverged; lower --lr and use --overwrite"
-        )
-    return probs

@@ -149,16 +149,7 @@ def train_and_test(config: Config, session: Session, wait: bool = False) -> dict
             training.predict(images[name], name, session.stop.raise_if_asked_anywhere).cpu().numpy() if split else None
             for name, split in (("validation", splits.val), ("test", splits.scored()))
         )
-        outcome = Outcome(
-            probs,
-            training.best,
-            selection.chosen_by,
-            *selection.thresholds(val_probs),
-            model=prepared.whole(),
-            history=training.history,
-            quality=prepared.quality and prepared.quality["quality"],
-        )
-        return finish(config, splits, folder, outcome)
+        return finish(config, splits, selection, folder, val_probs, probs, prepared)
 
 
 def load_data(config: Config, session: Session) -> tuple[datasets.Splits, supervision.Selection]:
@@ -172,7 +163,9 @@ def load_data(config: Config, session: Session) -> tuple[datasets.Splits, superv
     splits = session.once(make, "splits", config.folder, *options.values())
     counts = ", ".join(f"{len(split):,} {name}" for name, split in splits.named().items())
     print(f"{config.dataset_name}: {counts} images, {len(splits.classes.names)} labels")
-    print(f"known labels per image: {supervision.known_in_words(supervision.known_labels(splits.train))}")
+    known = supervision.known_labels(splits.train)
+    true = "" if known["true"] is None else f" ({known['true']:.1f} true)"
+    print(f"known labels per image: {known['positive']:.2f} positive, {known['negative']:.2f} negative{true}")
     supervision.check_labels(config, splits)
     writable_folder(Path(config.results_dir), "--results-dir")  # now, not after the teacher's pass
     return splits, supervision.select(config, splits)
@@ -270,53 +263,50 @@ def score_by_teacher(
             supervision.make_pseudo_labels(config, splits.classes, part, **runtime)[0] if part is not None else None
             for part in (splits.val, splits.scored())
         )
-        best = {"epoch": 0, "val_mAP": None if val_probs is None else selection.score(val_probs)}
-        chosen_by = "nothing: there is no epoch"
-        return finish(config, splits, folder, Outcome(probs, best, chosen_by, *selection.thresholds(val_probs)))
+        return finish(config, splits, selection, folder, val_probs, probs)
 
 
-@dataclass
-class Outcome:
-    """What a run leaves to be scored and written.
+def finish(
+    config: Config,
+    splits: datasets.Splits,
+    selection: supervision.Selection,
+    run: run_folder.Run,
+    val_probs: np.ndarray | None,
+    probs: np.ndarray | None,
+    prepared: Prepared | None = None,
+) -> dict:
+    """Score the test images, write and print the result, and return it.
 
-    probs          (N, L) float, of the test images; None: there are none, or their labels are not known
-    best           the chosen epoch and its validation mAP;  chosen_by  in words
-    thresholds     (L,);  thresholds_by  what they were chosen by, in words
-    model, history  the chosen epoch's weights, and all epochs; nothing if nothing was trained
-    quality        of the pseudo-labels
+    val_probs, probs  (N, L) float, of the validation and the test images; None: there are none, or their labels are
+                      not known
+    prepared          what was trained; None: the teacher alone was scored
     """
-
-    probs: np.ndarray | None
-    best: dict
-    chosen_by: str
-    thresholds: np.ndarray
-    thresholds_by: str
-    model: models.Backbone | None = None
-    history: list[dict] = field(default_factory=list)
-    quality: dict | None = None
-
-
-def finish(config: Config, splits: datasets.Splits, run: run_folder.Run, outcome: Outcome) -> dict:
-    """Score the test images, write and print the result, and return it."""
-    names, read, best = splits.classes.names, configuration.effective_settings(config), outcome.best
-    test, thresholds, scores, predictions, per_class = splits.scored(), outcome.thresholds, {}, None, None
+    names, read, test = splits.classes.names, configuration.effective_settings(config), splits.scored()
+    thresholds, thresholds_by = selection.thresholds(val_probs)
+    if prepared:
+        best, history, model = prepared.training.best, prepared.training.history, prepared.whole()
+        quality = prepared.quality and prepared.quality["quality"]
+    else:
+        best = {"epoch": 0, "val_mAP": None if val_probs is None else selection.score(val_probs)}
+        history, model, quality = [], None, None
+    scores, predictions, per_class = {}, None, None
     if test is not None:
-        found = metrics.evaluate(outcome.probs, test.true, thresholds)
+        found = metrics.evaluate(probs, test.true, thresholds)
         scores = {f"test_{name}": value for name, value in found.items()}
-        predictions = {"images": test.names, "probs": outcome.probs, "labels": test.true}
-        per_class = metrics.per_class(outcome.probs, test.true, names, thresholds)
+        predictions = {"images": test.names, "probs": probs, "labels": test.true}
+        per_class = metrics.per_class(probs, test.true, names, thresholds)
     known = supervision.known_labels(splits.train)
     result = {
         **{name: read[name] for name in ("loss", "model", "seed", "dataset", "mode") if name in read},
         "best_epoch": best["epoch"],
-        "chosen_by": outcome.chosen_by,
-        "thresholds_chosen_by": outcome.thresholds_by,
+        "chosen_by": selection.chosen_by,
+        "thresholds_chosen_by": thresholds_by,
         **({} if best["val_mAP"] is None else {"val_mAP": best["val_mAP"]}),
         **scores,
         **{f"{name}_images": len(split) for name, split in splits.named().items()},
         "known_labels": known,
         "published": supervision.published_score(config, known),
-        "pseudo_labels": outcome.quality,
+        "pseudo_labels": quality,
         "folder": str(run.folder),
     }
     metadata = {
@@ -330,12 +320,11 @@ def finish(config: Config, splits: datasets.Splits, run: run_folder.Run, outcome
         "paper": config.method.paper,
         "result": {name: value for name, value in result.items() if name != "folder"},
     }
-    run.finish(result, outcome.history, outcome.model, metadata, predictions, per_class)
+    run.finish(result, history, model, metadata, predictions, per_class)
     validated = f" (val mAP {result['val_mAP']:.2f})" if "val_mAP" in result else ""
-    chosen = "last" if outcome.chosen_by == supervision.LAST else "best"
-    epoch = f"{chosen} epoch {best['epoch']}" if outcome.history else "nothing was trained"
+    epoch = f"{config.select if splits.val else 'last'} epoch {best['epoch']}" if history else "nothing was trained"
     print(f"{epoch}{validated}: {metrics.summary(result)}")
-    print(f"thresholds chosen by {outcome.thresholds_by}")
+    print(f"thresholds chosen by {thresholds_by}")
     print(f"results: {run.folder}")
     return result
 

@@ -13,19 +13,12 @@ from config import TEACHER, Config, effective_settings, group
 from pseudo_labels import label_quality, rules
 from util.errors import UserError
 
-LAST = "the last epoch"
-
 
 def known_labels(split: datasets.MultiLabelDataset) -> dict[str, float | None]:
     """Mean number of known positive, known negative and true labels of an image; true: None if these are not known."""
     positive, negative = ((split.observed == sign).sum(axis=1).mean() for sign in (1, -1))
     true = None if split.true is None else float(split.true.sum(axis=1).mean())
     return {"positive": float(positive), "negative": float(negative), "true": true}
-
-
-def known_in_words(known: dict[str, float | None]) -> str:
-    true = "" if known["true"] is None else f" ({known['true']:.1f} true)"
-    return f"{known['positive']:.2f} positive, {known['negative']:.2f} negative{true}"
 
 
 def published_score(config: Config, known: dict[str, float | None]) -> float | None:
@@ -144,11 +137,12 @@ class Selection:
 def select(config: Config, splits: datasets.Splits) -> Selection:
     """By --select and --val-labels, and by what is known of the validation images."""
     val, num_labels = splits.val, len(splits.classes.names)
+    chosen_by = "nothing: there is no epoch" if config.method.loss is None else "the last epoch"
     if val is None:
-        return Selection(LAST, False, None, num_labels)
+        return Selection(chosen_by, False, None, num_labels)
     clean = config.val_labels == "clean" and val.true is not None
     if config.val_labels == "clean" and not clean:
         print("validation labels: the observed ones, for the full ones are not known")
-    by_score = f"validation mAP on {'clean' if clean else 'observed'} labels"
-    labels = val.true if clean else val.observed == 1
-    return Selection(by_score if config.select == "best" else LAST, clean, labels, num_labels)
+    if config.method.loss and config.select == "best":
+        chosen_by = f"validation mAP on {'clean' if clean else 'observed'} labels"
+    return Selection(chosen_by, clean, val.true if clean else val.observed == 1, num_labels)

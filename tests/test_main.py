@@ -223,12 +223,13 @@ def test_flips_mirror_the_training_images(toy):
 
 
 def test_soft_labels_are_the_models_own_predictions(toy, monkeypatch):
-    seen, real = [], engine.predict
-    monkeypatch.setattr(
-        engine,
-        "predict",
-        lambda *given, name, **more: seen.append((name, out := real(*given, name=name, **more))) or out,
-    )
+    seen, real = [], engine.Training.predict
+
+    def watched(training, images, name, after_batch):
+        seen.append((name, real(training, images, name, after_batch)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(engine.Training, "predict", watched)
     result = main.main(toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--epochs", "3"))
     rounds = [probs for name, probs in seen if name == "labelling"]
     soft = torch.load(Path(result["folder"]) / "last.pt", weights_only=True)["loss"]["soft"]

@@ -54,8 +54,8 @@ def die_before_finishing(toy: Path, monkeypatch) -> None:
 
 DEATHS = [
     (engine, "check_finite", 2),
-    (engine, "predict", 1),
-    (engine, "predict", 4),
+    (engine.Training, "predict", 1),
+    (engine.Training, "predict", 4),
     (run_folder.Run, "save", 3),
     (run_folder.Run, "finish", 1),
     (run_folder, "write_json", 2),
@@ -120,17 +120,17 @@ def test_a_signal_in_mid_epoch_saves_the_step_and_resumes_to_the_same_numbers(
 def test_a_signal_while_nothing_is_learned_saves_too(toy, tmp_path, monkeypatch, name):
     arguments = toy_arguments(toy, "-l", "EM_APL", "--warmup-epochs", "1", "--eval-batch-size", "4")
     undisturbed = shutil.move(main.main(arguments)["folder"], tmp_path / "undisturbed")
-    real = engine.predict
+    real = engine.Training.predict
 
-    def signalling(*given, after_batch, **more):
+    def signalling(training, images, part, after_batch):
         def then():
             os.kill(os.getpid(), signal.SIGTERM)
             after_batch()
 
-        return real(*given, after_batch=then if more["name"] == name else after_batch, **more)
+        return real(training, images, part, then if part == name else after_batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "predict", signalling)
+        patch.setattr(engine.Training, "predict", signalling)
         with pytest.raises(Interrupted):
             main.main(arguments)
     state = torch.load(only_run(toy) / "last.pt", weights_only=True)
@@ -140,7 +140,7 @@ def test_a_signal_while_nothing_is_learned_saves_too(toy, tmp_path, monkeypatch,
 
 def test_a_run_is_not_resumed_on_other_data(toy, monkeypatch):
     with monkeypatch.context() as patch:
-        interrupt(patch, engine, "predict", 2)
+        interrupt(patch, engine.Training, "predict", 2)
         with pytest.raises(Stopped):
             main.main(toy_arguments(toy))
     Image.fromarray(np.zeros((9, 9, 3), dtype=np.uint8)).save(toy / "images/val/000.png")
