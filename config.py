@@ -294,53 +294,46 @@ def default_settings(config: Config, *also: str) -> dict[str, object]:
     )
 
 
-def published_score(config: Config) -> float | None:
-    """The published test mAP that a run of this configuration repeats; None if a setting is not the default for its
-    method and data set, or if no number was published."""
-    run, default = effective_settings(config), default_settings(config)
-    same = all(run.get(name) == default.get(name) for name in (run.keys() | default.keys()) - {"seed", "precision"})
-    return config.method.published.get(config.dataset_name) if same else None
-
-
 def check(config: Config) -> None:
     """Raises UserError if values do not go together or name what does not exist."""
     if not config.features:
         models.check_name(config.model)
         models.check_head(config.model, config.head, config.image_size)
-    elif config.mode != "linear":
-        raise UserError(f"--features holds features for a linear head: take --mode linear, not {config.mode}")
     check_dataset(config.folder)
-    for name, about in COMMON.items():
-        about["setting"].check(name, getattr(config, name))
-    if config.head != "linear" and config.mode != "end_to_end":
-        raise UserError(f"--mode {config.mode} trains a linear head alone; leave out --head {config.head}")
+    for name, metadata in COMMON.items():
+        metadata["setting"].check(name, getattr(config, name))
     for name, setting in config.method.all_settings().items():
         setting.check(name, config.hparams[name])
     if config.method.check:
         for phase in (config, linear_phase(config))[: 1 + (config.mode == "linear_init")]:
             losses.with_settings(config.method.check, facts(phase))()
+    check_gpu(config.gpu)
+    for text in _contradictions(config):
+        raise UserError(text)
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    """What does not go together, each with its remedy."""
+    if config.features and config.mode != "linear":
+        yield f"--features holds features for a linear head: take --mode linear, not {config.mode}"
+    if config.head != "linear" and config.mode != "end_to_end":
+        yield f"--mode {config.mode} trains a linear head alone; leave out --head {config.head}"
     for prompt in config.prompt:
         if "{}" not in prompt and prompt != "imagenet":
-            raise UserError(f"--prompt needs {{}} in place of the class name, or the name imagenet, not {prompt!r}")
-    if config.method.pseudo_labels:
-        check_views(config)
+            yield f"--prompt needs {{}} in place of the class name, or the name imagenet, not {prompt!r}"
     if config.resume and config.overwrite:
-        raise UserError("--resume continues a run and --overwrite deletes it; give one of them")
-    check_gpu(config.gpu)
+        yield "--resume continues a run and --overwrite deletes it; give one of them"
     for name in ("weights", "text_features", "similarity", "features"):
         path = getattr(config, name)
         if path is not None and not local_file(path):
-            raise UserError(f"{flag(name)} {path} is not a file")
-
-
-def check_views(config: Config) -> None:
-    """Raises UserError if the views of the teacher do not go with the rest."""
-    if config.method.pseudo_labels.of_tiles and config.teacher_views != "tiles":
-        raise UserError(f"the method {config.loss} reads the scores of tiles; leave out --teacher-views, or give tiles")
-    if config.teacher_views != "global" and config.teacher_preprocess == "reference" and not config.similarity:
-        raise UserError("--teacher-preprocess reference is of whole images; it goes with --teacher-views global")
-    if config.teacher_views == "patches" and not config.asked_teacher().scores_new_images:
-        raise UserError("--teacher-views patches needs a teacher; a --similarity file may hold tiles")
+            yield f"{flag(name)} {path} is not a file"
+    if rule := config.method.pseudo_labels:
+        if rule.of_tiles and config.teacher_views != "tiles":
+            yield f"the method {config.loss} reads the scores of tiles; leave out --teacher-views, or give tiles"
+        if config.teacher_views != "global" and config.teacher_preprocess == "reference" and not config.similarity:
+            yield "--teacher-preprocess reference is of whole images; it goes with --teacher-views global"
+        if config.teacher_views == "patches" and not config.asked_teacher().scores_new_images:
+            yield "--teacher-views patches needs a teacher; a --similarity file may hold tiles"
 
 
 def facts(config: Config) -> dict[str, object]:

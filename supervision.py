@@ -6,10 +6,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import config as configuration
 import datasets
 import metrics
-from config import TEACHER, Config, effective_settings, group
+from config import TEACHER, Config, default_settings, effective_settings, group
 from pseudo_labels import label_quality, rules
 from util.errors import UserError
 
@@ -22,9 +21,12 @@ def known_labels(split: datasets.MultiLabelDataset) -> dict[str, float | None]:
 
 
 def published_score(config: Config, known: dict[str, float | None]) -> float | None:
-    """The published test mAP that this run repeats; None if it departs from the published settings or known labels."""
+    """The published test mAP that this run repeats; None if a setting is not the default for its method and data set,
+    if the known labels depart from the protocol, or if no number was published."""
+    run, default = effective_settings(config), default_settings(config)
+    same = all(run.get(name) == default.get(name) for name in (run.keys() | default.keys()) - {"seed", "precision"})
     as_published = config.method.oracle or (known["positive"] <= 1 and known["negative"] == 0)
-    return configuration.published_score(config) if as_published else None
+    return config.method.published.get(config.dataset_name) if same and as_published else None
 
 
 def check_labels(config: Config, splits: datasets.Splits) -> None:
