@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reporting import compare, tables
-from reporting.runs import Run, read_history, read_runs
+from reporting.runs import read_runs
 from util.errors import OneLineParser, UserError, run_script
 from util.files import check_outputs, write_text
 
@@ -29,10 +29,9 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.watch:
         return watch(options)
-    runs = read_runs(options.results, options.where)
-    rows, notes = tables.group(runs.finished), []
-    for run in runs.unfinished:
-        runs.left_out.append((run.folder.name, f"running or stopped, {progress(run)}"))
+    runs, left_out = read_runs(options.results, options.where)
+    left_out += [(run.folder.name, f"running or stopped, {run.progress()}") for run in runs if not run.result]
+    rows, notes = tables.group([run for run in runs if run.result]), []
     if rows:
         write_table(rows, options)
         if options.best:
@@ -40,7 +39,7 @@ def main(argv: list[str] | None = None) -> None:
         notes += compare.unequal(rows) + compare.selections(rows)
         baseline = compare.baselines(rows, options.baseline)
         print_tables(rows, baseline, options)
-    reasons = ", ".join(f"{name} ({reason})" for name, reason in runs.left_out)
+    reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out)
     for line in [*notes, *([f"not in the table: {reasons}"] if reasons else [])]:
         print(f"% {line}" if options.latex else f"\n{line}")
     if not rows:
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
         print(f"figures: {', '.join(map(str, figures.write(rows, options.figures)))}", file=sys.stderr)
     if options.html:
         page, command = import_module("reporting.page"), shlex.join(["report.py", *arguments])
-        text = page.make(rows, baseline, notes, runs.left_out, options.results, command)
+        text = page.make(rows, baseline, notes, left_out, options.results, command)
         write_text(options.html, text)
         print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
 
@@ -127,25 +126,19 @@ def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
 def watch(options: argparse.Namespace) -> None:
     """The unfinished runs; on a terminal again and again, until there is none."""
     while True:
-        runs = read_runs(options.results, options.where)
+        runs, left_out = read_runs(options.results, options.where)
+        unfinished = [run for run in runs if not run.result]
         if sys.stdout.isatty():
             print("\033[2J\033[H", end="")
-        counts = len(runs.finished), len(runs.unfinished), len(runs.left_out)
-        print("{} finished, {} unfinished, {} unreadable runs".format(*counts))
-        for run in runs.unfinished:
+        finished = len(runs) - len(unfinished)
+        print(f"{finished} finished, {len(unfinished)} unfinished, {len(left_out)} unreadable runs")
+        for run in unfinished:
             written = max(path.stat().st_mtime for path in run.folder.iterdir())
             age = timedelta(seconds=max(0, round(time.time() - written)))
-            print(f"  {run.folder.name}: {progress(run)}, last written {age} ago")
-        if not runs.unfinished or not sys.stdout.isatty():
+            print(f"  {run.folder.name}: {run.progress()}, last written {age} ago")
+        if not unfinished or not sys.stdout.isatty():
             return
         time.sleep(WATCH_SECONDS)
-
-
-def progress(run: Run) -> str:
-    """How far an unfinished run is."""
-    history = read_history(run.folder)
-    best = f", best val mAP {history['val_mAP'].max():.2f}" if history["val_mAP"].notna().any() else ""
-    return f"{len(history)} of {run.config.get('epochs', '?')} epochs{best}"
 
 
 if __name__ == "__main__":

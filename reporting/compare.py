@@ -6,7 +6,6 @@ import numpy as np
 import pandas as pd
 
 import metrics
-from reporting.runs import read_predictions
 from reporting.tables import SECTION, Row, arrange, by, spread
 from util.errors import UserError
 
@@ -93,7 +92,7 @@ def bootstrap(row: Row, resamples: int, seed: int = 0) -> tuple[float, float]:
     """The interval of a row's mean test mAP over resampled test images (Efron 1979): its runs are scored on the same
     resampled images, drawn with replacement."""
     random, scores = np.random.RandomState(seed), []
-    predictions = [read_predictions(run.folder)[1:] for run in row.runs]
+    predictions = [run.predictions()[1:] for run in row.runs]
     for _ in range(resamples):
         chosen = random.randint(len(predictions[0][0]), size=len(predictions[0][0]))
         scores.append(np.mean([metrics.mean_average_precision(p[chosen], true[chosen]) for p, true in predictions]))

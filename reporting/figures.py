@@ -1,6 +1,5 @@
 """Figures for a paper: PDF and PNG at the width of a column, with embedded fonts and colours for the colour-blind."""
 
-import json
 import textwrap
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +12,6 @@ from matplotlib.figure import Figure
 from pseudo_labels import label_quality
 from reporting.charts import COLOURS, draw_band, look, shorten
 from reporting.compare import ranked
-from reporting.runs import read_history
 from reporting.tables import Row, by, mean_per_class
 from util.files import atomic, writable_folder
 
@@ -58,7 +56,7 @@ def _legend(axes: Axes) -> None:
 def learning_curves(axes: Axes, rows: list[Row]) -> bool:
     """Validation mAP over the epochs: mean and deviation over the runs of each row."""
     drawn = [
-        draw_band(axes, [read_history(run.folder) for run in row.runs], "val_mAP", label=_name(row), **look(number))
+        draw_band(axes, [run.history for run in row.runs], "val_mAP", label=_name(row), **look(number))
         for number, row in enumerate(rows)
     ]
     axes.set(xlabel="epoch", ylabel="validation mAP, %")
@@ -111,9 +109,7 @@ def threshold_curve(axes: Axes, rows: list[Row]) -> bool:
 def pseudo_label_quality(axes: Axes, rows: list[Row]) -> bool:
     """Precision, recall and F1 of the pseudo-labels of the first row that has some, over the unobserved entries."""
     for row in rows:
-        path = row.runs[0].folder / "pseudo_labels.json"
-        if path.exists():
-            quality = json.loads(path.read_text())
+        if quality := row.runs[0].quality:
             entries = "unobserved" if "precision" in quality["unobserved"] else "all"
             label_quality.draw_curves(axes, quality, entries)
             axes.set_title(f"{_name(row)}, {entries} entries")

@@ -16,7 +16,7 @@ from config import Config
 from datasets import files, load
 from datasets.pixels import rgb
 from pseudo_labels import rules
-from reporting.runs import Run, read_per_class, read_predictions
+from reporting.runs import Run
 from util.devices import default_workers
 from util.errors import UserError
 
@@ -49,9 +49,8 @@ def make(run: Run) -> dict:
     by_class        (class, number of mistakes, cards of the worst ones), classes with most mistakes first
     """
     config = Config(**run.config)
-    images, probs, true = read_predictions(run.folder)
-    classes = read_per_class(run.folder)
-    names, predicted = classes.index, probs >= classes["threshold"].to_numpy()
+    images, probs, true = run.predictions()
+    names, predicted = run.per_class.index, probs >= run.per_class["threshold"].to_numpy()
     kinds = 2 * predicted + (true == 1)
 
     # The mistakes, the worst first, and those that are shown

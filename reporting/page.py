@@ -11,7 +11,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from reporting import charts, compare, gallery, tables
-from reporting.runs import read_history
 from reporting.tables import Row, mean_per_class
 
 MOST_CURVES = 32  # settings of a data set, those with the best validation mAP
@@ -35,23 +34,20 @@ def make(
     left_out  (name of a folder, why it is not in the table)
     places    folders that may hold the trials of tune.py
     """
-    histories = {run.folder: read_history(run.folder) for row in rows for run in row.runs}
-    sections = [
-        _section(dataset, members, histories, baseline.get(dataset))
-        for dataset, members in tables.by(rows, lambda row: row.dataset).items()
-    ]
+    datasets = tables.by(rows, lambda row: row.dataset)
+    sections = [_section(dataset, members, baseline.get(dataset)) for dataset, members in datasets.items()]
     files = {name: Markup((Path(__file__).parent / f"page.{name}").read_text()) for name in ("css", "js")}
     folder = FileSystemLoader(Path(__file__).parent)
     environment = Environment(loader=folder, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     return environment.get_template("page.html").render(
         **files,
-        cells=_cells(rows, histories, baseline),
+        cells=_cells(rows, baseline),
         groups={known: [row for row in rows if row.known == known] for known in tables.sections(r.known for r in rows)},
         sections=sections,
         trials=_trials(places),
         notes=notes,
         left_out=left_out,
-        num_runs=len(histories),
+        num_runs=sum(len(row.runs) for row in rows),
         made=time.strftime("%Y-%m-%d %H:%M"),
         command=command,
         swatch=charts.swatch,
@@ -60,7 +56,7 @@ def make(
     )
 
 
-def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[str, Row]) -> pd.DataFrame:
+def _cells(rows: list[Row], baseline: dict[str, Row]) -> pd.DataFrame:
     """The texts of the table of runs, a line for each row; columns without content are left out."""
     settings, records = list(dict.fromkeys(name for row in rows for name in row.distinguishing)), []
     for row in rows:
@@ -73,7 +69,7 @@ def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[
         paired = "baseline" if base is row else compared and (compare.paired(row, base) or "too few pairs")
         figures["paired difference"] = str(paired) if compared else ""
         figures["F1"] = row.figures.get("micro_F1@chosen", math.nan)
-        figures["minutes"] = sum(histories[run.folder]["seconds"].sum() for run in row.runs) / len(row.runs) / 60
+        figures["minutes"] = sum(run.history["seconds"].sum() for run in row.runs) / len(row.runs) / 60
         records.append(figures | {name: row.shown.get(name, "") for name in settings[:MOST_SETTINGS]})
     frame = pd.DataFrame(records)
     useless = {"dataset": frame["dataset"].nunique() == 1, "minutes": frame["minutes"].max() < 0.1}
@@ -84,13 +80,13 @@ def _cells(rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: dict[
     return frame.loc[:, (frame != "").any()]
 
 
-def _section(dataset: str, rows: list[Row], histories: dict[Path, pd.DataFrame], baseline: Row | None) -> dict:
+def _section(dataset: str, rows: list[Row], baseline: Row | None) -> dict:
     """What the page shows of one data set."""
     ranked = compare.ranked(rows)
     ranked.sort(key=lambda row: "observed" in row.chosen_by)  # their validation mAP is a different figure
     fair = [row for row in ranked if not row.oracle]
     best = fair[0] if fair else None
-    drawn = {row.number: [histories[run.folder] for run in row.runs] for row in ranked[:MOST_CURVES]}
+    drawn = {row.number: [run.history for run in row.runs] for row in ranked[:MOST_CURVES]}
     curves = [charts.curves(drawn, "train_loss", "training loss"), charts.curves(drawn, "val_mAP", "validation mAP, %")]
     scored = [row for row in sorted(ranked, key=lambda row: row.oracle) if len(row.test) and row is not baseline]
     compared = baseline is not None and len(baseline.test) and len(scored)
@@ -136,9 +132,7 @@ def _pseudo(rows: Iterable[Row]) -> list[Choice]:
     """The quality of the pseudo-labels of each row's first run."""
     choices = []
     for row in rows:
-        path = row.runs[0].folder / "pseudo_labels.json"
-        if path.exists():
-            quality = json.loads(path.read_text())
+        if quality := row.runs[0].quality:
             entries = ("all", "unobserved") if "precision" in quality["unobserved"] else ("all",)
             cells = []
             if quality["threshold"] is not None and "precision" in quality["all"]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from datasets import DATASETS
 from losses import LOSSES
-from reporting.runs import Run, natural, read_per_class
+from reporting.runs import Run, natural
 from util.errors import UserError, printable
 from util.files import digest
 
@@ -16,7 +16,7 @@ ORACLES, SINGLE = "oracles", "single positives"
 
 
 class Row:
-    """The runs of one setting.
+    """The finished runs of one setting.
 
     setting         the identity without seed and draw;  shown  the same as text
     distinguishing  {setting: value} that name it among the rows of its method and data set
@@ -195,7 +195,7 @@ def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
 
 def mean_per_class(row: Row) -> pd.DataFrame:
     """test_positives and test_AP by class, mean over the row's runs."""
-    found = pd.concat([read_per_class(run.folder) for run in row.runs])
+    found = pd.concat([run.per_class for run in row.runs])
     return found.groupby(level=0, sort=False)[["test_positives", "test_AP"]].mean()
 
 
@@ -203,9 +203,8 @@ def per_class(rows: list[Row]) -> pd.DataFrame:
     """Test AP in percent: classes down, the rows with a test score across, mean ± deviation."""
     frames = {}
     for dataset, members in by((row for row in rows if len(row.test)), lambda row: row.dataset).items():
-        found = {row.line: pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1)
-                 for row in members}  # fmt: skip
-        frames[dataset] = pd.DataFrame({line: scores.apply(spread, axis=1) for line, scores in found.items()})
+        scores = {row.line: pd.concat([run.per_class["test_AP"] for run in row.runs], axis=1) for row in members}
+        frames[dataset] = pd.DataFrame({line: found.apply(spread, axis=1) for line, found in scores.items()})
     if not frames:
         raise UserError("--per-class: none of these runs has a test score")
     frame = pd.concat(frames, names=["dataset", "class"]).fillna("").reset_index()
