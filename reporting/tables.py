@@ -71,6 +71,11 @@ class Row:
         draws = len({run.repeat[0] for run in self.runs})
         return f"{len(self.runs)}" + (f" ({draws} draws)" if draws > 1 else "")
 
+    @property
+    def repeats(self) -> str:
+        """draw:seed of each run."""
+        return " ".join("{}:{}".format(*run.repeat) for run in self.runs)
+
 
 def group(runs: list[Run]) -> list[Row]:
     return arrange([Row(members) for members in by(runs, lambda run: digest(run.setting)).values()])
@@ -118,6 +123,12 @@ def place(known: Iterable[str], name: str) -> tuple[int, str]:
     """For sorting: known names in their order, then the others by name."""
     names = list(known)
     return (names.index(name) if name in names else len(names), name)
+
+
+def check_names(option: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UserError if a name given with an option is not among the known ones."""
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{option} {unknown[0]}: no such name; there are {', '.join(known)}")
 
 
 # Cells
@@ -177,9 +188,8 @@ def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> pd.DataFrame:
 
 def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
     """A row for each setting; columns are names of COLUMNS, of figures of test.json, or of settings."""
-    names = [*COLUMNS, *sorted({name for row in rows for name in (*row.figures, *row.shown)} - COLUMNS.keys())]
-    if unknown := [name for name in columns if name not in names]:
-        raise UserError(f"--columns {unknown[0]}: there is no such column; there are {', '.join(names)}")
+    more = {name for row in rows for name in (*row.figures, *row.shown)} - COLUMNS.keys()
+    check_names("--columns", columns, [*COLUMNS, *sorted(more)])
     if len({row.dataset for row in rows}) > 1 and "dataset" not in columns:
         columns = ["dataset", *columns]
 
@@ -255,8 +265,7 @@ LATEX = str.maketrans(
 def to_csv(rows: list[Row]) -> str:
     """A line for each setting: figures, repeats (draw:seed) with their mAPs in the same order, and every setting."""
     records = [
-        {"mean": row.test.mean(), "deviation": row.test.std(), "n": len(row.runs)}
-        | {"repeats": " ".join("{}:{}".format(*run.repeat) for run in row.runs)}
+        {"mean": row.test.mean(), "deviation": row.test.std(), "n": len(row.runs), "repeats": row.repeats}
         | {f"{name}_mAPs": " ".join(map(str, scores)) for name, scores in (("test", row.test), ("val", row.val))}
         | {name: getattr(row, name) for name in ("known", "published", "chosen_by")}
         | row.setting
