@@ -207,12 +207,12 @@ def test_the_gallery_puts_the_most_probable_unlabelled_labels_first(results, tmp
         [images[3], NAMES[0], pytest.approx(0.99)],
         [images[7], NAMES[2], pytest.approx(0.95)],
     ]
-    assert [card.name for card in made["missing_labels"]] == [images[3], images[7]]
-    by_class = {name: [card.headline for card in cards] for name, _, cards in made["by_class"]}
+    assert [card["name"] for card in made["missing_labels"]] == [images[3], images[7]]
+    by_class = {name: [card["headline"] for card in cards] for name, _, cards in made["by_class"]}
     assert by_class[NAMES[1]] == [f"{NAMES[1]} 0.02, missed"]
-    kinds = {name: kind for name, _, kind, _ in made["missing_labels"][0].labels}
+    kinds = {name: kind for name, _, kind, _ in made["missing_labels"][0]["labels"]}
     assert kinds[NAMES[0]] == "extra"
-    assert made["missing_labels"][0].picture.startswith("data:image/jpeg;base64,")
+    assert made["missing_labels"][0]["picture"].startswith("data:image/jpeg;base64,")
     assert list(made["suspects"]) == ["image", "class", "probability"]
 
 
@@ -225,7 +225,7 @@ def test_a_gallery_without_the_images_or_the_data_set_has_a_note(results, gone):
         made = gallery.make(run)
     finally:
         (results.parent / "elsewhere").rename(place)
-    assert made["missing_labels"] and not any(card.picture for card in made["missing_labels"])
+    assert made["missing_labels"] and not any(card["picture"] for card in made["missing_labels"])
     assert "images are not shown, because no readable files are below" in made["notes"][-1]
 
 
