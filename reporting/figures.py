@@ -25,25 +25,14 @@ from util.files import atomic, writable_folder
 INK = "#010203"  # stands for the page's text colour, so that charts suit light and dark
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#8b5cf6", "#a16207")  # Okabe and Ito's
 LINES = {"-": "solid", "--": "dashed", ":": "dotted", "-.": "double"}  # of rows that share a colour: SVG, CSS
-PAGE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "page",
-    "text.parse_math": False,  # a class may be called a$b$
-    "font.size": 8.5,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.titlesize": 9.5,
-    "axes.prop_cycle": matplotlib.cycler(color=COLOURS),
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.alpha": 0.15,
-    "grid.color": INK,
-    "legend.frameon": False,
-    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
-}
+BOTH = {"axes.grid": True, "axes.axisbelow": True, "text.parse_math": False}  # a class may be called a$b$
+PAGE = BOTH | {"svg.fonttype": "none", "svg.hashsalt": "page", "font.size": 8.5, "axes.titlesize": 9.5}
+PAGE |= {"axes.spines.top": False, "axes.spines.right": False, "axes.prop_cycle": matplotlib.cycler(color=COLOURS)}
+PAGE |= {"grid.alpha": 0.15, "grid.color": INK, "legend.frameon": False, "text.color": INK}
+PAGE |= {"axes.edgecolor": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK}
+PAPER = BOTH | {"pdf.fonttype": 42, "font.size": 8, "grid.alpha": 0.3}
+PAPER |= {"legend.fontsize": 6.5, "lines.linewidth": 1.2, "savefig.dpi": 300}
 MOST_BARS = 40  # classes in a bar chart; of more, those at both ends
-PAPER = {"pdf.fonttype": 42, "font.size": 8, "axes.grid": True, "grid.alpha": 0.3, "axes.axisbelow": True}
-PAPER |= {"text.parse_math": False, "legend.fontsize": 6.5, "lines.linewidth": 1.2, "savefig.dpi": 300}
 WIDTH = 3.25  # inches: a column of the usual two-column styles
 MOST_ROWS = 12  # settings in a figure, the best by validation mAP
 
@@ -235,14 +224,14 @@ def threshold_curve(axes: Axes, rows: list[Row]) -> bool:
 
 def pseudo_label_quality(axes: Axes, rows: list[Row]) -> bool:
     """Precision, recall and F1 of the pseudo-labels of the first row that has some, over the unobserved entries."""
-    row = next((row for row in rows if row.runs[0].quality), None)
-    if row:
-        quality = row.runs[0].quality
-        entries = "unobserved" if "precision" in quality["unobserved"] else "all"
-        label_quality.draw_curves(axes, quality, entries)
-        axes.set_title(f"{_name(row)}, {entries} entries")
-        axes.get_legend().remove()
-    return row is not None
+    for row in rows:
+        if quality := row.runs[0].quality:
+            entries = "unobserved" if "precision" in quality["unobserved"] else "all"
+            label_quality.draw_curves(axes, quality, entries)
+            axes.set_title(f"{_name(row)}, {entries} entries")
+            axes.get_legend().remove()
+            return True
+    return False
 
 
 FIGURES: dict[str, Callable[[Axes, list[Row]], bool]] = {

@@ -20,6 +20,7 @@ class Row:
 
     setting         the identity without seed and draw;  shown  the same as text
     distinguishing  {setting: value} that name it among the rows of its method and data set
+    draws, seeds    sorted, without repetition
     test, val       mAP in percent, indexed by draw and seed; empty if one of the runs has none
     figures         means of the other numbers of test.json
     chosen_by       what chose the epoch
@@ -38,21 +39,21 @@ class Row:
         self.shown = {name: first.shown[name] for name in first.setting}
         self.dataset, self.loss = self.shown["dataset"], self.shown["loss"]
         self.distinguishing: dict[str, str] = {}
-        repeats = pd.MultiIndex.from_tuples([run.repeat for run in self.runs])
-        results = pd.DataFrame([{"test_mAP": None, "val_mAP": None} | run.result for run in self.runs], repeats)
+        repeats = [run.repeat for run in self.runs]
+        self.draws, self.seeds = (sorted(set(numbers)) for numbers in zip(*repeats, strict=True))
+        results = [{"test_mAP": None, "val_mAP": None} | run.result for run in self.runs]
+        results = pd.DataFrame(results, pd.MultiIndex.from_tuples(repeats))
         scores = (results[name].astype(float) for name in ("test_mAP", "val_mAP"))
         self.test, self.val = (values if values.notna().all() else values[:0] for values in scores)
         figures = results.filter(regex="^test_").select_dtypes("number").dropna(axis=1).mean()
         self.figures = {name.removeprefix("test_"): value for name, value in figures.items()}
         self.chosen_by = first.result["chosen_by"]
-        method, known = LOSSES.get(self.loss), first.result["known_labels"]
+        method, known = LOSSES.get(self.loss), first.result["known_labels"]  # None: a method that was removed
         self.trained = method is None or method.loss is not None
         self.oracle = method is not None and method.oracle
-        self.known = "{positive:.2f} positive, {negative:.2f} negative known labels per image".format(**known)
-        if self.oracle:
-            self.known = ORACLES
-        elif known["positive"] <= 1 and known["negative"] == 0:
-            self.known = SINGLE
+        single = known["positive"] <= 1 and known["negative"] == 0
+        counts = "{positive:.2f} positive, {negative:.2f} negative known labels per image".format(**known)
+        self.known = ORACLES if self.oracle else SINGLE if single else counts
         published = {run.result.get("published") for run in runs}
         self.published = published.pop() if len(published) == 1 else None
         self.difference = self.published and self.test.mean() - self.published
@@ -69,8 +70,7 @@ class Row:
     @property
     def count(self) -> str:
         """n, with the number of draws if there are several."""
-        draws = len({run.repeat[0] for run in self.runs})
-        return f"{len(self.runs)}" + (f" ({draws} draws)" if draws > 1 else "")
+        return f"{len(self.runs)}" + (f" ({len(self.draws)} draws)" if len(self.draws) > 1 else "")
 
     @property
     def repeats(self) -> str:
@@ -135,7 +135,7 @@ def check_names(option: str, names: Iterable[str], known: Iterable[str]) -> None
 # Cells
 
 
-def spread(values: pd.Series | dict | list) -> str:
+def spread(values: pd.Series | list[float]) -> str:
     """Mean ± standard deviation; a dash if there are no values."""
     values = pd.Series(values, dtype=float)
     return or_dash(values.mean()) + (f" ± {values.std():.2f}" if len(values) > 1 else "")
@@ -153,17 +153,13 @@ def cell(row: Row) -> str:
     return f"{spread(row.test)} ({'; '.join(parts)})"
 
 
-def _repeats(row: Row, level: int) -> str:
-    return " ".join(map(str, sorted({run.repeat[level] for run in row.runs})))
-
-
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "loss": lambda row: row.line,
     "test": lambda row: spread(row.test),
     "val": lambda row: spread(row.val),
     "n": lambda row: row.count,
-    "seeds": lambda row: _repeats(row, 1),
-    "draws": lambda row: _repeats(row, 0),
+    "seeds": lambda row: " ".join(map(str, row.seeds)),
+    "draws": lambda row: " ".join(map(str, row.draws)),
     "published": lambda row: or_dash(row.published),
     "difference": lambda row: or_dash(row.difference, "+.2f"),
     "chosen_by": lambda row: row.chosen_by,
@@ -240,9 +236,8 @@ def render(frame: pd.DataFrame, latex: bool = False, bold: Iterable[tuple[str, s
     if SECTION in frame:
         parts = []
         for name in sections(frame[SECTION]):
-            head = pd.DataFrame([[title.format(escape(name))] + [""] * (len(columns) - 1)], columns=columns)
-            parts += [head, texts[frame[SECTION] == name]]
-        texts = pd.concat(parts)
+            parts += [pd.DataFrame([{columns[0]: title.format(escape(name))}]), texts[frame[SECTION] == name]]
+        texts = pd.concat(parts)[columns].fillna("")
     texts.columns = [escape(name) for name in columns]
     if latex:
         form = "".join("l" if name == columns[0] or name in WORDS else "r" for name in columns)
@@ -267,8 +262,8 @@ def to_csv(rows: list[Row]) -> str:
     """A line for each setting: figures, repeats (draw:seed) with their mAPs in the same order, and every setting."""
     records = [
         {"mean": row.test.mean(), "deviation": row.test.std(), "n": len(row.runs), "repeats": row.repeats}
-        | {f"{name}_mAPs": " ".join(map(str, scores)) for name, scores in (("test", row.test), ("val", row.val))}
-        | {name: getattr(row, name) for name in ("known", "published", "chosen_by")}
+        | {"test_mAPs": " ".join(map(str, row.test)), "val_mAPs": " ".join(map(str, row.val))}
+        | {"known": row.known, "published": row.published, "chosen_by": row.chosen_by}
         | row.setting
         for row in rows
     ]
