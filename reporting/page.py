@@ -13,15 +13,12 @@ from reporting import compare, figures, gallery, tables
 from reporting.figures import svg
 from reporting.tables import Row, mean_per_class
 
-FOLDER = Path(__file__).parent
 MOST_CURVES = 32  # settings of a data set, those with the best validation mAP
 MOST_CHARTS = 8  # settings of a data set that are compared class by class, and whose pseudo-labels are drawn
 MOST_SETTINGS = 20  # settings with their own column
 FEWEST_TRIALS = 5  # of a search that is shown, beside its default
 QUALITY = ("precision", "recall", "f1", "positives_per_image")  # of the pseudo-labels
 FORMATS = {"difference": "+.2f", "F1": ".3f", "minutes": ".1f"}  # of columns; others: .2f
-
-
 Choice = tuple[str, list[Markup], list[tuple]]  # title, drawings and rows of a table; a menu shows one of several
 
 
@@ -36,12 +33,9 @@ def make(
     places    folders that may hold the trials of tune.py
     """
     datasets = tables.by(rows, lambda row: row.dataset)
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
+    options = dict(autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), **options)
     return environment.get_template("page.html").render(
-        css=Markup((FOLDER / "page.css").read_text()),
-        js=Markup((FOLDER / "page.js").read_text()),
         cells=_cells(rows, baseline),
         groups={known: [row for row in rows if row.known == known] for known in tables.sections(r.known for r in rows)},
         sections=[_section(dataset, members, baseline.get(dataset)) for dataset, members in datasets.items()],
@@ -85,25 +79,18 @@ def _section(dataset: str, rows: list[Row], baseline: Row | None) -> dict:
     ranked.sort(key=lambda row: "observed" in row.chosen_by)  # their validation mAP is a different figure
     drawn, fair = ranked[:MOST_CURVES], [row for row in ranked if not row.oracle]
     best = fair[0] if fair else None
-    curves = [svg(figures.curves, drawn, "train_loss", "training loss")]
-    curves.append(svg(figures.curves, drawn, "val_mAP", "validation mAP, %"))
     scored = [row for row in sorted(ranked, key=lambda row: row.oracle) if len(row.test) and row is not baseline]
-    if not any(len(row.test) for row in rows):
-        reason = "No run has a test score, because the test labels are not known."
-    elif baseline is None or baseline.test.empty:
-        reason = "No row that could be the baseline has a test score; --baseline names one."
-    else:
-        reason = f"No other setting has a test score of the classes of {baseline.line}, the baseline."
+    charts = {"train_loss": "training loss", "val_mAP": "validation mAP, %"}
     return {
         "dataset": dataset,
+        "tested": any(len(row.test) for row in rows),
         "best": best,
         "best_difference": compare.paired(best, baseline) if best and baseline and best is not baseline else None,
-        "curves": [chart for chart in curves if chart],
+        "curves": [svg(figures.curves, drawn, name, title) for name, title in charts.items()],
         "legend": [row for row in drawn if any(len(run.history) for run in row.runs)],
         "few_curves": len(ranked) > MOST_CURVES,
         "baseline": baseline,
         "classes": list(_classes(scored[:MOST_CHARTS], baseline)) if baseline and len(baseline.test) else [],
-        "nothing_to_compare": reason,
         "pseudo": list(_pseudo(fair[:MOST_CHARTS])),
         "gallery": gallery.make(best.runs[0]) if best and len(best.test) else None,
     }

@@ -85,7 +85,11 @@ def read_runs(places: Iterable[Path], conditions: list[str]) -> tuple[list[Run],
     runs, left_out = {}, []
     for folder in find_runs(places):
         try:
-            run = read_run(folder)
+            metadata, path = json.loads((folder / "config.json").read_text()), folder / "test.json"
+            result = json.loads(path.read_text()) if path.exists() else {}
+            run = Run(folder, metadata["identity"], metadata["config"], result)
+            if result:
+                run.identity["loss"], result["chosen_by"], result["known_labels"]  # what every table needs: KeyError
         except (OSError, ValueError, KeyError, TypeError) as error:
             left_out.append((folder.name, f"damaged ({describe_error(error)}); --overwrite runs it again"))
             continue
@@ -105,14 +109,6 @@ def find_runs(places: Iterable[Path]) -> list[Path]:
         for path in sorted(place.glob(pattern)):
             found.setdefault(path.parent.resolve(), path.parent)
     return list(found.values())
-
-
-def read_run(folder: Path) -> Run:
-    metadata, path = json.loads((folder / "config.json").read_text()), folder / "test.json"
-    result = json.loads(path.read_text()) if path.exists() else {}
-    if result:
-        result["chosen_by"], result["known_labels"], metadata["identity"]["loss"]  # what every table needs: KeyError
-    return Run(folder, metadata["identity"], metadata["config"], result)
 
 
 def show(value: object) -> str:
