@@ -87,16 +87,13 @@ def table() -> str:
     return "\n".join(lines)
 
 
-def page() -> str:
-    return "\n\n".join([table(), *(section(name, method) for name, method in LOSSES.items())])
-
-
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
     parser.add_argument("--check", action="store_true", help="fail if the page is not current; write nothing")
     options = parser.parse_args(argv)
     before = PAGE.read_text()
-    after = replace_block(before, "methods", page())
+    parts = [table(), *(section(name, method) for name, method in LOSSES.items())]
+    after = replace_block(before, "methods", "\n\n".join(parts))
     if not options.check:
         PAGE.write_text(after)
     elif after != before:

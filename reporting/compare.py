@@ -107,9 +107,8 @@ def unequal(rows: list[Row]) -> list[str]:
         if any(draw in draws for draw, _ in set.union(*repeats) - common):
             conditions += [f"seed={seed}" for seed in seeds]
         advice = f"--where {' '.join(conditions)} compares equal ones" if common else "none is common to all"
-        which = "; ".join(
-            f"{text} of {', '.join(dict.fromkeys(r.loss for r in some))}" for text, some in groups.items()
-        )
+        methods = {text: ", ".join(dict.fromkeys(row.loss for row in some)) for text, some in groups.items()}
+        which = "; ".join(f"{text} of {names}" for text, names in methods.items())
         if len(groups) > 1:
             notes.append(f"methods on {dataset} have different runs (draw:seed): {which}; {advice}")
     return notes
@@ -123,8 +122,8 @@ def best(rows: list[Row]) -> tuple[list[Row], list[str]]:
         fair = ranked([row for row in members if len(row.val) and row.chosen_by == members[0].chosen_by])
         chosen += fair[:1]
         if len(fair) > 1:
-            about = f"{len(fair)} settings on {fair[0].dataset}: {fair[0].line}"
-            notes.append(f"chosen by validation mAP among {about}")
+            choice = f"{len(fair)} settings on {fair[0].dataset}: {fair[0].line}"
+            notes.append(f"chosen by validation mAP among {choice}")
     return arrange(chosen), notes
 
 

@@ -118,7 +118,8 @@ def _pseudo(rows: Iterable[Row]) -> Iterator[Choice]:
             cells = []
             if quality["threshold"] is not None and "precision" in quality["all"]:
                 at = quality["thresholds"].index(quality["threshold"])
-                cells = [(name, *(tables.or_dash(quality[name][f][at], ".3f") for f in QUALITY)) for name in entries]
+                for name in entries:
+                    cells.append((name, *(tables.or_dash(quality[name][figure][at], ".3f") for figure in QUALITY)))
             yield row.line, [svg(figures.pseudo_labels, quality, name) for name in entries], cells
 
 
