@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         return watch(options)
     runs, left_out = read_runs(options.results, options.where)
     left_out += [(run.folder.name, f"running or stopped, {run.progress()}") for run in runs if not run.result]
-    rows, notes = tables.group([run for run in runs if run.result]), []
+    rows, notes = tables.group(runs), []
     if rows:
         write_table(rows, options)
     if options.best:

@@ -79,7 +79,9 @@ class Row:
 
 
 def group(runs: list[Run]) -> list[Row]:
-    return arrange([Row(members) for members in by(runs, lambda run: digest(run.setting)).values()])
+    """The rows of the finished runs."""
+    finished = (run for run in runs if run.result)
+    return arrange([Row(members) for members in by(finished, lambda run: digest(run.setting)).values()])
 
 
 def arrange(rows: list[Row]) -> list[Row]:
