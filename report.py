@@ -17,7 +17,7 @@ from importlib import import_module
 from pathlib import Path
 
 from reporting import compare, tables
-from reporting.runs import Run, read_history, read_runs
+from reporting.runs import read_runs
 from util.errors import OneLineParser, UserError, run_script
 from util.files import check_outputs, write_text
 
@@ -29,65 +29,60 @@ def main(argv: list[str] | None = None) -> None:
     options = parse(arguments)
     if options.watch:
         return watch(options)
-    runs = read_runs(options.results, options.where)
-    rows, notes = tables.group(runs.finished), []
-    for run in runs.unfinished:
-        runs.left_out.append((run.folder.name, f"running or stopped, {progress(run)}"))
+    runs, left_out = read_runs(options.results, options.where)
+    left_out += [(run.folder.name, f"running or stopped, {run.progress()}") for run in runs if not run.result]
+    rows, notes = tables.group(runs), []
     if rows:
         write_table(rows, options)
-        if options.best:
-            rows, notes = compare.best(rows)
+    if options.best:
+        rows, notes = compare.best(rows)
+    if rows:
         notes += compare.unequal(rows) + compare.selections(rows)
         baseline = compare.baselines(rows, options.baseline)
         print_tables(rows, baseline, options)
-    reasons = ", ".join(f"{name} ({reason})" for name, reason in runs.left_out)
+    reasons = ", ".join(f"{name} ({reason})" for name, reason in left_out)
     for line in [*notes, *([f"not in the table: {reasons}"] if reasons else [])]:
         print(f"% {line}" if options.latex else f"\n{line}")
     if not rows:
         what = " that meets --where" if options.where else ""
+        what += " with a validation mAP, which --best needs," if options.best else ""
         raise UserError(f"no finished run{what} in {', '.join(map(str, options.results))}")
     if options.figures:
         figures = import_module("reporting.figures")  # imports matplotlib, which tables do not need
         print(f"figures: {', '.join(map(str, figures.write(rows, options.figures)))}", file=sys.stderr)
     if options.html:
         page, command = import_module("reporting.page"), shlex.join(["report.py", *arguments])
-        text = page.make(rows, baseline, notes, runs.left_out, options.results, command)
-        write_text(options.html, text)
+        write_text(options.html, page.make(rows, baseline, notes, left_out, options.results, command))
         print(f"page: {options.html}", file=sys.stderr if options.latex else sys.stdout)
 
 
-def parse(argv: list[str] | None) -> argparse.Namespace:
-    """Raises UserError if an output would replace a file that this command did not write."""
+def parse(argv: list[str]) -> argparse.Namespace:
     parser = OneLineParser(__doc__)
-    parser.add_argument("results", nargs="*", type=Path, help="folders of runs, or runs (default: results)")
+    add = parser.add_argument
+    add("results", nargs="*", type=Path, default=[Path("results")], help="folders of runs, or runs (default: results)")
     help = "only runs with these settings; several values of one name are alternatives"
-    parser.add_argument("--where", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=help)
+    add("--where", nargs="+", action="extend", default=[], metavar="NAME=VALUE", help=help)
     help = f"one row per setting with these columns: {', '.join(tables.COLUMNS)}, a setting, a figure of test.json"
-    parser.add_argument("--columns", nargs="+", metavar="NAME", help=help)
-    parser.add_argument("--per-class", action="store_true", help="test AP of every class, rows across")
-    parser.add_argument("--best", action="store_true", help="only the setting of each method that validation chooses")
-    help = "intervals of the test mAP over N resamplings of the test images"
-    parser.add_argument("--bootstrap", type=int, default=0, metavar="N", help=help)
-    help = "print LaTeX (booktabs) instead of Markdown; with differences only if --baseline is given"
-    parser.add_argument("--latex", action="store_true", help=help)
-    parser.add_argument("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
-    help = "write one page with tables, charts, the trials of tune.py and a gallery"
-    parser.add_argument("--html", type=Path, metavar="FILE", help=help)
-    parser.add_argument("--figures", metavar="DIR", help="write figures for a paper, as PDF and PNG")
+    add("--columns", nargs="+", metavar="NAME", help=help)
+    add("--per-class", action="store_true", help="test AP of every class, rows across")
+    add("--best", action="store_true", help="only the setting of each method that validation chooses")
+    add("--bootstrap", type=int, metavar="N", help="intervals of the test mAP over N resamplings of the images")
+    add("--latex", action="store_true", help="print LaTeX (booktabs); with differences only if --baseline is given")
+    add("--csv", type=Path, help="file for all rows (default: RESULTS/summary.csv, for one RESULTS)")
+    add("--html", type=Path, metavar="FILE", help="write a page with tables, charts, trials of tune.py and a gallery")
+    add("--figures", metavar="DIR", help="write figures for a paper, as PDF and PNG")
     help = "line or method that others are compared with (default: the first that trains and is no oracle)"
-    parser.add_argument("--baseline", metavar="LINE", help=help)
-    parser.add_argument("--watch", action="store_true", help="show the unfinished runs and how far they are")
-    parser.add_argument("--overwrite", action="store_true", help="replace files of other origin at --csv and --html")
+    add("--baseline", metavar="LINE", help=help)
+    add("--watch", action="store_true", help="show the unfinished runs and how far they are")
+    add("--overwrite", action="store_true", help="replace files of other origin at --csv and --html")
     options = parser.parse_intermixed_args(argv)
-    options.results = options.results or [Path("results")]
-    outputs = {"--csv": options.csv, "--html": options.html}
     ours = (b"mean,deviation,n,", b"class,", b"dataset,class,", b"<!doctype html>")
-    check_outputs(outputs, options.overwrite, ours)
+    check_outputs({"--csv": options.csv, "--html": options.html}, options.overwrite, ours)
     return options
 
 
 def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], options: argparse.Namespace) -> None:
-    comment, bold = "% " if options.latex else "", []
+    blank, comment, bold = ("", "% ", []) if options.latex else ("\n", "", [])
     if options.per_class:
         frame = tables.per_class(rows)
     elif options.columns:
@@ -96,11 +91,10 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
         frame = tables.pivot(rows, (lambda row: tables.spread(row.test)) if options.latex else tables.cell)
         bold = [(row.known, row.line, row.dataset) for row in compare.winners(rows)]
     print(tables.render(frame, options.latex, bold))
-    chosen_by = "; ".join(dict.fromkeys(row.chosen_by for row in rows if row.trained))
-    counts = ", ".join(sorted({row.count for row in rows}))
-    print(f"{'' if options.latex else chr(10)}{comment}mean ± standard deviation over seeds and draws, n {counts}"
-          + (f"; epoch chosen by {chosen_by}" if chosen_by else "")
-          + ("; bold: chosen by validation mAP" if bold else ""))  # fmt: skip
+    about = f"mean ± standard deviation over seeds and draws, n {', '.join(sorted({row.count for row in rows}))}"
+    if chosen_by := dict.fromkeys(row.chosen_by for row in rows if row.trained):
+        about += f"; epoch chosen by {'; '.join(chosen_by)}"
+    print(f"{blank}{comment}{about}{'; bold: chosen by validation mAP' if bold else ''}")
     if options.per_class:
         return
     found, left_out = compare.differences(rows, baseline)
@@ -108,11 +102,10 @@ def print_tables(rows: list[tables.Row], baseline: dict[str, tables.Row], option
         print(f"\n{tables.render(found, options.latex)}")
     if left_out:
         print(f"\n{comment}left out, without two seeds or draws in common with the baseline: {', '.join(left_out)}")
-    for row in rows:
-        if options.bootstrap and len(row.test):
-            low, high = compare.bootstrap(row, options.bootstrap)
-            interval = f"{tables.spread(row.test)}, over test images [{low:.2f}, {high:.2f}]"
-            print(f"{comment}{row.dataset}, {row.line}: {interval}")
+    for row in (row for row in rows if options.bootstrap and len(row.test)):
+        low, high = compare.bootstrap(row, options.bootstrap)
+        score = f"{tables.spread(row.test)}, over test images [{low:.2f}, {high:.2f}]"
+        print(f"{comment}{row.dataset}, {row.line}: {score}")
 
 
 def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
@@ -127,25 +120,19 @@ def write_table(rows: list[tables.Row], options: argparse.Namespace) -> None:
 def watch(options: argparse.Namespace) -> None:
     """The unfinished runs; on a terminal again and again, until there is none."""
     while True:
-        runs = read_runs(options.results, options.where)
+        runs, left_out = read_runs(options.results, options.where)
+        unfinished = [run for run in runs if not run.result]
         if sys.stdout.isatty():
             print("\033[2J\033[H", end="")
-        counts = len(runs.finished), len(runs.unfinished), len(runs.left_out)
-        print("{} finished, {} unfinished, {} unreadable runs".format(*counts))
-        for run in runs.unfinished:
+        finished = len(runs) - len(unfinished)
+        print(f"{finished} finished, {len(unfinished)} unfinished, {len(left_out)} unreadable runs")
+        for run in unfinished:
             written = max(path.stat().st_mtime for path in run.folder.iterdir())
             age = timedelta(seconds=max(0, round(time.time() - written)))
-            print(f"  {run.folder.name}: {progress(run)}, last written {age} ago")
-        if not runs.unfinished or not sys.stdout.isatty():
+            print(f"  {run.folder.name}: {run.progress()}, last written {age} ago")
+        if not unfinished or not sys.stdout.isatty():
             return
         time.sleep(WATCH_SECONDS)
-
-
-def progress(run: Run) -> str:
-    """How far an unfinished run is."""
-    history = read_history(run.folder)
-    best = f", best val mAP {history['val_mAP'].max():.2f}" if history["val_mAP"].notna().any() else ""
-    return f"{len(history)} of {run.config.get('epochs', '?')} epochs{best}"
 
 
 if __name__ == "__main__":

@@ -26,20 +26,20 @@ from util.files import replace_block
 
 DOCS = Path(__file__).resolve().parent
 README = DOCS.parent / "README.md"
+COLUMNS = ("default", "tuned", "chosen settings")
 TEN = ("bce", "an", "wan", "role", "EM", "EM_APL", "hill", "LL_R", "gr", "EM_PL", "CTL")  # oracle and ten methods
 
 
-def tuned_table(path: Path, columns: Iterable[str], methods: Iterable[str] = LOSSES) -> str:
+def tuned_table(name: str, columns: Iterable[str] = COLUMNS, methods: Iterable[str] = LOSSES) -> str:
     """The table of tune.py: methods down, test mAP of default and tuned settings across."""
-    frame = pd.read_csv(path, dtype=str).set_index("method")
-    titles = ("default", "tuned")
-    means = {title: frame[f"{title} validation"].str.split().str[0].astype(float) for title in titles}
+    frame = pd.read_csv(DOCS / f"{name}.csv", dtype=str).set_index("method")
+    means = {title: frame[f"{title} validation"].str.split().str[0].astype(float) for title in ("default", "tuned")}
     return table(frame[list(columns)], pd.DataFrame(means), methods)
 
 
-def runs_table(path: Path) -> str:
+def runs_table(name: str) -> str:
     """The table of report.py's runs: methods down; test mAP, and what a method does."""
-    frame = pd.read_csv(path).set_index("loss")
+    frame = pd.read_csv(DOCS / f"{name}.csv").set_index("loss")
     most = frame["n"].max()  # seeds and draws
     deviation = frame["deviation"].map(" ± {:.2f}".format).where(frame["n"] > 1, "")
     few = frame["n"].map(" (n {})".format).where(frame["n"] < most, "")
@@ -65,24 +65,22 @@ def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
     parser.add_argument("--check", action="store_true", help="fail if the README is not current; write nothing")
     options = parser.parse_args(argv)
-    photos, columns = DOCS / "photos_tuned.csv", ("default", "tuned")
-    all_columns = (*columns, "chosen settings")
     blocks = {
-        "photos": tuned_table(photos, all_columns),
-        "photos 64": tuned_table(DOCS / "photos_tuned_64.csv", all_columns),
-        "linear": tuned_table(DOCS / "linear_tuned.csv", all_columns),
-        "digits tuned": tuned_table(DOCS / "digits_tuned.csv", all_columns),
-        "digits": runs_table(DOCS / "digits_runs.csv"),
+        "photos": tuned_table("photos_tuned"),
+        "photos 64": tuned_table("photos_tuned_64"),
+        "linear": tuned_table("linear_tuned"),
+        "digits tuned": tuned_table("digits_tuned"),
+        "digits": runs_table("digits_runs"),
     }
-    pages = {README: {"photos": tuned_table(photos, columns, TEN)}, DOCS / "results_tables.md": blocks}
+    pages = {README: {"photos": tuned_table("photos_tuned", COLUMNS[:2], TEN)}, DOCS / "results_tables.md": blocks}
     for page, contents in pages.items():
         before = after = page.read_text()
         for name, content in contents.items():
             after = replace_block(after, f"table: {name}", content)
-        if options.check and after != before:
-            raise UserError(f"{page} does not show what docs/*.csv hold; run `python docs/make_tables.py`")
         if not options.check:
             page.write_text(after)
+        elif after != before:
+            raise UserError(f"{page} does not show what docs/*.csv hold; run `python docs/make_tables.py`")
 
 
 if __name__ == "__main__":

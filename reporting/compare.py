@@ -1,20 +1,18 @@
 """Comparisons of rows: paired differences, the setting that validation chooses, intervals over test images."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+from scipy.special import stdtrit  # Student's quantile; scipy.stats takes seconds to import
 
 import metrics
-from reporting.runs import read_predictions
-from reporting.tables import SECTION, Row, arrange, by, spread
-from util.errors import UserError
+from reporting.tables import SECTION, Row, arrange, by, check_names, spread
 
 CONFIDENCE = 0.95  # of every interval
 
 
-@dataclass
-class Paired:
+class Paired(NamedTuple):
     """The mean of the differences of two rows' test mAP, repeat by repeat, with its confidence interval."""
 
     n: int
@@ -29,30 +27,21 @@ class Paired:
 def paired(row: Row, baseline: Row) -> Paired | None:
     """None if fewer than two repeats are common to both. The one result of a teacher alone is compared with every
     repeat. The interval is Student's t."""
-    from scipy.special import stdtrit  # Student's quantile; scipy.stats takes seconds to import
-
     one, other = (one.test if one.trained else one.test.mean() for one in (row, baseline))
     differences = pd.Series(one - other, dtype=float).dropna()
-    n, mean = len(differences), float(differences.mean())
-    if n < 2:
-        return None
-    half = float(stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * differences.sem())
-    return Paired(n, mean, mean - half, mean + half)
+    n, mean = len(differences), differences.mean()
+    half = stdtrit(n - 1, 0.5 + CONFIDENCE / 2) * differences.sem()
+    return Paired(n, mean, mean - half, mean + half) if n > 1 else None
 
 
-def baselines(rows: list[Row], line: str | None = None) -> dict[str, Row]:
-    """{data set: the row that others are compared with}: the row of that line, or of that method the one with its
-    defaults; without a line the first that trains and is no oracle. Raises UserError if there is no such row."""
-    chosen = {}
-    for exact in (True, False):
-        for row in rows:
-            fits = (row.line if exact else row.loss) == line if line else row.trained and not row.oracle
-            if fits:
-                chosen.setdefault(row.dataset, row)
-    if line and not chosen:
-        known = ", ".join(dict.fromkeys(row.line for row in rows))
-        raise UserError(f"--baseline {line}: there is no such line; there are {known}")
-    return chosen
+def baselines(rows: list[Row], name: str | None) -> dict[str, Row]:
+    """{data set: the row that others are compared with}: the row whose line has this name, else the first row of the
+    method; without a name the first row that trains and is no oracle."""
+    fair = [row for row in rows if row.trained and not row.oracle]
+    if name:
+        check_names("--baseline", [name], dict.fromkeys(text for row in rows for text in (row.line, row.loss)))
+        fair = sorted((row for row in rows if name in (row.line, row.loss)), key=lambda row: row.line != name)
+    return {dataset: members[0] for dataset, members in by(fair, lambda row: row.dataset).items()}
 
 
 def differences(rows: list[Row], baseline: dict[str, Row]) -> tuple[pd.DataFrame, list[str]]:
@@ -63,10 +52,10 @@ def differences(rows: list[Row], baseline: dict[str, Row]) -> tuple[pd.DataFrame
         if row is base or row.test.empty or base.test.empty:
             continue
         if found := paired(row, base):
+            mean, interval = str(found).split(" ", 1)
             names = {SECTION: row.known, "dataset": row.dataset, "loss": row.line, "minus": base.line}
-            interval = f"[{found.low:+.2f}, {found.high:+.2f}]"
-            figures = {"test mAP": f"{found.mean:+.2f}", f"{100 * CONFIDENCE:.0f} % interval": interval}
-            records.append(names | figures | {"pairs": str(found.n)})
+            figures = {"test mAP": mean, f"{100 * CONFIDENCE:.0f} % interval": interval, "pairs": str(found.n)}
+            records.append(names | figures)
         else:
             left_out.append(f"{row.line} on {row.dataset}")
     return pd.DataFrame(records), left_out
@@ -77,25 +66,24 @@ def selections(rows: list[Row]) -> list[str]:
     reported, because choosing by test mAP would make the test set choose its own number."""
     warnings, scored = [], [row for row in rows if len(row.test)]
     for (loss, dataset, _), members in by(scored, lambda row: (row.loss, row.dataset, row.known)).items():
-        if len(members) < 2:
-            continue
-        text = f"warning: {len(members)} settings of {loss} on {dataset} are compared by test mAP; report the one that "
-        if len({row.chosen_by for row in members}) > 1 or any(row.val.empty for row in members):
-            text += "validation mAP chooses; not all of them were validated on the same labels"
-        else:
-            row = ranked(members)[0]
-            text += f"validation mAP chooses: {row.line}, val {row.val.mean():.2f}, test {spread(row.test)}"
-        warnings.append(text)
+        best = ranked(members)[0]
+        choice = f": {best.line}, val {best.val.mean():.2f}, test {spread(best.test)}"
+        if any(row.val.empty or row.chosen_by != best.chosen_by for row in members):
+            choice = "; not all of them were validated on the same labels"
+        if len(members) > 1:
+            text = "settings of {} on {} are compared by test mAP; report the one that validation mAP chooses"
+            warnings.append(f"warning: {len(members)} {text.format(loss, dataset)}{choice}")
     return warnings
 
 
-def bootstrap(row: Row, resamples: int, seed: int = 0) -> tuple[float, float]:
+def bootstrap(row: Row, resamples: int) -> tuple[float, float]:
     """The interval of a row's mean test mAP over resampled test images (Efron 1979): its runs are scored on the same
     resampled images, drawn with replacement."""
-    random, scores = np.random.RandomState(seed), []
-    predictions = [read_predictions(run.folder)[1:] for run in row.runs]
+    random, scores = np.random.RandomState(0), []
+    predictions = [run.predictions()[1:] for run in row.runs]
+    images = len(predictions[0][0])
     for _ in range(resamples):
-        chosen = random.randint(len(predictions[0][0]), size=len(predictions[0][0]))
+        chosen = random.randint(images, size=images)
         scores.append(np.mean([metrics.mean_average_precision(p[chosen], true[chosen]) for p, true in predictions]))
     tail = 50 * (1 - CONFIDENCE)
     return tuple(np.percentile(scores, [tail, 100 - tail]).tolist())
@@ -111,20 +99,18 @@ def unequal(rows: list[Row]) -> list[str]:
     that select equal ones."""
     notes = []
     for dataset, members in by((row for row in rows if row.trained), lambda row: row.dataset).items():
-        groups = by(members, lambda row: tuple(run.repeat for run in row.runs))
-        if len(groups) < 2:
-            continue
-        which = []
-        for repeats, some in groups.items():
-            methods = ", ".join(dict.fromkeys(row.loss for row in some))
-            which.append(f"{' '.join(f'{draw}:{seed}' for draw, seed in repeats)} of {methods}")
-        common = set.intersection(*map(set, groups))
-        draws, seeds = ({repeat[place] for repeat in common} for place in (0, 1))
-        conditions = [f"draw={draw}" for draw in sorted(draws)]
-        if any(repeat[0] in draws for repeats in groups for repeat in set(repeats) - common):
-            conditions += [f"seed={seed}" for seed in sorted(seeds)]
+        groups = by(members, lambda row: row.repeats)
+        repeats = [{run.repeat for run in some[0].runs} for some in groups.values()]
+        common = set.intersection(*repeats)
+        draws, seeds = (sorted({repeat[place] for repeat in common}) for place in (0, 1))
+        conditions = [f"draw={draw}" for draw in draws]
+        if any(draw in draws for draw, _ in set.union(*repeats) - common):
+            conditions += [f"seed={seed}" for seed in seeds]
         advice = f"--where {' '.join(conditions)} compares equal ones" if common else "none is common to all"
-        notes.append(f"methods on {dataset} have different runs (draw:seed): {'; '.join(which)}; {advice}")
+        methods = {text: ", ".join(dict.fromkeys(row.loss for row in some)) for text, some in groups.items()}
+        which = "; ".join(f"{text} of {names}" for text, names in methods.items())
+        if len(groups) > 1:
+            notes.append(f"methods on {dataset} have different runs (draw:seed): {which}; {advice}")
     return notes
 
 
@@ -133,13 +119,11 @@ def best(rows: list[Row]) -> tuple[list[Row], list[str]]:
     note for each choice. Rows without validation mAP do not compete."""
     chosen, notes = [], []
     for members in by(rows, lambda row: (row.dataset, row.known, row.loss)).values():
-        fair = [row for row in members if len(row.val) and row.chosen_by == members[0].chosen_by]
-        if fair:
-            chosen.append(row := ranked(fair)[0])
-            if len(fair) > 1:
-                notes.append(f"chosen by validation mAP among {len(fair)} settings on {row.dataset}: {row.line}")
-    if not chosen:
-        raise UserError("--best: none of these runs has a validation mAP")
+        fair = ranked([row for row in members if len(row.val) and row.chosen_by == members[0].chosen_by])
+        chosen += fair[:1]
+        if len(fair) > 1:
+            choice = f"{len(fair)} settings on {fair[0].dataset}: {fair[0].line}"
+            notes.append(f"chosen by validation mAP among {choice}")
     return arrange(chosen), notes
 
 

@@ -3,9 +3,9 @@
 import base64
 import io
 import tempfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -16,7 +16,7 @@ from config import Config
 from datasets import files, load
 from datasets.pixels import rgb
 from pseudo_labels import rules
-from reporting.runs import Run, read_per_class, read_predictions
+from reporting.runs import Run
 from util.devices import default_workers
 from util.errors import UserError
 
@@ -26,32 +26,20 @@ PER_CLASS, CLASSES = 3, 24  # mistakes of each kind of a class, and classes (tho
 KINDS = ("none", "missed", "extra", "hit")  # of a label: neither true nor predicted, true, predicted, both
 
 
-class Card(NamedTuple):
-    """An image with its labels.
-
-    labels   name, probability, one of KINDS, marks for observed labels and pseudo-labels
-    picture  a data URI, or "" if the file cannot be read
-    """
-
-    name: str
-    headline: str
-    labels: list[tuple[str, float, str, str]]
-    picture: str
-
-
 def make(run: Run) -> dict:
-    """The cards of a run's mistakes. A label is predicted if its probability reaches its threshold, which was chosen on
-    validation.
+    """A run's mistakes. A label is predicted if its probability reaches its threshold, which was chosen on validation.
 
     suspects        labels that are predicted and not true, the most probable first: image, class, probability;
                     csv: the same as a data URI
     missing_labels  cards of the first suspects
     by_class        (class, number of mistakes, cards of the worst ones), classes with most mistakes first
+
+    A card has an image's name, a headline, the labels (name, probability, one of KINDS, marks for observed labels and
+    pseudo-labels), and the picture as a data URI, "" if the file cannot be read.
     """
-    config = Config(**run.config)
-    images, probs, true = read_predictions(run.folder)
-    classes = read_per_class(run.folder)
-    names, predicted = classes.index, probs >= classes["threshold"].to_numpy()
+    config, names = Config(**run.config), run.per_class.index
+    images, probs, true = run.predictions()
+    predicted = probs >= run.per_class["threshold"].to_numpy()
     kinds = 2 * predicted + (true == 1)
 
     # The mistakes, the worst first, and those that are shown
@@ -73,24 +61,30 @@ def make(run: Run) -> dict:
     if absent := sum(not picture for picture in pictures.values()):
         notes.append(f"{absent} of {len(shown)} images are not shown, because no readable files are below {root}")
 
-    def cards(part: pd.DataFrame) -> list[Card]:
-        found = []
-        for row, label, extra in part[["image", "label", "extra"]].itertuples(index=False, name=None):
-            order = np.argsort(-probs[row], kind="stable")
-            chips = [(names[k], probs[row, k], KINDS[kinds[row, k]], marks[row, k]) for k in order
-                     if kinds[row, k] or marks[row, k] or k == label]  # fmt: skip
-            headline = f"{names[label]} {probs[row, label]:.2f}, {'not labelled' if extra else 'missed'}"
-            found.append(Card(str(images[row]), headline, chips, pictures[row]))
-        return found
+    def card(row: int, label: int, extra: bool) -> dict:
+        ranked = np.argsort(-probs[row], kind="stable")
+        listed = [k for k in ranked if kinds[row, k] or marks[row, k] or k == label]
+        return {
+            "name": str(images[row]),
+            "headline": f"{names[label]} {probs[row, label]:.2f}, {'not labelled' if extra else 'missed'}",
+            "labels": [(names[k], probs[row, k], KINDS[kinds[row, k]], marks[row, k]) for k in listed],
+            "picture": pictures[row],
+        }
 
-    table = pd.DataFrame(
-        {"image": images[suspects["image"]], "class": names[suspects["label"]], "probability": suspects["badness"]}
-    )
-    text = table.to_csv(index=False, float_format="%.4f").encode(errors="backslashreplace")
+    def cards(part: pd.DataFrame) -> list[dict]:
+        return [card(*mistake) for mistake in part[["image", "label", "extra"]].itertuples(index=False, name=None)]
+
+    columns = {
+        "image": images[suspects["image"]],
+        "class": names[suspects["label"]],
+        "probability": suspects["badness"],
+    }
+    table = pd.DataFrame(columns)
+    text = table.to_csv(index=False, float_format="%.4f")
     return {
         "run": run,
         "suspects": table,
-        "csv": "data:text/csv;base64," + base64.b64encode(text).decode(),
+        "csv": _data_uri("text/csv", text.encode(errors="backslashreplace")),
         "missing_labels": cards(suspects[:SUSPECTS]),
         "by_class": [(names[k], count, cards(worst[worst["label"] == k])) for k, count in counts.items()],
         "notes": notes,
@@ -99,16 +93,17 @@ def make(run: Run) -> dict:
 
 def _picture(path: Path) -> str:
     """A small JPEG as a data URI; "" if the file is absent or damaged."""
-    try:
-        with Image.open(path) as image:
-            image.draft("RGB", (SIDE, SIDE))
-            image = Image.fromarray(rgb(image))
-            image.thumbnail((SIDE, SIDE))
-            buffer = io.BytesIO()
-            image.save(buffer, format="JPEG", quality=80)
-    except Exception:  # Pillow's formats each raise their own
-        return ""
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
+    buffer = io.BytesIO()
+    with suppress(Exception), Image.open(path) as image:  # Pillow's formats each raise their own
+        image.draft("RGB", (SIDE, SIDE))
+        image = Image.fromarray(rgb(image))
+        image.thumbnail((SIDE, SIDE))
+        image.save(buffer, format="JPEG", quality=80)
+    return _data_uri("image/jpeg", buffer.getvalue()) if buffer.getvalue() else ""
+
+
+def _data_uri(kind: str, content: bytes) -> str:
+    return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 
 def _marks(config: Config, images: np.ndarray, marks: np.ndarray) -> tuple[np.ndarray, Path, list[str]]:
@@ -129,8 +124,7 @@ def _marks(config: Config, images: np.ndarray, marks: np.ndarray) -> tuple[np.nd
             options = dict(batch_size=config.eval_batch_size, device=torch.device("cpu"), workers=default_workers())
             with tempfile.TemporaryDirectory() as folder:
                 scores = teacher.similarities(test, split.classes, Path(folder), **options)
-            options = dict(calibration="none", pool=config.teacher_pool)
-            labels, _, _ = rules.make(rule, config.hparams, scores, test.observed, **options)
+            labels, _, _ = rules.make(rule, config.hparams, scores, test.observed, pool=config.teacher_pool)
             marks += np.where(labels > 0.5, " ◆", "").astype(object)
     except (UserError, KeyError) as error:
         notes.append(f"observed labels or pseudo-labels are not shown: {error}")

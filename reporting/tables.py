@@ -8,7 +8,7 @@ import pandas as pd
 
 from datasets import DATASETS
 from losses import LOSSES
-from reporting.runs import Run, natural, read_per_class
+from reporting.runs import Run, natural
 from util.errors import UserError, printable
 from util.files import digest
 
@@ -16,16 +16,17 @@ ORACLES, SINGLE = "oracles", "single positives"
 
 
 class Row:
-    """The runs of one setting.
+    """The finished runs of one setting.
 
     setting         the identity without seed and draw;  shown  the same as text
     distinguishing  {setting: value} that name it among the rows of its method and data set
+    draws, seeds    sorted, without repetition
     test, val       mAP in percent, indexed by draw and seed; empty if one of the runs has none
     figures         means of the other numbers of test.json
     chosen_by       what chose the epoch
     known           which labels were known: ORACLES, SINGLE, or the number of known labels per image
     trained         whether the runs train something; a teacher alone has one result, without a seed
-    published       the published test mAP, if the runs repeat it
+    published       the published test mAP, if the runs repeat it;  difference  of the row from it
     number          its place among all rows
     """
 
@@ -38,23 +39,24 @@ class Row:
         self.shown = {name: first.shown[name] for name in first.setting}
         self.dataset, self.loss = self.shown["dataset"], self.shown["loss"]
         self.distinguishing: dict[str, str] = {}
-        repeats = pd.MultiIndex.from_tuples([run.repeat for run in self.runs])
-        results = pd.DataFrame([{"test_mAP": None, "val_mAP": None} | run.result for run in self.runs], repeats)
+        repeats = [run.repeat for run in self.runs]
+        self.draws, self.seeds = (sorted(set(numbers)) for numbers in zip(*repeats, strict=True))
+        results = [{"test_mAP": None, "val_mAP": None} | run.result for run in self.runs]
+        results = pd.DataFrame(results, pd.MultiIndex.from_tuples(repeats))
         scores = (results[name].astype(float) for name in ("test_mAP", "val_mAP"))
         self.test, self.val = (values if values.notna().all() else values[:0] for values in scores)
         figures = results.filter(regex="^test_").select_dtypes("number").dropna(axis=1).mean()
         self.figures = {name.removeprefix("test_"): value for name, value in figures.items()}
         self.chosen_by = first.result["chosen_by"]
-        method, known = LOSSES.get(self.loss), first.result["known_labels"]
+        method, known = LOSSES.get(self.loss), first.result["known_labels"]  # None: a method that was removed
         self.trained = method is None or method.loss is not None
         self.oracle = method is not None and method.oracle
-        self.known = "{positive:.2f} positive, {negative:.2f} negative known labels per image".format(**known)
-        if self.oracle:
-            self.known = ORACLES
-        elif known["positive"] <= 1 and known["negative"] == 0:
-            self.known = SINGLE
+        single = known["positive"] <= 1 and known["negative"] == 0
+        counts = "{positive:.2f} positive, {negative:.2f} negative known labels per image".format(**known)
+        self.known = ORACLES if self.oracle else SINGLE if single else counts
         published = {run.result.get("published") for run in runs}
         self.published = published.pop() if len(published) == 1 else None
+        self.difference = self.published and self.test.mean() - self.published
 
     def name(self, without: Iterable[str] = ()) -> str:
         """The method with the distinguishing settings, but for those that a table shows elsewhere."""
@@ -68,12 +70,18 @@ class Row:
     @property
     def count(self) -> str:
         """n, with the number of draws if there are several."""
-        draws = len({run.repeat[0] for run in self.runs})
-        return f"{len(self.runs)}" + (f" ({draws} draws)" if draws > 1 else "")
+        return f"{len(self.runs)}" + (f" ({len(self.draws)} draws)" if len(self.draws) > 1 else "")
+
+    @property
+    def repeats(self) -> str:
+        """draw:seed of each run."""
+        return " ".join("{}:{}".format(*run.repeat) for run in self.runs)
 
 
 def group(runs: list[Run]) -> list[Row]:
-    return arrange([Row(members) for members in by(runs, lambda run: digest(run.setting)).values()])
+    """The rows of the finished runs."""
+    finished = (run for run in runs if run.result)
+    return arrange([Row(members) for members in by(finished, lambda run: digest(run.setting)).values()])
 
 
 def arrange(rows: list[Row]) -> list[Row]:
@@ -120,10 +128,16 @@ def place(known: Iterable[str], name: str) -> tuple[int, str]:
     return (names.index(name) if name in names else len(names), name)
 
 
+def check_names(option: str, names: Iterable[str], known: Iterable[str]) -> None:
+    """Raises UserError if a name given with an option is not among the known ones."""
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"{option} {unknown[0]}: no such name; there are {', '.join(known)}")
+
+
 # Cells
 
 
-def spread(values: pd.Series | dict | list) -> str:
+def spread(values: pd.Series | list[float]) -> str:
     """Mean ± standard deviation; a dash if there are no values."""
     values = pd.Series(values, dtype=float)
     return or_dash(values.mean()) + (f" ± {values.std():.2f}" if len(values) > 1 else "")
@@ -137,12 +151,8 @@ def cell(row: Row) -> str:
     """Test mAP with n, validation mAP, the published number and the difference from it."""
     parts = [f"n {row.count}"] + ([] if row.val.empty else [f"val {row.val.mean():.2f}"])
     if row.published is not None:
-        parts.append(f"published {row.published:.2f}, {row.test.mean() - row.published:+.2f}")
+        parts.append(f"published {row.published:.2f}, {row.difference:+.2f}")
     return f"{spread(row.test)} ({'; '.join(parts)})"
-
-
-def _repeats(row: Row, level: int) -> str:
-    return " ".join(map(str, sorted({run.repeat[level] for run in row.runs})))
 
 
 COLUMNS: dict[str, Callable[[Row], str]] = {
@@ -150,10 +160,10 @@ COLUMNS: dict[str, Callable[[Row], str]] = {
     "test": lambda row: spread(row.test),
     "val": lambda row: spread(row.val),
     "n": lambda row: row.count,
-    "seeds": lambda row: _repeats(row, 1),
-    "draws": lambda row: _repeats(row, 0),
+    "seeds": lambda row: " ".join(map(str, row.seeds)),
+    "draws": lambda row: " ".join(map(str, row.draws)),
     "published": lambda row: or_dash(row.published),
-    "difference": lambda row: or_dash(row.published and row.test.mean() - row.published, "+.2f"),
+    "difference": lambda row: or_dash(row.difference, "+.2f"),
     "chosen_by": lambda row: row.chosen_by,
     "known": lambda row: row.known,
 }
@@ -177,9 +187,8 @@ def pivot(rows: list[Row], cell: Callable[[Row], str] = cell) -> pd.DataFrame:
 
 def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
     """A row for each setting; columns are names of COLUMNS, of figures of test.json, or of settings."""
-    names = [*COLUMNS, *sorted({name for row in rows for name in (*row.figures, *row.shown)} - COLUMNS.keys())]
-    if unknown := [name for name in columns if name not in names]:
-        raise UserError(f"--columns {unknown[0]}: there is no such column; there are {', '.join(names)}")
+    more = {name for row in rows for name in (*row.figures, *row.shown)} - COLUMNS.keys()
+    check_names("--columns", columns, [*COLUMNS, *sorted(more)])
     if len({row.dataset for row in rows}) > 1 and "dataset" not in columns:
         columns = ["dataset", *columns]
 
@@ -195,7 +204,7 @@ def flat(rows: list[Row], columns: list[str]) -> pd.DataFrame:
 
 def mean_per_class(row: Row) -> pd.DataFrame:
     """test_positives and test_AP by class, mean over the row's runs."""
-    found = pd.concat([read_per_class(run.folder) for run in row.runs])
+    found = pd.concat([run.per_class for run in row.runs])
     return found.groupby(level=0, sort=False)[["test_positives", "test_AP"]].mean()
 
 
@@ -203,9 +212,8 @@ def per_class(rows: list[Row]) -> pd.DataFrame:
     """Test AP in percent: classes down, the rows with a test score across, mean ± deviation."""
     frames = {}
     for dataset, members in by((row for row in rows if len(row.test)), lambda row: row.dataset).items():
-        found = {row.line: pd.concat([read_per_class(run.folder)["test_AP"] for run in row.runs], axis=1)
-                 for row in members}  # fmt: skip
-        frames[dataset] = pd.DataFrame({line: scores.apply(spread, axis=1) for line, scores in found.items()})
+        scores = {row.line: pd.concat([run.per_class["test_AP"] for run in row.runs], axis=1) for row in members}
+        frames[dataset] = pd.DataFrame({line: found.apply(spread, axis=1) for line, found in scores.items()})
     if not frames:
         raise UserError("--per-class: none of these runs has a test score")
     frame = pd.concat(frames, names=["dataset", "class"]).fillna("").reset_index()
@@ -230,9 +238,8 @@ def render(frame: pd.DataFrame, latex: bool = False, bold: Iterable[tuple[str, s
     if SECTION in frame:
         parts = []
         for name in sections(frame[SECTION]):
-            head = pd.DataFrame([[title.format(escape(name))] + [""] * (len(columns) - 1)], columns=columns)
-            parts += [head, texts[frame[SECTION] == name]]
-        texts = pd.concat(parts)
+            parts += [pd.DataFrame([{columns[0]: title.format(escape(name))}]), texts[frame[SECTION] == name]]
+        texts = pd.concat(parts)[columns].fillna("")
     texts.columns = [escape(name) for name in columns]
     if latex:
         form = "".join("l" if name == columns[0] or name in WORDS else "r" for name in columns)
@@ -256,10 +263,9 @@ LATEX = str.maketrans(
 def to_csv(rows: list[Row]) -> str:
     """A line for each setting: figures, repeats (draw:seed) with their mAPs in the same order, and every setting."""
     records = [
-        {"mean": row.test.mean(), "deviation": row.test.std(), "n": len(row.runs)}
-        | {"repeats": " ".join("{}:{}".format(*run.repeat) for run in row.runs)}
-        | {f"{name}_mAPs": " ".join(map(str, scores)) for name, scores in (("test", row.test), ("val", row.val))}
-        | {name: getattr(row, name) for name in ("known", "published", "chosen_by")}
+        {"mean": row.test.mean(), "deviation": row.test.std(), "n": len(row.runs), "repeats": row.repeats}
+        | {"test_mAPs": " ".join(map(str, row.test)), "val_mAPs": " ".join(map(str, row.val))}
+        | {"known": row.known, "published": row.published, "chosen_by": row.chosen_by}
         | row.setting
         for row in rows
     ]

@@ -202,30 +202,30 @@ def test_the_gallery_puts_the_most_probable_unlabelled_labels_first(results, tmp
         csv.writer(file).writerows(
             [("class", "test_positives", "test_AP", "threshold"), *((n, 1, 9, 0.5) for n in NAMES)]
         )
-    made = gallery.make(report.read_runs([run], []).finished[0])
+    made = gallery.make(report.read_runs([run], [])[0][0])
     assert made["suspects"].values.tolist() == [
         [images[3], NAMES[0], pytest.approx(0.99)],
         [images[7], NAMES[2], pytest.approx(0.95)],
     ]
-    assert [card.name for card in made["missing_labels"]] == [images[3], images[7]]
-    by_class = {name: [card.headline for card in cards] for name, _, cards in made["by_class"]}
+    assert [card["name"] for card in made["missing_labels"]] == [images[3], images[7]]
+    by_class = {name: [card["headline"] for card in cards] for name, _, cards in made["by_class"]}
     assert by_class[NAMES[1]] == [f"{NAMES[1]} 0.02, missed"]
-    kinds = {name: kind for name, _, kind, _ in made["missing_labels"][0].labels}
+    kinds = {name: kind for name, _, kind, _ in made["missing_labels"][0]["labels"]}
     assert kinds[NAMES[0]] == "extra"
-    assert made["missing_labels"][0].picture.startswith("data:image/jpeg;base64,")
+    assert made["missing_labels"][0]["picture"].startswith("data:image/jpeg;base64,")
     assert list(made["suspects"]) == ["image", "class", "probability"]
 
 
 @pytest.mark.parametrize("gone", ["toy/images", "toy"])
 def test_a_gallery_without_the_images_or_the_data_set_has_a_note(results, gone):
-    run = report.read_runs([next(results.glob("EM_PL_0_*"))], []).finished[0]
+    run = report.read_runs([next(results.glob("EM_PL_0_*"))], [])[0][0]
     place = results.parent / "data" / gone
     place.rename(results.parent / "elsewhere")
     try:
         made = gallery.make(run)
     finally:
         (results.parent / "elsewhere").rename(place)
-    assert made["missing_labels"] and not any(card.picture for card in made["missing_labels"])
+    assert made["missing_labels"] and not any(card["picture"] for card in made["missing_labels"])
     assert "images are not shown, because no readable files are below" in made["notes"][-1]
 
 
@@ -280,7 +280,7 @@ def test_a_data_set_with_unknown_test_labels_has_reasons_in_the_place_of_empty_c
 
 
 def test_figures_name_the_method_of_the_pseudo_labels_and_have_bars_from_zero(results):
-    rows = tables.group(report.read_runs([results], ["loss=EM_PL", "threshold=0.2"]).finished)
+    rows = tables.group(report.read_runs([results], ["loss=EM_PL", "threshold=0.2"])[0])
     bars, quality = (Figure().subplots() for _ in range(2))
     assert figures.test_scores(bars, rows) and figures.pseudo_label_quality(quality, rows)
     assert bars.get_xlim()[0] == 0

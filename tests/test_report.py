@@ -160,12 +160,12 @@ def test_conditions_and_columns_choose_rows_and_figures(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["--where", "dataset"], "--where takes NAME=VALUE"),
-        (["--where", "nothing=3"], "no run has such a setting; there are dataset, loss"),
+        (["--where", "dataset"], "--where dataset: NAME=VALUE is expected"),
+        (["--where", "nothing=3"], "the names are dataset, loss"),
         (["--where", "dataset=cub"], "no finished run that meets --where"),
-        (["--columns", "nothing"], "there is no such column; there are loss, test"),
-        (["--best"], "none of these runs has a validation mAP"),
-        (["--baseline", "nothing"], "there is no such line; there are"),
+        (["--columns", "nothing"], "--columns nothing: no such name; there are loss, test"),
+        (["--best"], "no finished run with a validation mAP"),
+        (["--baseline", "nothing"], "--baseline nothing: no such name; there are an"),
         (["--csv", "."], "is not the name of a file"),
         (["--csv", ""], "is not the name of a file"),
         (["--csv", "{run}/test.json"], "exists already; name a new file, or replace it with --overwrite"),
@@ -286,7 +286,7 @@ def test_classes_intervals_over_test_images_and_figures(tmp_path, capsys):
             with_predictions(write_run(results, "coco", loss, seed, 70.0 + seed, val=69.0, **more), seed)
     out = lines(capsys, results, "--per-class")
     assert "| None | 70.00 ± 0.00 | 70.00 ± 0.00 | 70.00 ± 0.00 |" in out
-    (row, *_) = tables.group(report.read_runs([results], []).finished)
+    (row, *_) = tables.group(report.read_runs([results], [])[0])
     low, high = compare.bootstrap(row, 50)
     assert 50 < low < high < 100 and (low, high) == compare.bootstrap(row, 50)
     report.main([str(results), "--figures", str(tmp_path / "figures")])

@@ -70,7 +70,7 @@ def test_of_all_methods_those_that_lack_what_they_read_are_left_out(folder, monk
 
 def test_settings_without_effect_are_not_suggested(folder):
     config = tune.configuration.parse(["-d", "photos", "-l", "CTL", "-g", "cpu", "--data-root", f"{folder}/data"])
-    task = tune.Task(config, optuna.create_study())
+    task = tune.Task(config, None, optuna.create_study())
     fixed = {"linear_lr": 1e-3, "teacher_views": "tiles", "calibrate": "matrix"}
     trial = optuna.trial.FixedTrial(fixed | {name: s.default for name, s in config.method.settings.items()})
     suggested = task.suggest(trial)
