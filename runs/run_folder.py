@@ -39,7 +39,7 @@ from runs.checkpoints import RESTART
 from runs.plots import Events, draw_curves, draw_figure
 from util import distributed
 from util.errors import UserError
-from util.files import atomic, digest, locked, read_json, write_arrays, write_json
+from util.files import atomic, digest, locked, read_json, write_json
 
 
 def identity(config: Config) -> dict:
@@ -174,7 +174,8 @@ class Run:
             saved.write(self.folder, model, metadata)
         self.write_history(history)  # again: the process that wrote last.pt may have died before it was written
         if predictions is not None:
-            write_arrays(self.folder / "predictions.npz", **predictions)
+            with atomic(self.folder / "predictions.npz") as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **predictions)
             with atomic(self.folder / "per_class.csv") as temporary:
                 with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                     writer = csv.DictWriter(file, fieldnames=list(per_class[0]))

@@ -4,13 +4,12 @@ Everything is written through `atomic`, so a process that is killed at any momen
 one. Whatever a library raises while it reads a file becomes one line by `reading`.
 """
 
-import errno
 import hashlib
 import json
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from util.errors import UserError, describe_error
 
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # of some network file systems
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -33,36 +31,24 @@ def atomic(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            sync(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
-            sync(path.parent)
         finally:
-            with suppress(OSError):  # the folder may be gone
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path, hint: str = "make room there, or write to a different folder") -> Iterator[None]:
+    """Turn the system's refusal to write a file into one line: UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({describe_error(error)}); make room there, or write to a different folder"
-        ) from None
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk. Some network file systems do not support this for folders."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError) if path.is_dir() else nullcontext():
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise UserError(f"{path} cannot be written ({describe_error(error)}); {hint}") from None
 
 
 def writable_folder(folder: Path, option: str) -> Path:
@@ -79,7 +65,7 @@ def write_text(path: str | Path, text: str) -> None:
     file name in a different encoding, is escaped."""
     path, content = Path(path), text.encode(errors="backslashreplace")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        with _writing(path):
+        with writing(path):
             path.write_bytes(content)
         return
     with locked(path), atomic(path) as temporary:
@@ -116,11 +102,6 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
     with atomic(path) as temporary, open(temporary, "wb") as file:
         # NumPy writes to a real file by C calls that do not report a full disk
         np.lib.format.write_array(SimpleNamespace(write=file.write), np.asarray(array), allow_pickle=False)
-
-
-def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 @contextmanager
@@ -195,8 +176,9 @@ def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None
         try:
             lock.acquire(timeout=0)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if isinstance(error, Timeout):
                 raise
+            # some network file systems have no locks
             lock = SoftFileLock(path.with_name(f".{path.name}.softlock"))
             lock.acquire(timeout=0)
     except Timeout:

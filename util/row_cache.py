@@ -10,8 +10,7 @@ from typing import BinaryIO
 import numpy as np
 
 from util import distributed
-from util.errors import UserError, describe_error
-from util.files import atomic, locked, sync, write_json
+from util.files import atomic, locked, write_json, writing
 
 SECONDS = 10.0  # between two records of finished rows; a killed process loses the rows since the last one
 
@@ -36,15 +35,10 @@ def cached_rows(
     if distributed.maximum(not path.exists()):
         with locked(path) if distributed.is_main() else nullcontext():
             if distributed.maximum(distributed.is_main() and not path.exists()):
-                try:
-                    if metadata is not None and distributed.is_main():
-                        write_json(path.with_suffix(".json"), metadata)
+                if metadata is not None and distributed.is_main():
+                    write_json(path.with_suffix(".json"), metadata)
+                with writing(path, "make room, or name a different folder with --cache-root. Finished rows are kept"):
                     _compute(path, shape, np.dtype(dtype), rows_from, description)
-                except OSError as error:
-                    raise UserError(
-                        f"{path} cannot be written ({describe_error(error)}); make room, or name a different folder "
-                        "with --cache-root. Finished rows are kept"
-                    ) from None
             distributed.wait_for_file(path)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -80,7 +74,6 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
     distributed.barrier()
     if distributed.is_main():
         os.replace(partial, path)
-        sync(path.parent)
         record.unlink()
 
 
