@@ -29,14 +29,13 @@ from util.errors import UserError
 from util.files import digest
 from util.settings import Setting, keywords, with_settings
 
-TARGETS = ("observed", "true", "pseudo", "index")  # what a loss may read, beside the logits
 CODE = ("losses.", "pseudo_labels.")  # modules whose functions count as code of a method that uses them
 FACTS = ("epochs", "seed")  # what a stateful loss may ask about the run, beside its settings
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What is known about the images of a batch."""
+    """What is known about the images of a batch; losses read these fields by name."""
 
     observed: Tensor
     true: Tensor | None = None
@@ -149,21 +148,24 @@ class Method:
 
     def verify(self, name: str) -> None:
         """Raises UserError if the functions read a target or a setting that nobody declares."""
-        if unknown := [target for target in self.reads() if target not in TARGETS]:
-            raise UserError(f"the loss of {name} reads {unknown[0]!r}; it may read {', '.join(TARGETS)}")
+        targets, settings = Targets.__dataclass_fields__, (*self.all_settings(), *FACTS)
+        faults = [f"{target!r}; it may read {', '.join(targets)}" for target in self.reads() if target not in targets]
         if "pseudo" in self.reads() and self.pseudo_labels is None:
-            raise UserError(f"the loss of {name} reads pseudo-labels, but its record names no rule that makes them")
-        known = (*self.all_settings(), *FACTS)
-        for function in (self.loss, *self.functions(), self.check):
-            if function and (undeclared := [setting for setting in keywords(function) if setting not in known]):
-                raise UserError(f"{function.__name__} of {name} reads the setting {undeclared[0]!r}, which its record "
-                                f"does not declare (it declares {', '.join(known)})")  # fmt: skip
+            faults.append("pseudo-labels, but its record names no rule that makes them")
+        for function in filter(None, (self.loss, *self.functions(), self.check)):
+            undeclared = [setting for setting in keywords(function) if setting not in settings]
+            faults += [
+                f"the setting {setting!r} in {function.__name__}, but declares only {', '.join(settings)}"
+                for setting in undeclared
+            ]
+        if faults:
+            raise UserError(f"the method {name} reads {faults[0]}")
 
     def code_digest(self) -> str:
         """Digest of the loss and the rule, with the functions, classes and constants that they use. Comments,
         docstrings and the layout of the code do not count."""
         rule = self.pseudo_labels
-        pending = [self.loss, self.regulariser, *((rule.score, rule.label, rule.ranking) if rule else ())]
+        pending = [self.loss, self.regulariser, *((rule.score, rule.label) if rule else ())]
         code: dict[str, str] = {}
         while pending:
             part = pending.pop()
