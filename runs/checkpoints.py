@@ -5,8 +5,7 @@ from pathlib import Path
 
 import torch
 
-from util import distributed
-from util.errors import describe_error, quiet
+from util.errors import describe_error
 from util.files import atomic, reading
 
 RESTART = "start the run over with --overwrite"
@@ -23,14 +22,7 @@ def write(path: Path, state: dict) -> None:
 
 def read(path: Path) -> dict:
     """Raises UserError if the file is absent or damaged."""
-    with quiet(), reading(path, "a whole checkpoint", RESTART), zipfile.ZipFile(path) as archive:
+    with reading(path, "a whole checkpoint", RESTART), zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():  # torch.load does not compare checksums
             raise ValueError(f"the checksum of {broken} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Give the model, on all processes, the weights of a checkpoint that the main process reads."""
-    if distributed.is_main():
-        model.load_state_dict(read(path)["model"])
-    distributed.broadcast(model.state_dict().values())

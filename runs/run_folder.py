@@ -49,14 +49,10 @@ def identity(config: Config) -> dict:
     result |= {name: file_identity(result[name]) for name in ("weights", "features") if name in result}
     if "model" in result:
         result["model"] = backbone_identity(config.model)
-    result = {name: _without_time(value) for name, value in result.items()}
+    for name, value in result.items():
+        if isinstance(value, list) and [type(part) for part in value] == [str, int, int]:
+            result[name] = value[:2]  # a file's name and size: to a run, though not to a cache, a copy is the same file
     return result | {"data": files.digest(config.folder), "code": config.method.code_digest()}
-
-
-def _without_time(value: object) -> object:
-    """A file by name and size: to a run a copy is the same file, while caches also compare modification times."""
-    is_file = isinstance(value, list) and [type(part) for part in value] == [str, int, int]
-    return value[:2] if is_file else value
 
 
 def run_name(config: Config) -> str:
@@ -110,9 +106,10 @@ class Run:
         if self.checkpoint is None:
             print(f"run: {self.folder}")
             return
-        same = distributed.all_equal(self.checkpoint["epoch"], self.checkpoint["step"])
-        if not same or self.checkpoint["run"] != self.key:
-            fault = "is of a different run, or not yet the same on all nodes"
+        progress = self.checkpoint["epoch"], self.checkpoint["step"]
+        newest = tuple(distributed.maximum(number) for number in progress)
+        if progress != newest or self.checkpoint["run"] != self.key:
+            fault = "is of a different run, or older on this node than on others"
             raise UserError(f"{self.folder}/last.pt {fault}; run it again in a minute, or {RESTART}")
         training.load_state_dict(self.checkpoint)
         best = training.best["epoch"]
@@ -132,8 +129,10 @@ class Run:
             checkpoints.write(self.folder / "best.pt", {"model": model})
 
     def load_best(self, model: torch.nn.Module) -> None:
-        """Give the model the weights of best.pt."""
-        checkpoints.load_weights(self.folder / "best.pt", model)
+        """Give the model, on all processes, the weights of best.pt, which the main process reads."""
+        if distributed.is_main():
+            model.load_state_dict(checkpoints.read(self.folder / "best.pt")["model"])
+        distributed.broadcast(model.state_dict().values())
 
     def write_history(self, history: list[dict]) -> None:
         with atomic(self.folder / "metrics.jsonl") as temporary:
