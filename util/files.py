@@ -1,7 +1,7 @@
 """Reading and writing files: atomic writes, locks, JSON, arrays, digests.
 
-Everything is written through `atomic`, so a process that is killed at any moment leaves either the old file or the new
-one. Whatever a library raises while it reads a file becomes one line by `reading`.
+A process that is killed at any moment leaves either the old file or the new one (`atomic`). Whatever a library raises
+while it reads a file becomes one line (`reading`).
 """
 
 import hashlib
@@ -26,8 +26,8 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, flush it to the disk and rename it to `path`.
 
-    The temporary name is fixed, so the next writer overwrites the rest of a killed one. Writers of the same
-    file must exclude each other (`locked`). Raises UserError if the file cannot be written.
+    Its name is fixed, so writers of the same file must exclude each other (`locked`); what a killed one has left is
+    overwritten. Raises UserError if the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
@@ -67,30 +67,29 @@ def write_text(path: str | Path, text: str) -> None:
     if path.is_symlink() or (path.exists() and not path.is_file()):
         with writing(path):
             path.write_bytes(content)
-        return
-    with locked(path), atomic(path) as temporary:
-        temporary.write_bytes(content)
+    else:
+        with locked(path), atomic(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def check_outputs(outputs: dict[str, str | Path | None], overwrite: bool, ours: tuple[bytes, ...] = ()) -> None:
-    """Check the files that options name for output, before anything is computed.
+    """Raise UserError, before anything is computed, if an option names no file, the file of a different option, or,
+    without --overwrite, a file that exists already.
 
     outputs  file by option; None: not asked for
     ours     how files begin that the same command wrote before, and may replace
-    Raises UserError for a name that is not a file, for two options with one file, and, without --overwrite, for a
-    file that exists already.
     """
-    seen: dict[Path, str] = {}
+    owners: dict[Path, str] = {}
     for option, path in ((option, Path(name)) for option, name in outputs.items() if name is not None):
+        fault = ""
         if not path.name or path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-            raise UserError(f"{option} {str(outputs[option])!r} is not the name of a file; name a file to write to")
-        if (other := seen.setdefault(path.resolve(), option)) != option:
-            raise UserError(f"{other} and {option} both name {path}; give two files")
-        if path.is_file() and not overwrite:
-            with open(path, "rb") as file:
-                start = file.read(max(map(len, ours), default=0))
-            if not start.startswith(ours):
-                raise UserError(f"{option} {path} exists already; name a new file, or replace it with --overwrite")
+            fault = "is not the name of a file; name a file to write to"
+        elif owners.setdefault(path.resolve(), option) != option:
+            fault = f"is the file of {owners[path.resolve()]}, too; give two files"
+        elif path.is_file() and not overwrite and not (ours and path.read_bytes().startswith(ours)):
+            fault = "exists already; name a new file, or replace it with --overwrite"
+        if fault:
+            raise UserError(f"{option} {str(outputs[option])!r} {fault}")
 
 
 def write_json(path: str | Path, value: object) -> None:
