@@ -98,9 +98,6 @@ class Method:
                    None: nothing is trained, and the pseudo-labels of the test images are the predictions
     equation       the loss per label, as docs/methods.md shows it
     paper          authors, year, identifier
-    at_half        the loss per label at p = 1/2, calculated by hand for the tests, at default settings and before the
-                   first epoch: of five labels that are observed as +1, 0, 0, 0, -1, whose true labels are 1, 1, 1, 0,
-                   0, and whose pseudo-labels are 0, +1, -1 for the labels observed as 0
     settings       the method's own, by name; every keyword-only argument of its functions must be among them
     pseudo_labels  the rule by which a teacher's similarities become pseudo-labels; None: no teacher
     regulariser    a pure function (logits, targets by name, *, settings by name) -> (), added to the mean
@@ -116,7 +113,6 @@ class Method:
     loss: Callable[..., Tensor] | type[Loss] | None
     equation: str
     paper: str
-    at_half: tuple[float, ...] = ()
     settings: dict[str, Setting] = field(default_factory=dict)
     pseudo_labels: Rule | None = None
     regulariser: Callable[..., Tensor] | None = None

@@ -1,7 +1,5 @@
 """Ridnik et al., "Asymmetric Loss for Multi-Label Classification", ICCV 2021, with unknown labels as negatives."""
 
-from math import log
-
 import torch
 from torch import Tensor
 
@@ -22,7 +20,6 @@ ASL = Method(
     equation="observed positive: -(1-p)^gamma_pos log p; other: -p'^gamma_neg log(1-p'), p' = max(p - shift, 0); "
     "the powers are weights without a gradient",
     paper="Ridnik et al. 2021, arXiv 2009.14119",
-    at_half=(log(2) / 2, *4 * [-(0.45**4) * log(0.55)]),
     settings=dict(
         gamma_pos=Setting(1.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 3]"),
         gamma_neg=Setting(4.0, "focus on negatives: the power of p", "[0, inf)", "[0, 6]"),

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Method
-from losses.chen2024 import NLL_7, OFFSET, Q3, SHARED, SLOPE, UNKNOWN, GeneralizedRobust
+from losses.chen2024 import OFFSET, Q3, SHARED, SLOPE, GeneralizedRobust
 from losses.terms import BATCH_16, EXPECTED_POSITIVES, HEAD_RATE, expected_positive_penalty, nlls
 from pseudo_labels.rules import DAMP_RULE
 from util.errors import UserError
@@ -53,7 +53,6 @@ GPR = Method(
     equation="as gr; pseudo-label +1: clamp(1-V, min_weight, max_weight) (rho nll(p) + (1-rho) nll(1-p)); -1: "
     "V nll(1-p); the mean is increased by reg R, R as in epr",
     paper="Tran et al. 2025, arXiv 2508.20381",
-    at_half=(NLL_7, UNKNOWN, 0.4 * NLL_7, NLL_7, NLL_7),
     pseudo_labels=DAMP_RULE,
     settings=dict(
         rho=Setting(0.9, "share of a positive pseudo-label's weight that goes to the positive loss", "[0.5, 1]"),

@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 from losses.base import Method
-from losses.terms import EPS, NLL, SMOOTHING, entropy, nlls
+from losses.terms import EPS, SMOOTHING, entropy, nlls
 from losses.zhou2022 import ALPHA
 from pseudo_labels.rules import THRESHOLD_RULE
 from util.settings import Setting
 
 PAPER = "Xing et al. 2024, arXiv 2310.15985"
+BETA_NEG = "weight of negative pseudo-labels; 0 in the published code"
 
 
 def em_pl(
@@ -59,18 +60,11 @@ EM_PL = Method(
     equation="observed: nll(p) or nll(1-p); pseudo-label +1: beta_pos ((1-s) nll(p) + s nll(1-p)); "
     "pseudo-label -1: beta_neg (s nll(p) + (1-s) nll(1-p)); other unknown: -alpha H(p); s = smoothing",
     paper=PAPER,
-    at_half=(NLL, -0.2 * NLL, 0.7 * NLL, 0.2 * NLL, NLL),
     pseudo_labels=THRESHOLD_RULE,
     settings=dict(
         alpha=ALPHA,
         beta_pos=Setting(0.7, "weight of positive pseudo-labels", "[0, inf)", "[0.1, 2]"),
-        beta_neg=Setting(
-            0.2,
-            "weight of negative pseudo-labels; 0 in the published code",
-            "[0, inf)",
-            "[0.01, 1]",
-            needs="negative_fraction",
-        ),
+        beta_neg=Setting(0.2, BETA_NEG, "[0, inf)", "[0.01, 1]", needs="negative_fraction"),
         smoothing=SMOOTHING,
         eps=EPS,
     ),
@@ -83,7 +77,6 @@ EM_PL_ASL = Method(
     equation="observed or pseudo-label +1: (1-p)^gamma_pos nll(p); -1: p^gamma_neg nll(1-p); "
     "other unknown: -(1-p)^gamma_unknown H(p)",
     paper=PAPER,
-    at_half=(NLL / 4, -NLL / 16, NLL / 4, NLL / 16, NLL / 16),
     pseudo_labels=THRESHOLD_RULE,
     settings=dict(
         gamma_pos=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 4]"),
