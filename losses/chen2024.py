@@ -51,7 +51,7 @@ class GeneralizedRobust(Loss):
         p = torch.sigmoid(logits.detach())
         return torch.sigmoid(self.slope * p + self.offset), torch.exp(-((p - self.mu) ** 2) / (2 * self.sigma**2))
 
-    def per_label(self, logits: Tensor, observed: Tensor, *, q2: float, q3: float, eps: float) -> Tensor:
+    def per_label(self, logits, observed, *, q2, q3, eps):
         nll_pos, nll_neg = nlls(logits, eps)
         k, v = self.weights(logits)
         unknown = v * (k * robust(logits, q2) + (1 - k) * robust(-logits, q3))

@@ -14,50 +14,50 @@ BY_ZHOU = dict(recipe=dict(batch_size=BATCH_16), source="as reported by Zhou et 
 SURE, UNSURE = 0.995, 0.6  # ROLE's first estimates of observed positives; the highest one of unknown labels
 
 
-def bce(logits: Tensor, true: Tensor, *, eps: float) -> Tensor:
+def bce(logits, true, *, eps):
     """Binary cross-entropy on full labels."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(true == 1, nll_pos, nll_neg)
 
 
-def bce_ls(logits: Tensor, true: Tensor, *, smoothing: float, eps: float) -> Tensor:
+def bce_ls(logits, true, *, smoothing, eps):
     """Binary cross-entropy on full labels, smoothed."""
     nll_pos, nll_neg = nlls(logits, eps)
     positive = (1 - smoothing) * nll_pos + smoothing * nll_neg
     return torch.where(true == 1, positive, smoothing * nll_pos + (1 - smoothing) * nll_neg)
 
 
-def iun(logits: Tensor, observed: Tensor, true: Tensor, *, eps: float) -> Tensor:
+def iun(logits, observed, true, *, eps):
     """Ignore unobserved positives: the observed positives and the true negatives (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, torch.where(true == 0, nll_neg, 0.0))
 
 
-def iu(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+def iu(logits, observed, *, eps):
     """Ignore unobserved: binary cross-entropy on the observed labels (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, 0.0))
 
 
-def an(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+def an(logits, observed, *, eps):
     """Assume negative: an unknown label counts as a negative (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, nll_neg)  # differs: observed negatives are refused
 
 
-def an_ls(logits: Tensor, observed: Tensor, *, smoothing: float, eps: float) -> Tensor:
+def an_ls(logits, observed, *, smoothing, eps):
     """Assume negative, smoothed (Cole et al. 2021, section 4.1)."""
     return bce_ls(logits, observed == 1, smoothing=smoothing, eps=eps)
 
 
-def wan(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+def wan(logits, observed, *, eps):
     """Weak assume negative: a positive weighs as much as all L-1 assumed negatives (Cole et al. 2021, section 4.1)."""
     nll_pos, nll_neg = nlls(logits, eps)
     assumed = nll_neg / max(logits.shape[1] - 1, 1)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, assumed))  # differs: -1 is refused
 
 
-def pr(logits: Tensor, observed: Tensor) -> Tensor:
+def pr(logits, observed):
     """Pairwise ranking: an observed positive i costs sum_j max(0, 1 - p_i + p_j) over the labels j that are not known
     to be positive (Cole et al. 2021, appendix)."""
     p, positive = torch.sigmoid(logits), observed == 1
@@ -80,7 +80,7 @@ class OnlineLabelEstimation(Loss):
         first = unsure * (2 * torch.rand(observed.shape, generator=generator(seed, 0)) - 1).to(observed.device)
         self.estimates = nn.Parameter(torch.where(observed == 0, first, sure * observed))
 
-    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor, *, eps: float) -> Tensor:
+    def per_label(self, logits, observed, index, *, eps):
         def cost(own: Tensor, other: Tensor) -> Tensor:
             nll_pos, nll_neg = nlls(own, eps)
             target = torch.sigmoid(other).detach()
@@ -89,7 +89,7 @@ class OnlineLabelEstimation(Loss):
         estimate = self.estimates[index].to(logits.dtype)
         return 0.5 * (cost(logits, estimate) + cost(estimate, logits))
 
-    def regulariser(self, logits: Tensor, index: Tensor, *, expected_positives: float) -> Tensor:
+    def regulariser(self, logits, index, *, expected_positives):
         parts = (logits, self.estimates[index])
         return 0.5 * sum(expected_positive_penalty(part, expected_positives=expected_positives) for part in parts)
 

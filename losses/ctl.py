@@ -5,7 +5,6 @@ unknown label. What was tried, and what it was worth, is in docs/ctl.md.
 """
 
 import torch
-from torch import Tensor
 
 from losses.base import Method
 from losses.terms import EPS, nlls
@@ -13,9 +12,7 @@ from pseudo_labels.rules import SOFT_RULE
 from util.settings import Setting
 
 
-def ctl(
-    logits: Tensor, observed: Tensor, pseudo: Tensor, *, scale: float, negative_weight: float, eps: float
-) -> Tensor:
+def ctl(logits, observed, pseudo, *, scale, negative_weight, eps):
     """Cross-entropy with soft targets whose negative side weighs w = negative_weight / (L - 1), as in WAN.
 
     pseudo  (B, L) float in [0, 1], the calibrated score q

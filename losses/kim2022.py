@@ -22,7 +22,7 @@ RECIPE = dict(batch_size={"*": 16, "digits": None}, head_rate=HEAD_RATE)  # None
 SGD = dict(lr=dict(pascal=5e-3, cub=7.5e-5), optimizer=dict(pascal="sgd"), weight_decay=dict(pascal=1e-3))
 
 
-def an(logits: Tensor, observed: Tensor) -> Tensor:
+def an(logits, observed):
     """Assume negative, without the eps of the other papers."""
     return F.softplus(torch.where(observed == 1, -logits, logits))
 
@@ -50,14 +50,14 @@ class LargeLoss(Loss):
 class Rejection(LargeLoss):
     """LL_R: labels with large losses are left out."""
 
-    def per_label(self, logits: Tensor, observed: Tensor) -> Tensor:
+    def per_label(self, logits, observed):
         return torch.where(is_large(logits, observed, self.share), 0.0, an(logits, observed))
 
 
 class TemporaryCorrection(LargeLoss):
     """LL_Ct: a label with a large loss counts as positive in this step."""
 
-    def per_label(self, logits: Tensor, observed: Tensor) -> Tensor:
+    def per_label(self, logits, observed):
         return torch.where(is_large(logits, observed, self.share), F.softplus(-logits), an(logits, observed))
 
 
@@ -75,7 +75,7 @@ class PermanentCorrection(LargeLoss):
     def start_epoch(self, epoch: int) -> None:
         self.share = (epoch > 1) * self.delta / 100
 
-    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor) -> Tensor:
+    def per_label(self, logits, observed, index):
         observed = observed.masked_fill(self.flipped[index], 1)
         large = is_large(logits, observed, self.share)
         # differs: the code of 2022 flips only losses above the k-th largest, so none if k is 1

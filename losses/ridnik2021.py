@@ -1,13 +1,12 @@
 """Ridnik et al., "Asymmetric Loss for Multi-Label Classification", ICCV 2021, with unknown labels as negatives."""
 
 import torch
-from torch import Tensor
 
 from losses.base import Method
 from util.settings import Setting
 
 
-def asl(logits: Tensor, observed: Tensor, *, gamma_pos: float, gamma_neg: float, shift: float, eps: float) -> Tensor:
+def asl(logits, observed, *, gamma_pos, gamma_neg, shift, eps):
     """ASL (Ridnik et al. 2021, section 2.3): negatives are focused on more than positives, and easy ones ignored."""
     p, q = torch.sigmoid(logits), (torch.sigmoid(-logits) + shift).clamp(max=1)
     focus_pos, focus_neg = (1 - p).detach() ** gamma_pos, (1 - q).detach() ** gamma_neg  # weights, as published

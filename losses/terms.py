@@ -27,7 +27,7 @@ def entropy(logits: Tensor, nll_pos: Tensor, nll_neg: Tensor) -> Tensor:
     return torch.sigmoid(logits) * nll_pos + torch.sigmoid(-logits) * nll_neg
 
 
-def expected_positive_penalty(logits: Tensor, *, expected_positives: float) -> Tensor:
+def expected_positive_penalty(logits, *, expected_positives):
     """R = ((mean over the batch of sum_l p_l) - k)^2 / L^2, k = expected_positives (Cole et al. 2021, section 4.2).
 
     With several processes the value is computed from the whole batch and the gradient from this process's images: the

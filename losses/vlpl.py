@@ -4,7 +4,6 @@ EM, with separate terms for the labels that a vision-language teacher has given 
 """
 
 import torch
-from torch import Tensor
 
 from losses.base import Method
 from losses.terms import EPS, SMOOTHING, entropy, nlls
@@ -16,17 +15,7 @@ PAPER = "Xing et al. 2024, arXiv 2310.15985"
 BETA_NEG = "weight of negative pseudo-labels; 0 in the published code"
 
 
-def em_pl(
-    logits: Tensor,
-    observed: Tensor,
-    pseudo: Tensor,
-    *,
-    alpha: float,
-    beta_pos: float,
-    beta_neg: float,
-    smoothing: float,
-    eps: float,
-) -> Tensor:
+def em_pl(logits, observed, pseudo, *, alpha, beta_pos, beta_neg, smoothing, eps):
     """VLPL's objective (Xing et al. 2024, section 3): EM, with smoothed terms for pseudo-labels."""
     nll_pos, nll_neg = nlls(logits, eps)
     pseudo_pos = beta_pos * ((1 - smoothing) * nll_pos + smoothing * nll_neg)
@@ -36,16 +25,7 @@ def em_pl(
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, guessed))
 
 
-def em_pl_asl(
-    logits: Tensor,
-    observed: Tensor,
-    pseudo: Tensor,
-    *,
-    gamma_pos: float,
-    gamma_unknown: float,
-    gamma_neg: float,
-    eps: float,
-) -> Tensor:
+def em_pl_asl(logits, observed, pseudo, *, gamma_pos, gamma_unknown, gamma_neg, eps):
     """EM_PL with asymmetric focusing in place of weights (in VLPL's published code, not in the paper)."""
     p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
     nll_pos, nll_neg = nlls(logits, eps)

@@ -14,7 +14,7 @@ PAPER = "Zhang et al. 2021, arXiv 2112.07368"
 MARGIN = Setting(1.0, "by which the logits of observed positives are lowered", "[0, inf)", "[0, 2]")
 
 
-def hill(logits: Tensor, observed: Tensor, *, margin: float, gamma: float, hill_lambda: float) -> Tensor:
+def hill(logits, observed, *, margin, gamma, hill_lambda):
     """Hill loss (Zhang et al. 2021, section 3.2): a negative's loss falls again if p comes near 1."""
     p, lowered = torch.sigmoid(logits), logits - margin
     positive = torch.sigmoid(-lowered) ** gamma * F.softplus(-lowered)
@@ -32,7 +32,7 @@ class SelfPacedLossCorrection(Loss):
     def start_epoch(self, epoch: int) -> None:
         self.corrects = epoch > self.warmup_epochs
 
-    def per_label(self, logits: Tensor, observed: Tensor, *, margin: float, gamma: float, tau: float) -> Tensor:
+    def per_label(self, logits, observed, *, margin, gamma, tau):
         logits = torch.where(observed == 1, logits - margin, logits)
         p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
         positive = (observed == 1) | (self.corrects & (observed == 0) & (p > tau))

@@ -20,7 +20,7 @@ ALPHA = Setting(
 CHUNK = 1 << 24  # entries sorted at a time: a sort takes four times the memory of what it sorts
 
 
-def em(logits: Tensor, observed: Tensor, *, alpha: float, eps: float) -> Tensor:
+def em(logits, observed, *, alpha, eps):
     """Entropy maximisation (Zhou et al. 2022, section 3.1)."""
     nll_pos, nll_neg = nlls(logits, eps)
     unknown = -alpha * entropy(logits, nll_pos, nll_neg)
@@ -62,9 +62,7 @@ class AsymmetricPseudoLabels(Loss):
         self.register_buffer("unknown", observed == 0, persistent=False)
         self.register_buffer("soft", torch.full(observed.shape, -1.0))
 
-    def per_label(
-        self, logits: Tensor, observed: Tensor, index: Tensor, *, alpha: float, beta: float, eps: float
-    ) -> Tensor:
+    def per_label(self, logits, observed, index, *, alpha, beta, eps):
         soft = self.soft[index].to(logits.dtype)
         nll_pos, nll_neg = nlls(logits, eps)
         soft_neg = beta * (soft * nll_pos + (1 - soft) * nll_neg)

@@ -37,7 +37,7 @@ class Rule:
         return settings["threshold"] if self.label is threshold_labels else None
 
 
-def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
+def softmax(similarity, *, temperature):
     """Scores: softmax(similarity / temperature) over the labels of each image (Xing et al. 2024, section 3.2).
 
     similarity  (N, L) float, cosine of image and class text; or (N, K, L) of tiles
@@ -47,9 +47,7 @@ def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
     return torch.softmax(rows / temperature, dim=-1).numpy()
 
 
-def threshold_labels(
-    scores: np.ndarray, ranking: np.ndarray | None = None, *, threshold: float, negative_fraction: float
-) -> np.ndarray:
+def threshold_labels(scores, ranking=None, *, threshold, negative_fraction):
     """Labels: a score above the threshold is positive; the int(negative_fraction * L) lowest labels of an image are
     negative, even above the threshold; the teacher abstains from the rest (Xing et al. 2024, section 3.2).
 
@@ -62,9 +60,7 @@ def threshold_labels(
     return labels
 
 
-def damp(
-    whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperature: float, eta: float
-) -> tuple[np.ndarray, np.ndarray]:
+def damp(whole, tiles, observed, *, temperature, eta):
     """Scores of an image and its tiles, AEVLP's DAMP, and the ranking by which it chooses negatives (Tran et al. 2025).
 
     A label's tile score is the largest of its softmax scores over the tiles if that exceeds a bound, else the smallest.
@@ -82,14 +78,7 @@ def damp(
     return (image + tile) / 2, (image + each.mean(axis=1)) / 2
 
 
-def topk_labels(
-    scores: np.ndarray,
-    ranking: np.ndarray | None = None,
-    *,
-    teacher_topk: int,
-    threshold: float,
-    negative_fraction: float,
-) -> np.ndarray:
+def topk_labels(scores, ranking=None, *, teacher_topk, threshold, negative_fraction):
     """Labels: a score is positive if it is among the teacher_topk highest of its image and at least the threshold;
     negative as in `threshold_labels` (Tran et al., ICCV 2025)."""
     labels = threshold_labels(scores, ranking, threshold=np.inf, negative_fraction=negative_fraction)
@@ -100,7 +89,7 @@ def topk_labels(
     return labels
 
 
-def soft_labels(scores: np.ndarray) -> np.ndarray:
+def soft_labels(scores):
     """Labels: the scores themselves, (N, L) float in [0, 1]."""
     return scores
 
