@@ -17,21 +17,16 @@ from util.errors import UserError, describe_error, started_by_torchrun, torchrun
 DRIVER = Path("/proc/driver/nvidia/version")
 
 
-def check_gpu(gpu: str) -> None:
-    """Raises UserError for a text that --gpu does not take."""
-    if gpu not in ("cpu", "mps") and not (gpu.isascii() and gpu.isdecimal()):
-        raise UserError(f"--gpu takes a CUDA index such as 0, or cpu, or mps, not {gpu!r}")
-
-
 def pick_device(gpu: str) -> torch.device:
     """The device of --gpu, or under torchrun the GPU of this process; on a machine without an NVIDIA driver the CPU,
     with a note. Raises UserError if there is a driver and CUDA does not start, rather than train for days on the CPU.
     """
-    check_gpu(gpu)
     if gpu == "mps" and not torch.backends.mps.is_available():
         raise UserError("-g mps needs a Mac with Apple silicon and a PyTorch that was built for it; take -g cpu")
     if gpu in ("cpu", "mps"):
         return torch.device(gpu)
+    if not (gpu.isascii() and gpu.isdecimal()):
+        raise UserError(f"--gpu takes a CUDA index such as 0, or cpu, or mps, not {gpu!r}")
     index = int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else int(gpu)
     if torch.cuda.is_available() and index < torch.cuda.device_count():
         torch.cuda.set_device(index)

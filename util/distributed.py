@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from util.errors import UserError, describe_error, started_by_torchrun
 
-_long_group: dist.ProcessGroup | None = None  # waits days for a run that fills a cache; the default group waits minutes
+_long_group: dist.ProcessGroup | None = None  # waits days, as for a run that fills a cache; the default one, minutes
 FILE_SECONDS = 120.0  # a network file system may take this long to show a file that a different machine made
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left{postfix}"
 

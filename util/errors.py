@@ -36,22 +36,13 @@ class Interrupted(BaseException):
     """SIGINT or SIGTERM, by number: the run has stopped with its state saved, and can be resumed."""
 
 
-class ShowTraceback(argparse.Action):
-    """--traceback, which is no setting: the parsed arguments do not hold it."""
-
-    asked = False
-
-    def __call__(self, *given: object) -> None:
-        type(self).asked = True
-
-
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line, without the usage; the description is the first line of a docstring."""
 
     def __init__(self, docstring: str, **options) -> None:
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
         text = "show the lines of code that led to an error"
-        self.add_argument("--traceback", action=ShowTraceback, nargs=0, default=argparse.SUPPRESS, help=text)
+        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> typing.NoReturn:
         _fail(f"{message} (see --help)")
@@ -98,10 +89,8 @@ def _line(error: BaseException) -> tuple[str, int]:
             return "interrupted", 128 + signal.SIGINT
         case Interrupted(args=(number,)):
             instead = " instead of --overwrite" if "--overwrite" in sys.argv else ""
-            return (
-                f"stopped by {signal.Signals(number).name}; the same command with --resume{instead} continues",
-                128 + number,
-            )
+            name = signal.Signals(number).name
+            return f"stopped by {name}; the same command with --resume{instead} continues", 128 + number
         case RuntimeError():
             text = str(error)
             if type(error).__name__ == "OutOfMemoryError":
@@ -114,10 +103,9 @@ def _line(error: BaseException) -> tuple[str, int]:
     last = traceback.extract_tb(error.__traceback__)[-1]
     with tempfile.NamedTemporaryFile("w", prefix="traceback_", suffix=".txt", delete=False, errors="replace") as file:
         file.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
-    what = (
-        f"{textwrap.shorten(f'{type(error).__name__}: {error}', 300)} ({Path(last.filename).name}, line {last.lineno})"
-    )
-    return f"a mistake in this program: {what}; {file.name} has the traceback, please report it", 1
+    what = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+    place = f"{Path(last.filename).name}, line {last.lineno}"
+    return f"a mistake in this program: {what} ({place}); {file.name} has the traceback, please report it", 1
 
 
 def _flat(text: object) -> str:
@@ -152,7 +140,7 @@ def _fail(line: str, status: int = 2) -> typing.NoReturn:
     interrupted = status > 128
     if torchrun_rank() and not interrupted:
         time.sleep(LEAD_SECONDS)
-    if ShowTraceback.asked:
+    if "--traceback" in sys.argv:
         traceback.print_exc()
     if not (torchrun_rank() and interrupted):
         print(f"{_program()}: {'' if interrupted else 'error: '}{_flat(line)}", file=sys.stderr)
