@@ -75,10 +75,8 @@ class Loss(nn.Module):
         """Called before each step. Steps are counted from 0 over the whole training."""
 
     def end_epoch(self, epoch: int, predict: Callable[[], Tensor]) -> None:
-        """Called after the last step of an epoch.
-
-        predict  returns the (N, L) float probabilities of the training images; it costs a pass over them
-        """
+        """Called after the last step of an epoch. predict() passes over the training images and returns their (N, L)
+        float probabilities."""
 
     def forward(self, logits: Tensor, targets: Targets) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -144,16 +142,13 @@ class Method:
 
     def verify(self, name: str) -> None:
         """Raises UserError if the functions read a target or a setting that nobody declares."""
-        targets, settings = Targets.__dataclass_fields__, (*self.all_settings(), *FACTS)
+        targets, settings = tuple(Targets.__dataclass_fields__), (*self.all_settings(), *FACTS)
         faults = [f"{target!r}; it may read {', '.join(targets)}" for target in self.reads() if target not in targets]
         if "pseudo" in self.reads() and self.pseudo_labels is None:
             faults.append("pseudo-labels, but its record names no rule that makes them")
         for function in filter(None, (self.loss, *self.functions(), self.check)):
-            undeclared = [setting for setting in keywords(function) if setting not in settings]
-            faults += [
-                f"the setting {setting!r} in {function.__name__}, but declares only {', '.join(settings)}"
-                for setting in undeclared
-            ]
+            if undeclared := set(keywords(function)) - set(settings):
+                faults.append(f"{min(undeclared)!r} in {function.__name__}, but declares only {', '.join(settings)}")
         if faults:
             raise UserError(f"the method {name} reads {faults[0]}")
 

@@ -41,8 +41,7 @@ def iu(logits, observed, *, eps):
 
 def an(logits, observed, *, eps):
     """Assume negative: an unknown label counts as a negative (Cole et al. 2021, section 3)."""
-    nll_pos, nll_neg = nlls(logits, eps)
-    return torch.where(observed == 1, nll_pos, nll_neg)  # differs: observed negatives are refused
+    return bce(logits, observed == 1, eps=eps)  # differs: observed negatives are refused
 
 
 def an_ls(logits, observed, *, smoothing, eps):

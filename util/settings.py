@@ -10,27 +10,18 @@ from util.errors import UserError
 class Setting:
     """One setting, written on one line: `Setting(0.2, "weight of the entropy", "[0, inf)", coco=0.1)`.
 
+    help        what it is, in a few words
     within      an interval such as "(0, 1]"; "" = any value
     search      values for tune.py: an interval such as "[0.01, 1]", on a log scale if its low end is above 0, or a
                 tuple of values; () = nothing
-    flags       further names on the command line, beside --the-setting's-name
+    flags       further names on the command line, beside --the-setting's-name; choices, metavar: as in argparse
     needs       a different setting of the same method; if it is 0, this one is not read
     by_dataset  values for single data sets, by name
     """
 
     def __init__(
-        self,
-        default: object,
-        help: str,
-        within: str = "",
-        search: str | tuple = (),
-        *,
-        flags: tuple[str, ...] = (),
-        choices: tuple[str, ...] = (),
-        metavar: str = "",
-        needs: str = "",
-        **by_dataset: object,
-    ) -> None:
+        self, default, help, within="", search=(), *, flags=(), choices=(), metavar="", needs="", **by_dataset
+    ):
         self.default, self.help, self.within, self.search, self.flags = default, help, within, search, flags
         self.choices, self.metavar, self.needs, self.by_dataset = choices, metavar, needs, by_dataset
 
