@@ -58,10 +58,8 @@ def describe(device: torch.device, precision: str, place: str) -> str:
 
     place  gpu, disk, none (the cache of its images), or features
     """
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
+    names = {"cpu": f"CPU, {torch.get_num_threads()} threads", "mps": "Apple GPU"}
+    name = names.get(device.type) or torch.cuda.get_device_name(device)
     places = {"gpu": "images on the GPU", "disk": "images in a file", "none": "images decoded every epoch"}
     return f"{name}, {precision}, {places.get(place, 'features in memory')}"
 
