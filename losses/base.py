@@ -1,6 +1,6 @@
 """What a method is to the rest of the project: a loss, and one record of everything else about it.
 
-The formulas in this folder share these arguments, in place of annotations. Their docstrings add only what is special.
+The formulas in this folder share these arguments and are not annotated. Their docstrings add only what is special.
 
     logits    (B, L) float; p = sigmoid(logits)
     observed  (B, L) int8 in {-1, 0, +1}; 0 = unknown
