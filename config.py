@@ -19,7 +19,6 @@ from datasets.images import Augmentation
 from losses import LOSSES, Method
 from models import BACKBONES, teachers
 from pseudo_labels.calibration import CALIBRATIONS
-from util.devices import check_gpu
 from util.errors import OneLineParser, UserError, torchrun_rank
 from util.files import local_file, read_json
 from util.settings import Setting, flag, keywords
@@ -148,7 +147,7 @@ def parse(argv: list[str] | None = None) -> Config:
     reasons = ignored_settings(config)
     if given.get("model") == "teacher":  # which names the backbone too
         reasons = {name: reason for name, reason in reasons.items() if name not in ("teacher", "teacher_weights")}
-    unknown = given.keys() - COMMON.keys() - config.hparams.keys() - {"config"}
+    unknown = given.keys() - COMMON.keys() - config.hparams.keys() - {"config", "traceback"}
     reasons |= dict.fromkeys(unknown, f"the method {config.loss} does not read it")
     for name in given.keys() & reasons.keys():
         if given[name] is not False and torchrun_rank() == 0:
@@ -307,7 +306,6 @@ def check(config: Config) -> None:
     if config.method.check:
         for phase in (config, linear_phase(config))[: 1 + (config.mode == "linear_init")]:
             losses.with_settings(config.method.check, facts(phase))()
-    check_gpu(config.gpu)
     for text in _contradictions(config):
         raise UserError(text)
 

@@ -14,6 +14,7 @@ import os
 import re
 import shutil
 import tempfile
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import models
-from util.errors import OneLineParser, UserError, describe_error, printable, quiet, run_script
+from util.errors import OneLineParser, UserError, describe_error, printable, run_script
 from util.files import atomic, check_outputs, write_text
 
 NEEDED = ("onnx", "onnxruntime", "onnxscript")
@@ -53,7 +54,7 @@ def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
     options = dict(input_names=["pixels"], output_names=["probabilities"], dynamo=True, verbose=False)
     options["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
     try:
-        with quiet():  # the exporter warns about its own future
+        with warnings.catch_warnings(action="ignore"):  # the exporter warns about its own future
             program = torch.onnx.export(network, (torch.from_numpy(example),), **options)
     except torch.onnx.OnnxExporterError as error:
         reason = str(error).strip().splitlines()[0]

@@ -1,4 +1,4 @@
-"""Metrics of multi-label predictions, from (N, L) arrays. Pure numpy; imports nothing of ours.
+"""Metrics of multi-label predictions, from (N, L) arrays. Pure numpy.
 
 probs   (N, L) float, any monotone score of each label
 labels  (N, L) in {0, 1}
@@ -7,9 +7,7 @@ labels  (N, L) in {0, 1}
 import numpy as np
 
 AT = (1, 3, 5)  # the k of precision@k, recall@k, top@k, as the published code reports them
-RECALL_POWER = (
-    3  # of the known positives; Lee & Liu: 2. The best of 1.5, 2, 2.5, 3 on digits and VOC (docs/own_data.md)
-)
+RECALL_POWER = 3  # Lee & Liu: 2. The best of 1.5, 2, 2.5, 3 on digits and VOC (docs/own_data.md)
 FEW = 10  # a class with fewer positives shares a threshold with others
 
 
@@ -49,11 +47,8 @@ def mean_average_precision(probs: np.ndarray, labels: np.ndarray) -> float:
 
 
 def at_k(probs: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float]:
-    """Precision, recall and top at k, as fractions, over the k most probable labels of each image.
-
-    precision@k = hits / k; recall@k = hits / positives, 0 for an image without positives, which stays in the mean;
-    top@k = share of images with at least one hit. k is at most L.
-    """
+    """As fractions, over the k (at most L) most probable labels of each image: precision = hits / k; recall = hits /
+    positives, 0 for an image without positives, which stays in the mean; top = share of images with a hit."""
     k = min(k, probs.shape[1])
     best = np.argpartition(-probs, k - 1, axis=1)[:, :k]
     hits, positives = (np.take_along_axis(labels, best, axis=1) == 1).sum(axis=1), (labels == 1).sum(axis=1)
@@ -62,10 +57,8 @@ def at_k(probs: np.ndarray, labels: np.ndarray, k: int) -> dict[str, float]:
 
 
 def f1(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | float) -> dict[str, float]:
-    """Micro and macro F1 in [0, 1] of the labels whose probability reaches its threshold, (L,) or one for all.
-
-    micro: over all entries. macro: the mean over the classes; a class without positives counts 0.
-    """
+    """F1 in [0, 1] of the labels whose probability reaches its threshold, (L,) or one for all. micro: over all entries;
+    macro: the mean over the classes, of which one without positives counts 0."""
     predicted = probs >= thresholds
     hits = (predicted & (labels == 1)).sum(axis=0)
     either = predicted.sum(axis=0) + (labels == 1).sum(axis=0)  # F1 = 2 hits / (predicted + positives)
@@ -122,11 +115,8 @@ def evaluate(probs: np.ndarray, labels: np.ndarray, thresholds: np.ndarray | flo
 def per_class(probs: np.ndarray, labels: np.ndarray, names: list[str], thresholds: np.ndarray) -> list[dict]:
     """The rows of per_class.csv: class, positives, AP in percent, and the threshold (L,) that was chosen."""
     figures = (labels == 1).sum(axis=0), 100 * average_precision(probs, labels), thresholds
-    columns = (names, *(values.tolist() for values in figures))
-    return [
-        dict(zip(("class", "test_positives", "test_AP", "threshold"), row, strict=True))
-        for row in zip(*columns, strict=True)
-    ]
+    rows = zip(names, *(values.tolist() for values in figures), strict=True)
+    return [dict(zip(("class", "test_positives", "test_AP", "threshold"), row, strict=True)) for row in rows]
 
 
 def summary(result: dict) -> str:

@@ -1,6 +1,6 @@
 """What a method is to the rest of the project: a loss, and one record of everything else about it.
 
-The formulas in this folder share names, shapes and values. Their docstrings add only what is special.
+The formulas in this folder share these arguments and are not annotated. Their docstrings add only what is special.
 
     logits    (B, L) float; p = sigmoid(logits)
     observed  (B, L) int8 in {-1, 0, +1}; 0 = unknown
@@ -29,14 +29,13 @@ from util.errors import UserError
 from util.files import digest
 from util.settings import Setting, keywords, with_settings
 
-TARGETS = ("observed", "true", "pseudo", "index")  # what a loss may read, beside the logits
 CODE = ("losses.", "pseudo_labels.")  # modules whose functions count as code of a method that uses them
 FACTS = ("epochs", "seed")  # what a stateful loss may ask about the run, beside its settings
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What is known about the images of a batch."""
+    """What is known about the images of a batch; losses read these fields by name."""
 
     observed: Tensor
     true: Tensor | None = None
@@ -76,10 +75,8 @@ class Loss(nn.Module):
         """Called before each step. Steps are counted from 0 over the whole training."""
 
     def end_epoch(self, epoch: int, predict: Callable[[], Tensor]) -> None:
-        """Called after the last step of an epoch.
-
-        predict  returns the (N, L) float probabilities of the training images; it costs a pass over them
-        """
+        """Called after the last step of an epoch. predict() passes over the training images and returns their (N, L)
+        float probabilities."""
 
     def forward(self, logits: Tensor, targets: Targets) -> Tensor:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -99,9 +96,6 @@ class Method:
                    None: nothing is trained, and the pseudo-labels of the test images are the predictions
     equation       the loss per label, as docs/methods.md shows it
     paper          authors, year, identifier
-    at_half        the loss per label at p = 1/2, calculated by hand for the tests, at default settings and before the
-                   first epoch: of five labels that are observed as +1, 0, 0, 0, -1, whose true labels are 1, 1, 1, 0,
-                   0, and whose pseudo-labels are 0, +1, -1 for the labels observed as 0
     settings       the method's own, by name; every keyword-only argument of its functions must be among them
     pseudo_labels  the rule by which a teacher's similarities become pseudo-labels; None: no teacher
     regulariser    a pure function (logits, targets by name, *, settings by name) -> (), added to the mean
@@ -117,7 +111,6 @@ class Method:
     loss: Callable[..., Tensor] | type[Loss] | None
     equation: str
     paper: str
-    at_half: tuple[float, ...] = ()
     settings: dict[str, Setting] = field(default_factory=dict)
     pseudo_labels: Rule | None = None
     regulariser: Callable[..., Tensor] | None = None
@@ -149,21 +142,21 @@ class Method:
 
     def verify(self, name: str) -> None:
         """Raises UserError if the functions read a target or a setting that nobody declares."""
-        if unknown := [target for target in self.reads() if target not in TARGETS]:
-            raise UserError(f"the loss of {name} reads {unknown[0]!r}; it may read {', '.join(TARGETS)}")
+        targets, settings = tuple(Targets.__dataclass_fields__), (*self.all_settings(), *FACTS)
+        faults = [f"{target!r}; it may read {', '.join(targets)}" for target in self.reads() if target not in targets]
         if "pseudo" in self.reads() and self.pseudo_labels is None:
-            raise UserError(f"the loss of {name} reads pseudo-labels, but its record names no rule that makes them")
-        known = (*self.all_settings(), *FACTS)
-        for function in (self.loss, *self.functions(), self.check):
-            if function and (undeclared := [setting for setting in keywords(function) if setting not in known]):
-                raise UserError(f"{function.__name__} of {name} reads the setting {undeclared[0]!r}, which its record "
-                                f"does not declare (it declares {', '.join(known)})")  # fmt: skip
+            faults.append("pseudo-labels, but its record names no rule that makes them")
+        for function in filter(None, (self.loss, *self.functions(), self.check)):
+            if undeclared := set(keywords(function)) - set(settings):
+                faults.append(f"{min(undeclared)!r} in {function.__name__}, but declares only {', '.join(settings)}")
+        if faults:
+            raise UserError(f"the method {name} reads {faults[0]}")
 
     def code_digest(self) -> str:
         """Digest of the loss and the rule, with the functions, classes and constants that they use. Comments,
         docstrings and the layout of the code do not count."""
         rule = self.pseudo_labels
-        pending = [self.loss, self.regulariser, *((rule.score, rule.label, rule.ranking) if rule else ())]
+        pending = [self.loss, self.regulariser, *((rule.score, rule.label) if rule else ())]
         code: dict[str, str] = {}
         while pending:
             part = pending.pop()

@@ -4,8 +4,6 @@ An unknown label costs a mixture of a robust positive and a robust negative loss
 mixture and the weight, more strictly as training proceeds.
 """
 
-from math import exp, log
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,9 +23,6 @@ SHARED = dict(
     q2=Setting(0.01, Q2, "(0, inf)"),
     eps=Setting(1e-7, "added to p inside every logarithm, as in the published code", "(0, 1)"),
 )
-NLL_7 = -log(0.5 + SHARED["eps"].default)  # nll(p) at p = 1/2
-K_FIRST = 1 / (1 + exp(2))  # K before the first epoch, when V is 1
-UNKNOWN = K_FIRST * (1 - 0.5**0.01) / 0.01 + (1 - K_FIRST) / 2  # loss of an unknown label at p = 1/2 then
 
 
 def robust(logits: Tensor, q: float) -> Tensor:
@@ -56,7 +51,7 @@ class GeneralizedRobust(Loss):
         p = torch.sigmoid(logits.detach())
         return torch.sigmoid(self.slope * p + self.offset), torch.exp(-((p - self.mu) ** 2) / (2 * self.sigma**2))
 
-    def per_label(self, logits: Tensor, observed: Tensor, *, q2: float, q3: float, eps: float) -> Tensor:
+    def per_label(self, logits, observed, *, q2, q3, eps):
         nll_pos, nll_neg = nlls(logits, eps)
         k, v = self.weights(logits)
         unknown = v * (k * robust(logits, q2) + (1 - k) * robust(-logits, q3))
@@ -70,7 +65,6 @@ GR = Method(
     "K = sigmoid(w p + b) and V = exp(-(p - mu)^2 / (2 sigma^2)) without a gradient, w, b, mu, sigma on schedules; "
     "nll with eps 1e-7",
     paper="Chen et al. 2024, arXiv 2405.03501",
-    at_half=(NLL_7, UNKNOWN, UNKNOWN, UNKNOWN, NLL_7),
     settings=dict(
         slope=Setting(2.0, SLOPE, "", "[1, 10]"),
         offset=Setting(-2.0, OFFSET),

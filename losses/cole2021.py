@@ -5,59 +5,58 @@ import torch
 from torch import Tensor, nn
 
 from losses.base import Loss, Method
-from losses.terms import BATCH_16, EPS, EXPECTED_POSITIVES, NLL, SMOOTHING, expected_positive_penalty, nlls
+from losses.terms import BATCH_16, EPS, EXPECTED_POSITIVES, SMOOTHING, expected_positive_penalty, nlls
 from util.devices import generator
 from util.errors import UserError
 
 PAPER = "Cole et al. 2021, arXiv 2106.09708"
-ZHOU = "as reported by Zhou et al. 2022"
+BY_ZHOU = dict(recipe=dict(batch_size=BATCH_16), source="as reported by Zhou et al. 2022")
 SURE, UNSURE = 0.995, 0.6  # ROLE's first estimates of observed positives; the highest one of unknown labels
 
 
-def bce(logits: Tensor, true: Tensor, *, eps: float) -> Tensor:
+def bce(logits, true, *, eps):
     """Binary cross-entropy on full labels."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(true == 1, nll_pos, nll_neg)
 
 
-def bce_ls(logits: Tensor, true: Tensor, *, smoothing: float, eps: float) -> Tensor:
+def bce_ls(logits, true, *, smoothing, eps):
     """Binary cross-entropy on full labels, smoothed."""
     nll_pos, nll_neg = nlls(logits, eps)
     positive = (1 - smoothing) * nll_pos + smoothing * nll_neg
     return torch.where(true == 1, positive, smoothing * nll_pos + (1 - smoothing) * nll_neg)
 
 
-def iun(logits: Tensor, observed: Tensor, true: Tensor, *, eps: float) -> Tensor:
+def iun(logits, observed, true, *, eps):
     """Ignore unobserved positives: the observed positives and the true negatives (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, torch.where(true == 0, nll_neg, 0.0))
 
 
-def iu(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+def iu(logits, observed, *, eps):
     """Ignore unobserved: binary cross-entropy on the observed labels (Cole et al. 2021, section 3)."""
     nll_pos, nll_neg = nlls(logits, eps)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, 0.0))
 
 
-def an(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+def an(logits, observed, *, eps):
     """Assume negative: an unknown label counts as a negative (Cole et al. 2021, section 3)."""
-    nll_pos, nll_neg = nlls(logits, eps)
-    return torch.where(observed == 1, nll_pos, nll_neg)  # differs: observed negatives are refused
+    return bce(logits, observed == 1, eps=eps)  # differs: observed negatives are refused
 
 
-def an_ls(logits: Tensor, observed: Tensor, *, smoothing: float, eps: float) -> Tensor:
+def an_ls(logits, observed, *, smoothing, eps):
     """Assume negative, smoothed (Cole et al. 2021, section 4.1)."""
     return bce_ls(logits, observed == 1, smoothing=smoothing, eps=eps)
 
 
-def wan(logits: Tensor, observed: Tensor, *, eps: float) -> Tensor:
+def wan(logits, observed, *, eps):
     """Weak assume negative: a positive weighs as much as all L-1 assumed negatives (Cole et al. 2021, section 4.1)."""
     nll_pos, nll_neg = nlls(logits, eps)
     assumed = nll_neg / max(logits.shape[1] - 1, 1)
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, assumed))  # differs: -1 is refused
 
 
-def pr(logits: Tensor, observed: Tensor) -> Tensor:
+def pr(logits, observed):
     """Pairwise ranking: an observed positive i costs sum_j max(0, 1 - p_i + p_j) over the labels j that are not known
     to be positive (Cole et al. 2021, appendix)."""
     p, positive = torch.sigmoid(logits), observed == 1
@@ -80,7 +79,7 @@ class OnlineLabelEstimation(Loss):
         first = unsure * (2 * torch.rand(observed.shape, generator=generator(seed, 0)) - 1).to(observed.device)
         self.estimates = nn.Parameter(torch.where(observed == 0, first, sure * observed))
 
-    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor, *, eps: float) -> Tensor:
+    def per_label(self, logits, observed, index, *, eps):
         def cost(own: Tensor, other: Tensor) -> Tensor:
             nll_pos, nll_neg = nlls(own, eps)
             target = torch.sigmoid(other).detach()
@@ -89,7 +88,7 @@ class OnlineLabelEstimation(Loss):
         estimate = self.estimates[index].to(logits.dtype)
         return 0.5 * (cost(logits, estimate) + cost(estimate, logits))
 
-    def regulariser(self, logits: Tensor, index: Tensor, *, expected_positives: float) -> Tensor:
+    def regulariser(self, logits, index, *, expected_positives):
         parts = (logits, self.estimates[index])
         return 0.5 * sum(expected_positive_penalty(part, expected_positives=expected_positives) for part in parts)
 
@@ -107,11 +106,9 @@ BCE = Method(
     loss=bce,
     equation="true positive: nll(p); true negative: nll(1-p)",
     paper=PAPER,
-    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(eps=EPS),
-    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=89.42, coco=76.78, nuswide=52.08, cub=30.90),
-    source=ZHOU,
+    **BY_ZHOU,
 )
 
 BCE_LS = Method(
@@ -119,7 +116,6 @@ BCE_LS = Method(
     loss=bce_ls,
     equation="true positive: (1-s) nll(p) + s nll(1-p); true negative: s nll(p) + (1-s) nll(1-p); s = smoothing",
     paper=PAPER,
-    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(smoothing=SMOOTHING, eps=EPS),
 )
 
@@ -128,7 +124,6 @@ IUN = Method(
     loss=iun,
     equation="observed positive: nll(p); true negative: nll(1-p); other: 0",
     paper=PAPER,
-    at_half=(NLL, 0, 0, NLL, NLL),
     settings=dict(eps=EPS),
 )
 
@@ -137,7 +132,6 @@ IU = Method(
     loss=iu,
     equation="observed: nll(p) or nll(1-p); unknown: 0",
     paper=PAPER,
-    at_half=(NLL, 0, 0, 0, NLL),
     settings=dict(eps=EPS),
     check_labels=check_negatives,
 )
@@ -147,11 +141,9 @@ AN = Method(
     loss=an,
     equation="observed positive: nll(p); other: nll(1-p)",
     paper=PAPER,
-    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(eps=EPS),
-    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=85.89, coco=64.92, nuswide=42.27, cub=18.31),
-    source=ZHOU,
+    **BY_ZHOU,
 )
 
 AN_LS = Method(
@@ -159,11 +151,9 @@ AN_LS = Method(
     loss=an_ls,
     equation="observed positive: (1-s) nll(p) + s nll(1-p); other: s nll(p) + (1-s) nll(1-p); s = smoothing",
     paper=PAPER,
-    at_half=(NLL, NLL, NLL, NLL, NLL),
     settings=dict(smoothing=SMOOTHING, eps=EPS),
-    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=87.90, coco=67.15, nuswide=43.77, cub=16.26),
-    source=ZHOU,
+    **BY_ZHOU,
 )
 
 WAN = Method(
@@ -171,7 +161,6 @@ WAN = Method(
     loss=wan,
     equation="observed: nll(p) or nll(1-p); unknown: nll(1-p) / (L-1)",
     paper=PAPER,
-    at_half=(NLL, NLL / 4, NLL / 4, NLL / 4, NLL),
     settings=dict(eps=EPS),
 )
 
@@ -180,7 +169,6 @@ PR = Method(
     loss=pr,
     equation="observed positive i: sum over the labels j not observed as positive of max(0, 1 - p_i + p_j); other: 0",
     paper=PAPER,
-    at_half=(4, 0, 0, 0, 0),
 )
 
 EPR = Method(
@@ -189,7 +177,6 @@ EPR = Method(
     equation="observed: nll(p) or nll(1-p); unknown: 0; the mean is increased by R = ((mean over images of sum_l p) - "
     "k)^2 / L^2, k = expected positives",
     paper=PAPER,
-    at_half=(NLL, 0, 0, 0, NLL),
     regulariser=expected_positive_penalty,
     settings=dict(expected_positives=EXPECTED_POSITIVES, eps=EPS),
 )
@@ -199,10 +186,8 @@ ROLE = Method(
     loss=OnlineLabelEstimation,
     equation="(EPR(f) + EPR(g)) / 2 + (CE(f | g) + CE(g | f)) / 2; CE(f | g) = g nll(f) + (1-g) nll(1-f), g held fixed",
     paper=PAPER,
-    at_half=(2 * NLL, NLL, NLL, NLL, 2 * NLL),  # with estimates of 1/2
     settings=dict(expected_positives=EXPECTED_POSITIVES, eps=EPS),
-    recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=87.77, coco=67.04, nuswide=41.63, cub=13.66),
-    source=ZHOU,
+    **BY_ZHOU,
     note="with --mode linear_init, by Kim et al. 2023: pascal 88.26, coco 69.12, nuswide 45.98, cub 14.86",
 )

@@ -5,17 +5,14 @@ unknown label. What was tried, and what it was worth, is in docs/ctl.md.
 """
 
 import torch
-from torch import Tensor
 
 from losses.base import Method
-from losses.terms import EPS, NLL, nlls
+from losses.terms import EPS, nlls
 from pseudo_labels.rules import SOFT_RULE
 from util.settings import Setting
 
 
-def ctl(
-    logits: Tensor, observed: Tensor, pseudo: Tensor, *, scale: float, negative_weight: float, eps: float
-) -> Tensor:
+def ctl(logits, observed, pseudo, *, scale, negative_weight, eps):
     """Cross-entropy with soft targets whose negative side weighs w = negative_weight / (L - 1), as in WAN.
 
     pseudo  (B, L) float in [0, 1], the calibrated score q
@@ -33,12 +30,9 @@ CTL = Method(
     equation="t nll(p) + w (1-t) nll(1-p); t = 1 or 0 if observed, else min(1, scale q), q the calibrated score; "
     "w = negative_weight / (L-1)",
     paper="this project, docs/ctl.md",
-    at_half=(NLL, NLL / 4, NLL, NLL / 4, NLL / 4),  # q = 0 or 1; w = 1 / (5 - 1)
     pseudo_labels=SOFT_RULE,
     settings=dict(
-        scale=Setting(
-            3.0, "factor from q, a share of 1, to the probability that a label is present", "(0, inf)", "[0.5, 5]"
-        ),
+        scale=Setting(3.0, "factor from q to the probability that a label is present", "(0, inf)", "[0.5, 5]"),
         negative_weight=Setting(1.0, "weight of the negative side, in units of 1 / (L - 1)", "[0, inf)", "[0.2, 20]"),
         eps=EPS,
     ),

@@ -4,7 +4,7 @@ Every unknown label is assumed negative. The unknown labels with the largest los
 they are left out (LL_R), count as positive in this step (LL_Ct), or count as positive from now on (LL_Cp).
 """
 
-from math import ceil, log
+from math import ceil
 
 import torch
 import torch.nn.functional as F
@@ -17,13 +17,12 @@ from util.settings import Setting
 
 PAPER = "Kim et al. 2022, arXiv 2206.03740"
 RERUN = "a re-run by Kim et al. 2023 (BoostLU), arXiv 2304.01804, whose recipe is taken here: Adam, rate 1e-5"
-DELTA, SEARCH = "per cent of a batch's labels that", "[0.02, 2]"
+DELTA, RANGES = "per cent of a batch's labels that", ("[0, 100]", "[0.02, 2]")
 RECIPE = dict(batch_size={"*": 16, "digits": None}, head_rate=HEAD_RATE)  # None: the data set's own value
 SGD = dict(lr=dict(pascal=5e-3, cub=7.5e-5), optimizer=dict(pascal="sgd"), weight_decay=dict(pascal=1e-3))
-AT_HALF = (log(2), log(2), log(2), log(2), log(2))
 
 
-def an(logits: Tensor, observed: Tensor) -> Tensor:
+def an(logits, observed):
     """Assume negative, without the eps of the other papers."""
     return F.softplus(torch.where(observed == 1, -logits, logits))
 
@@ -51,14 +50,14 @@ class LargeLoss(Loss):
 class Rejection(LargeLoss):
     """LL_R: labels with large losses are left out."""
 
-    def per_label(self, logits: Tensor, observed: Tensor) -> Tensor:
+    def per_label(self, logits, observed):
         return torch.where(is_large(logits, observed, self.share), 0.0, an(logits, observed))
 
 
 class TemporaryCorrection(LargeLoss):
     """LL_Ct: a label with a large loss counts as positive in this step."""
 
-    def per_label(self, logits: Tensor, observed: Tensor) -> Tensor:
+    def per_label(self, logits, observed):
         return torch.where(is_large(logits, observed, self.share), F.softplus(-logits), an(logits, observed))
 
 
@@ -76,7 +75,7 @@ class PermanentCorrection(LargeLoss):
     def start_epoch(self, epoch: int) -> None:
         self.share = (epoch > 1) * self.delta / 100
 
-    def per_label(self, logits: Tensor, observed: Tensor, index: Tensor) -> Tensor:
+    def per_label(self, logits, observed, index):
         observed = observed.masked_fill(self.flipped[index], 1)
         large = is_large(logits, observed, self.share)
         # differs: the code of 2022 flips only losses above the k-th largest, so none if k is 1
@@ -91,12 +90,7 @@ LL_R = Method(
     equation="observed positive: -log p; other: -log(1-p); unknown and among the k largest of the batch: 0; "
     "k = delta (epoch - 1) per cent of its labels",
     paper=PAPER,
-    at_half=AT_HALF,
-    settings=dict(
-        delta=Setting(
-            0.2, f"{DELTA} are left out more after each epoch", "[0, 100]", SEARCH, coco=0.4, nuswide=0.4, cub=0.4
-        )
-    ),
+    settings=dict(delta=Setting(0.2, f"{DELTA} are left out more each epoch", *RANGES, coco=0.4, nuswide=0.4, cub=0.4)),
     recipe=RECIPE | SGD,
     published=dict(pascal=89.2, coco=71.0, nuswide=47.4, cub=19.5),
     note="by Kim et al. 2023 with Adam, rate 1e-5 and --delta 0.5: pascal 88.27, coco 70.70, nuswide 48.76, cub 19.56; "
@@ -108,8 +102,7 @@ LL_Ct = Method(
     loss=TemporaryCorrection,
     equation="as LL_R, but -log p in place of 0",
     paper=PAPER,
-    at_half=AT_HALF,
-    settings=dict(delta=Setting(0.2, f"{DELTA} are corrected more after each epoch", "[0, 100]", SEARCH)),
+    settings=dict(delta=Setting(0.2, f"{DELTA} are corrected more each epoch", *RANGES)),
     recipe=RECIPE | dict(lr=dict(cub=1e-5)),
     published=dict(pascal=87.79, coco=70.29, nuswide=48.08, cub=19.06),
     source=RERUN,
@@ -121,8 +114,7 @@ LL_Cp = Method(
     loss=PermanentCorrection,
     equation="as LL_Ct with k = delta per cent from the second epoch on; a corrected label stays positive",
     paper=PAPER,
-    at_half=AT_HALF,
-    settings=dict(delta=Setting(0.1, f"{DELTA} become positive in a step", "[0, 100]", SEARCH)),
+    settings=dict(delta=Setting(0.1, f"{DELTA} become positive in a step", *RANGES)),
     recipe=RECIPE | dict(lr=dict(cub=1e-5)),
     published=dict(pascal=87.44, coco=70.27, nuswide=47.92, cub=19.21),
     source=RERUN,

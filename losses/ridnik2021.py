@@ -1,15 +1,12 @@
 """Ridnik et al., "Asymmetric Loss for Multi-Label Classification", ICCV 2021, with unknown labels as negatives."""
 
-from math import log
-
 import torch
-from torch import Tensor
 
 from losses.base import Method
 from util.settings import Setting
 
 
-def asl(logits: Tensor, observed: Tensor, *, gamma_pos: float, gamma_neg: float, shift: float, eps: float) -> Tensor:
+def asl(logits, observed, *, gamma_pos, gamma_neg, shift, eps):
     """ASL (Ridnik et al. 2021, section 2.3): negatives are focused on more than positives, and easy ones ignored."""
     p, q = torch.sigmoid(logits), (torch.sigmoid(-logits) + shift).clamp(max=1)
     focus_pos, focus_neg = (1 - p).detach() ** gamma_pos, (1 - q).detach() ** gamma_neg  # weights, as published
@@ -22,7 +19,6 @@ ASL = Method(
     equation="observed positive: -(1-p)^gamma_pos log p; other: -p'^gamma_neg log(1-p'), p' = max(p - shift, 0); "
     "the powers are weights without a gradient",
     paper="Ridnik et al. 2021, arXiv 2009.14119",
-    at_half=(log(2) / 2, *4 * [-(0.45**4) * log(0.55)]),
     settings=dict(
         gamma_pos=Setting(1.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 3]"),
         gamma_neg=Setting(4.0, "focus on negatives: the power of p", "[0, inf)", "[0, 6]"),

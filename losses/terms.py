@@ -1,7 +1,5 @@
 """The terms that the formulas are made of, and the settings that they share."""
 
-from math import log
-
 import torch
 from torch import Tensor
 
@@ -9,7 +7,6 @@ from util import distributed
 from util.settings import Setting
 
 EPS = Setting(1e-5, "added to p inside every logarithm, as in the published code", "(0, 1)")
-NLL = -log(0.5 + EPS.default)  # nll(p) and nll(1-p) at p = 1/2, and H(p)
 SMOOTHING = Setting(0.1, "share of a label's weight that goes to the opposite label", "[0, 0.5]", "[0.01, 0.3]")
 PER_DATASET = dict(coco=2.9, nuswide=1.9, cub=31.4, digits=3.0)
 EXPECTED_POSITIVES = Setting(1.5, "mean positives per image, known beforehand", "(0, inf)", "[1, 5]", **PER_DATASET)
@@ -30,7 +27,7 @@ def entropy(logits: Tensor, nll_pos: Tensor, nll_neg: Tensor) -> Tensor:
     return torch.sigmoid(logits) * nll_pos + torch.sigmoid(-logits) * nll_neg
 
 
-def expected_positive_penalty(logits: Tensor, *, expected_positives: float) -> Tensor:
+def expected_positive_penalty(logits, *, expected_positives):
     """R = ((mean over the batch of sum_l p_l) - k)^2 / L^2, k = expected_positives (Cole et al. 2021, section 4.2).
 
     With several processes the value is computed from the whole batch and the gradient from this process's images: the

@@ -5,10 +5,9 @@ GR, with terms for pseudo-labels that count less if the model's own probability 
 """
 
 import torch
-from torch import Tensor
 
 from losses.base import Method
-from losses.chen2024 import NLL_7, OFFSET, Q3, SHARED, SLOPE, UNKNOWN, GeneralizedRobust
+from losses.chen2024 import OFFSET, Q3, SHARED, SLOPE, GeneralizedRobust
 from losses.terms import BATCH_16, EXPECTED_POSITIVES, HEAD_RATE, expected_positive_penalty, nlls
 from pseudo_labels.rules import DAMP_RULE
 from util.errors import UserError
@@ -18,19 +17,7 @@ from util.settings import Setting, flag
 class GeneralizedPseudoLabelRobust(GeneralizedRobust):
     """GPR (Tran et al. 2025, section 3): GR with its schedules, terms for pseudo-labels, and EPR's regulariser."""
 
-    def per_label(
-        self,
-        logits: Tensor,
-        observed: Tensor,
-        pseudo: Tensor,
-        *,
-        rho: float,
-        min_weight: float,
-        max_weight: float,
-        q2: float,
-        q3: float,
-        eps: float,
-    ) -> Tensor:
+    def per_label(self, logits, observed, pseudo, *, rho, min_weight, max_weight, q2, q3, eps):
         nll_pos, nll_neg = nlls(logits, eps)
         _, v = self.weights(logits)
         pseudo_pos = (1 - v).clamp(min_weight, max_weight) * (rho * nll_pos + (1 - rho) * nll_neg)
@@ -38,7 +25,7 @@ class GeneralizedPseudoLabelRobust(GeneralizedRobust):
         others = super().per_label(logits, observed, q2=q2, q3=q3, eps=eps)
         return torch.where((observed == 0) & (pseudo != 0), guessed, others)
 
-    def regulariser(self, logits: Tensor, *, reg: float, expected_positives: float) -> Tensor:
+    def regulariser(self, logits, *, reg, expected_positives):
         return reg * expected_positive_penalty(logits, expected_positives=expected_positives)
 
 
@@ -53,7 +40,6 @@ GPR = Method(
     equation="as gr; pseudo-label +1: clamp(1-V, min_weight, max_weight) (rho nll(p) + (1-rho) nll(1-p)); -1: "
     "V nll(1-p); the mean is increased by reg R, R as in epr",
     paper="Tran et al. 2025, arXiv 2508.20381",
-    at_half=(NLL_7, UNKNOWN, 0.4 * NLL_7, NLL_7, NLL_7),
     pseudo_labels=DAMP_RULE,
     settings=dict(
         rho=Setting(0.9, "share of a positive pseudo-label's weight that goes to the positive loss", "[0.5, 1]"),

@@ -4,28 +4,18 @@ EM, with separate terms for the labels that a vision-language teacher has given 
 """
 
 import torch
-from torch import Tensor
 
 from losses.base import Method
-from losses.terms import EPS, NLL, SMOOTHING, entropy, nlls
+from losses.terms import EPS, SMOOTHING, entropy, nlls
 from losses.zhou2022 import ALPHA
 from pseudo_labels.rules import THRESHOLD_RULE
 from util.settings import Setting
 
 PAPER = "Xing et al. 2024, arXiv 2310.15985"
+BETA_NEG = "weight of negative pseudo-labels; 0 in the published code"
 
 
-def em_pl(
-    logits: Tensor,
-    observed: Tensor,
-    pseudo: Tensor,
-    *,
-    alpha: float,
-    beta_pos: float,
-    beta_neg: float,
-    smoothing: float,
-    eps: float,
-) -> Tensor:
+def em_pl(logits, observed, pseudo, *, alpha, beta_pos, beta_neg, smoothing, eps):
     """VLPL's objective (Xing et al. 2024, section 3): EM, with smoothed terms for pseudo-labels."""
     nll_pos, nll_neg = nlls(logits, eps)
     pseudo_pos = beta_pos * ((1 - smoothing) * nll_pos + smoothing * nll_neg)
@@ -35,16 +25,7 @@ def em_pl(
     return torch.where(observed == 1, nll_pos, torch.where(observed == -1, nll_neg, guessed))
 
 
-def em_pl_asl(
-    logits: Tensor,
-    observed: Tensor,
-    pseudo: Tensor,
-    *,
-    gamma_pos: float,
-    gamma_unknown: float,
-    gamma_neg: float,
-    eps: float,
-) -> Tensor:
+def em_pl_asl(logits, observed, pseudo, *, gamma_pos, gamma_unknown, gamma_neg, eps):
     """EM_PL with asymmetric focusing in place of weights (in VLPL's published code, not in the paper)."""
     p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
     nll_pos, nll_neg = nlls(logits, eps)
@@ -59,18 +40,11 @@ EM_PL = Method(
     equation="observed: nll(p) or nll(1-p); pseudo-label +1: beta_pos ((1-s) nll(p) + s nll(1-p)); "
     "pseudo-label -1: beta_neg (s nll(p) + (1-s) nll(1-p)); other unknown: -alpha H(p); s = smoothing",
     paper=PAPER,
-    at_half=(NLL, -0.2 * NLL, 0.7 * NLL, 0.2 * NLL, NLL),
     pseudo_labels=THRESHOLD_RULE,
     settings=dict(
         alpha=ALPHA,
         beta_pos=Setting(0.7, "weight of positive pseudo-labels", "[0, inf)", "[0.1, 2]"),
-        beta_neg=Setting(
-            0.2,
-            "weight of negative pseudo-labels; 0 in the published code",
-            "[0, inf)",
-            "[0.01, 1]",
-            needs="negative_fraction",
-        ),
+        beta_neg=Setting(0.2, BETA_NEG, "[0, inf)", "[0.01, 1]", needs="negative_fraction"),
         smoothing=SMOOTHING,
         eps=EPS,
     ),
@@ -83,7 +57,6 @@ EM_PL_ASL = Method(
     equation="observed or pseudo-label +1: (1-p)^gamma_pos nll(p); -1: p^gamma_neg nll(1-p); "
     "other unknown: -(1-p)^gamma_unknown H(p)",
     paper=PAPER,
-    at_half=(NLL / 4, -NLL / 16, NLL / 4, NLL / 16, NLL / 16),
     pseudo_labels=THRESHOLD_RULE,
     settings=dict(
         gamma_pos=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 4]"),

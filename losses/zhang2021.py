@@ -3,8 +3,6 @@
 Both assume unknown labels negative. Confidently predicted unknown labels are down-weighted (Hill) or relabelled (SPLC).
 """
 
-from math import exp, log
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,10 +12,9 @@ from util.settings import Setting
 
 PAPER = "Zhang et al. 2021, arXiv 2112.07368"
 MARGIN = Setting(1.0, "by which the logits of observed positives are lowered", "[0, inf)", "[0, 2]")
-POSITIVE = log(1 + exp(1)) / (1 + exp(-1)) ** 2  # loss of an observed positive at p = 1/2, whose logit becomes -1
 
 
-def hill(logits: Tensor, observed: Tensor, *, margin: float, gamma: float, hill_lambda: float) -> Tensor:
+def hill(logits, observed, *, margin, gamma, hill_lambda):
     """Hill loss (Zhang et al. 2021, section 3.2): a negative's loss falls again if p comes near 1."""
     p, lowered = torch.sigmoid(logits), logits - margin
     positive = torch.sigmoid(-lowered) ** gamma * F.softplus(-lowered)
@@ -35,7 +32,7 @@ class SelfPacedLossCorrection(Loss):
     def start_epoch(self, epoch: int) -> None:
         self.corrects = epoch > self.warmup_epochs
 
-    def per_label(self, logits: Tensor, observed: Tensor, *, margin: float, gamma: float, tau: float) -> Tensor:
+    def per_label(self, logits, observed, *, margin, gamma, tau):
         logits = torch.where(observed == 1, logits - margin, logits)
         p, q = torch.sigmoid(logits), torch.sigmoid(-logits)
         positive = (observed == 1) | (self.corrects & (observed == 0) & (p > tau))
@@ -47,13 +44,10 @@ HILL = Method(
     loss=hill,
     equation="observed positive: -(1-p')^gamma log p', p' = sigmoid(logit - margin); other: (lambda - p) p^2",
     paper=PAPER,
-    at_half=(POSITIVE, 1 / 4, 1 / 4, 1 / 4, 1 / 4),
     settings=dict(
         margin=MARGIN,
         gamma=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 4]"),
-        hill_lambda=Setting(
-            1.5, "lambda of the negative loss (lambda - p) p^2, which falls above 2/3 lambda", "[1, inf)", "[1, 3]"
-        ),
+        hill_lambda=Setting(1.5, "lambda of the negative loss (lambda - p) p^2", "[1, inf)", "[1, 3]"),
     ),
 )
 
@@ -63,7 +57,6 @@ SPLC = Method(
     equation="observed positive: -(1-p')^gamma log p', p' = sigmoid(logit - margin); unknown with p > tau, after the "
     "warm-up: -(1-p)^gamma log p; other: -p^gamma log(1-p)",
     paper=PAPER,
-    at_half=(POSITIVE, log(2) / 4, log(2) / 4, log(2) / 4, log(2) / 4),
     settings=dict(
         margin=MARGIN,
         gamma=Setting(2.0, "focus: the power of a label's error", "[0, inf)", "[0, 4]"),

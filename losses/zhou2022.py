@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from losses.base import Loss, Method
-from losses.terms import BATCH_16, EPS, NLL, entropy, nlls
+from losses.terms import BATCH_16, EPS, entropy, nlls
 from util.errors import UserError
 from util.settings import Setting, flag
 
@@ -17,11 +17,10 @@ PAPER = "Zhou et al. 2022, arXiv 2203.16219"
 ALPHA = Setting(
     0.2, "weight of the entropy of unknown labels", "[0, inf)", "[0.01, 1]", coco=0.1, nuswide=0.1, cub=0.01
 )
-AT_HALF = (NLL, -0.2 * NLL, -0.2 * NLL, -0.2 * NLL, NLL)
 CHUNK = 1 << 24  # entries sorted at a time: a sort takes four times the memory of what it sorts
 
 
-def em(logits: Tensor, observed: Tensor, *, alpha: float, eps: float) -> Tensor:
+def em(logits, observed, *, alpha, eps):
     """Entropy maximisation (Zhou et al. 2022, section 3.1)."""
     nll_pos, nll_neg = nlls(logits, eps)
     unknown = -alpha * entropy(logits, nll_pos, nll_neg)
@@ -63,9 +62,7 @@ class AsymmetricPseudoLabels(Loss):
         self.register_buffer("unknown", observed == 0, persistent=False)
         self.register_buffer("soft", torch.full(observed.shape, -1.0))
 
-    def per_label(
-        self, logits: Tensor, observed: Tensor, index: Tensor, *, alpha: float, beta: float, eps: float
-    ) -> Tensor:
+    def per_label(self, logits, observed, index, *, alpha, beta, eps):
         soft = self.soft[index].to(logits.dtype)
         nll_pos, nll_neg = nlls(logits, eps)
         soft_neg = beta * (soft * nll_pos + (1 - soft) * nll_neg)
@@ -91,7 +88,6 @@ EM = Method(
     loss=em,
     equation="observed: nll(p) or nll(1-p); unknown: -alpha H(p)",
     paper=PAPER,
-    at_half=AT_HALF,
     settings=dict(alpha=ALPHA, eps=EPS),
     recipe=dict(batch_size=BATCH_16),
     published=dict(pascal=89.09, coco=70.70, nuswide=47.15, cub=20.85),
@@ -102,13 +98,10 @@ EM_APL = Method(
     loss=AsymmetricPseudoLabels,
     equation="as EM; soft negative of target t: beta (t nll(p) + (1-t) nll(1-p))",
     paper=PAPER,
-    at_half=AT_HALF,
     settings=dict(
         alpha=ALPHA,
         beta=Setting(0.02, "weight of soft negatives", "[0, inf)", "[0.005, 1]", coco=0.9, nuswide=0.2, cub=0.4),
-        warmup_epochs=Setting(
-            5, "first epoch (from 1) after which labels are made", "[1, inf)", (1, 3, 5), nuswide=4, cub=3
-        ),
+        warmup_epochs=Setting(5, "first epoch after which labels are made", "[1, inf)", (1, 3, 5), nuswide=4, cub=3),
         neg_proportion=Setting(0.9, "share of a class's unlabelled images that are labelled in all", "[0, 1]"),
         eps=EPS,
     ),

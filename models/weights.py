@@ -4,6 +4,7 @@ import argparse
 import pathlib
 import re
 import shlex
+import warnings
 import zipfile
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from util.errors import UserError, describe_error, quiet
+from util.errors import UserError, describe_error
 from util.files import REPOSITORY, local_file, reading
 
 # names of a state dict inside the checkpoints of training programs, the preferred one first
@@ -87,7 +88,7 @@ def file_identity(value: object) -> object:
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their names: safetensors, PyTorch's own format, or a TorchScript archive."""
-    with reading(path, "a readable file of weights", _replacing(path)), quiet():
+    with reading(path, "a readable file of weights", _replacing(path)), warnings.catch_warnings(action="ignore"):
         checkpoint = _read(Path(path))
     state = _state_dict(checkpoint)
     if state is None:

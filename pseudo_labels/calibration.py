@@ -65,9 +65,8 @@ def calibrate(
     )
     fits, ridge = [softmax] * FOLDS, torch.inf
     if form == "matrix":
-        fits, ridge = _choose(
-            [data(rows, CHOICE_ENTRIES) for rows in fitted], [data(rows, CHOICE_ENTRIES) for rows in held_out], softmax
-        )
+        choice = ([data(rows, CHOICE_ENTRIES) for rows in parts] for parts in (fitted, held_out))
+        fits, ridge = _choose(*choice, softmax)
     scores = np.empty((num_images, num_labels), dtype=np.float32)
     for rows, part, start in zip(fitted, held_out, fits, strict=True):
         fit = _fit(*data(rows, FIT_ENTRIES), ridge, start)
@@ -106,11 +105,7 @@ def _cross_entropy(z: Tensor, observed: Tensor, fit: Fit) -> Tensor:
 
 
 def _fit(z: Tensor, observed: Tensor, ridge: float, start: Fit) -> Fit:
-    """The fit of least cross-entropy, in float64.
-
-    z         (M, V L) float64
-    observed  (M, L) in {-1, 0, +1}, at least one +1 in each row
-    """
+    """The fit of least cross-entropy to z (M, V L) float64 and observed (M, L), which has a +1 in each row."""
     fit = tuple(part.clone().requires_grad_() for part in start)
     learned = fit if ridge < torch.inf else fit[:2]
     steps = torch.optim.LBFGS(

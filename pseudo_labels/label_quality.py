@@ -1,9 +1,7 @@
 """How good pseudo-labels are, without training: those that a rule makes (`describe`), and at every threshold (`count`).
 
 Methods read the pseudo-labels of unobserved entries only, so these entries are also counted alone. If the full labels
-are not known, `estimate` derives two figures from the observed ones. `observed_found`, the share of observed positives
-that score above the threshold, estimates the recall, because the observed positive of an image was drawn at random.
-`estimated_precision` is recall x true labels per image / positive pseudo-labels per image.
+are not known, the observed ones estimate precision and recall (`estimate`).
 """
 
 from collections.abc import Sequence
@@ -24,9 +22,7 @@ def describe(
 ) -> dict[str, float | None]:
     """The quality of the pseudo-labels of the training images: the rows of the table printed before training.
 
-    Soft labels are judged by their order, because no threshold is applied to them.
-
-    pseudo    (N, L) in {-1, 0, +1}, or soft labels, float in [0, 1]
+    pseudo    (N, L) in {-1, 0, +1}; or soft labels, float in [0, 1], which are judged by their order
     scores    (N, L) float;  observed  (N, L) in {-1, 0, +1};  true  (N, L) in {0, 1}, or None if it is not known
     returns   None for unknown values, and for shares of an empty set
     """
@@ -67,16 +63,11 @@ def table(quality: dict[str, float | None]) -> str:
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of entries of each class, (L, T + 1): column 0 counts all, column t + 1 those that score above
-    thresholds[t].
-
-    thresholds  (T,) float, ascending
-    entries     by kind: "all", "unobserved", "observed" (positives); "all true" and "unobserved true" if the full
-                labels are known
-    images      N
+    """Numbers of entries of each class by kind, (L, T + 1): column 0 counts all, column t + 1 those that score above
+    thresholds[t]. "observed" counts positives; "all true" and "unobserved true" are there if the full labels are known.
     """
 
-    thresholds: np.ndarray
+    thresholds: np.ndarray  # (T,) float, ascending
     entries: dict[str, np.ndarray]
     images: int
 
@@ -96,8 +87,8 @@ def count(
 
     def above(mask: np.ndarray) -> np.ndarray:
         columns = zip(below.T, mask.T, strict=True)
-        numbers = np.stack([np.bincount(column[chosen], minlength=len(grid) + 1) for column, chosen in columns])
-        return numbers[:, ::-1].cumsum(axis=1)[:, ::-1]
+        numbers = [np.bincount(column[chosen], minlength=len(grid) + 1) for column, chosen in columns]
+        return np.cumsum(np.stack(numbers)[:, ::-1], axis=1)[:, ::-1]
 
     return Counts(grid, {name: above(mask) for name, mask in masks.items()}, len(scores))
 
@@ -122,7 +113,8 @@ def curve(counts: Counts, entries: str, label: int | None = None) -> dict[str, n
 
 
 def estimate(counts: Counts, positives_per_image: float) -> dict[str, np.ndarray]:
-    """(T,) share of the observed positives that are found, and the precision over all entries that follows from it.
+    """(T,) share of the observed positives that score above the threshold, which estimates the recall because they were
+    drawn at random, and the precision that follows: recall x true labels per image / positive pseudo-labels per image.
 
     positives_per_image  mean number of true labels of an image; with 1 the precision is a lower bound
     """

@@ -21,29 +21,23 @@ ROWS = 4096  # images whose tiles are read at a time
 class Rule:
     """How similarities become pseudo-labels.
 
-    score     (similarity (N, L) float, *, settings by name) -> (N, L) float in [0, 1]
-    label     (scores (N, L) float, *, settings by name) -> (N, L) int8 in {-1, 0, +1}, or float in [0, 1]
-    settings  of all its functions, by name
-    ranking   None: a rule of whole images. Of a rule of tiles: (whole, tiles, *, settings by name) -> (N, L) float, by
-              which `label` finds the lowest labels; and `score` takes (whole (N, L), tiles (N, K, L), observed (N, L)):
-              the similarities of each image and of its tiles, and the known labels
+    score     (similarity (N, L) float, *, settings by name) -> (N, L) float in [0, 1]; of a rule of tiles: (whole
+              (N, L), tiles (N, K, L), observed (N, L), *, settings by name) -> scores (N, L), ranking (N, L)
+    label     (scores (N, L) float, [ranking,] *, settings by name) -> (N, L) int8 in {-1, 0, +1}, or float in [0, 1]
+    settings  of both functions, by name
     """
 
-    score: Callable[..., np.ndarray]
+    score: Callable[..., np.ndarray | tuple[np.ndarray, np.ndarray]]
     label: Callable[..., np.ndarray]
     settings: dict[str, Setting]
-    ranking: Callable[..., np.ndarray] | None = None
-
-    @property
-    def of_tiles(self) -> bool:
-        return self.ranking is not None
+    of_tiles: bool = False
 
     def threshold(self, settings: dict[str, object]) -> float | None:
         """The score above which every label is positive; None if no single threshold decides."""
         return settings["threshold"] if self.label is threshold_labels else None
 
 
-def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
+def softmax(similarity, *, temperature):
     """Scores: softmax(similarity / temperature) over the labels of each image (Xing et al. 2024, section 3.2).
 
     similarity  (N, L) float, cosine of image and class text; or (N, K, L) of tiles
@@ -53,15 +47,11 @@ def softmax(similarity: np.ndarray, *, temperature: float) -> np.ndarray:
     return torch.softmax(rows / temperature, dim=-1).numpy()
 
 
-def threshold_labels(
-    scores: np.ndarray, ranking: np.ndarray | None = None, *, threshold: float, negative_fraction: float
-) -> np.ndarray:
+def threshold_labels(scores, ranking=None, *, threshold, negative_fraction):
     """Labels: a score above the threshold is positive; the int(negative_fraction * L) lowest labels of an image are
     negative, even above the threshold; the teacher abstains from the rest (Xing et al. 2024, section 3.2).
 
-    scores   (N, L) float in [0, 1]
-    ranking  (N, L) float, by which labels are the lowest; None: the scores
-    returns  (N, L) int8 in {-1, 0, +1}; 0 = the teacher abstains
+    scores   (N, L) float in [0, 1];  ranking  (N, L) float, by which labels are the lowest; None: the scores
     """
     labels = (scores > threshold).astype(np.int8)
     if num_negative := int(negative_fraction * scores.shape[1]):
@@ -70,42 +60,25 @@ def threshold_labels(
     return labels
 
 
-def damp(whole: np.ndarray, tiles: np.ndarray, observed: np.ndarray, *, temperature: float, eta: float) -> np.ndarray:
-    """Scores of an image and its tiles: AEVLP's DAMP (Tran et al., ICCV 2025).
+def damp(whole, tiles, observed, *, temperature, eta):
+    """Scores of an image and its tiles, AEVLP's DAMP, and the ranking by which it chooses negatives (Tran et al. 2025).
 
     A label's tile score is the largest of its softmax scores over the tiles if that exceeds a bound, else the smallest.
     The bound is min(eta, the whole image's score of the known label), 0 if none is known; of several known labels the
-    lowest score counts. The result is the mean of tile score and whole image's score.
+    lowest score counts. DAMP is the mean of tile score and whole image's score; in the ranking, the tiles' mean score
+    replaces the tile score.
 
     whole     (N, L) float, cosine of image and class text;  tiles  (N, K, L) float, the same of its K tiles
     observed  (N, L) in {-1, 0, +1}
-    returns   (N, L) float in [0, 1]
     """
-    scores = softmax(whole, temperature=temperature)
-    for rows in _slices(scores):
-        each, known = softmax(tiles[rows], temperature=temperature), observed[rows] == 1
-        largest, smallest = each.max(axis=1), each.min(axis=1)
-        bound = np.where(known, scores[rows], eta).min(axis=1, initial=eta) * known.any(axis=1)
-        scores[rows] = (scores[rows] + np.where(largest > bound[:, None], largest, smallest)) / 2
-    return scores
+    image, each, known = softmax(whole, temperature=temperature), softmax(tiles, temperature=temperature), observed == 1
+    largest, smallest = each.max(axis=1), each.min(axis=1)
+    bound = np.where(known, image, eta).min(axis=1, initial=eta) * known.any(axis=1)
+    tile = np.where(largest > bound[:, None], largest, smallest)
+    return (image + tile) / 2, (image + each.mean(axis=1)) / 2
 
 
-def mean_of_tiles(whole: np.ndarray, tiles: np.ndarray, *, temperature: float) -> np.ndarray:
-    """The mean of an image's score and its tiles' mean score, by which AEVLP chooses negatives (Tran et al. 2025)."""
-    scores = softmax(whole, temperature=temperature)
-    for rows in _slices(scores):
-        scores[rows] = (scores[rows] + softmax(tiles[rows], temperature=temperature).mean(axis=1)) / 2
-    return scores
-
-
-def topk_labels(
-    scores: np.ndarray,
-    ranking: np.ndarray | None = None,
-    *,
-    teacher_topk: int,
-    threshold: float,
-    negative_fraction: float,
-) -> np.ndarray:
+def topk_labels(scores, ranking=None, *, teacher_topk, threshold, negative_fraction):
     """Labels: a score is positive if it is among the teacher_topk highest of its image and at least the threshold;
     negative as in `threshold_labels` (Tran et al., ICCV 2025)."""
     labels = threshold_labels(scores, ranking, threshold=np.inf, negative_fraction=negative_fraction)
@@ -116,7 +89,7 @@ def topk_labels(
     return labels
 
 
-def soft_labels(scores: np.ndarray) -> np.ndarray:
+def soft_labels(scores):
     """Labels: the scores themselves, (N, L) float in [0, 1]."""
     return scores
 
@@ -148,7 +121,7 @@ DAMP_RULE = Rule(
         threshold=Setting(0.5, FROM, "(0, 1)", "[0.05, 0.9]", flags=("-th",), nuswide=0.6, cub=0.005),
         negative_fraction=NEGATIVES,  # differs: the paper has 0.3 on COCO, but its code lets none reach the loss
     ),
-    ranking=mean_of_tiles,
+    of_tiles=True,
 )
 
 
@@ -176,16 +149,18 @@ def make(
         raise UserError(
             "the file of --similarity holds the maximum over tiles alone; an array `tiles` (N, K, L) is needed"
         )
-    notes, ranking = [], ()
+    score, label, notes = with_settings(rule.score, settings), with_settings(rule.label, settings), []
+    if from_tiles:
+        whole, tiles = views
+        scores, ranking = np.empty((2, *whole.shape), np.promote_types(whole.dtype, np.float32))
+        for rows in _slices(whole):
+            scores[rows], ranking[rows] = score(whole[rows], tiles[rows], observed[rows])
+        return label(scores, ranking), scores, notes
     if calibration != "none":
         scores, notes = calibrate(pooled(views, pool), observed, form=calibration, temperature=settings["temperature"])
-    elif from_tiles:
-        scores = with_settings(rule.score, settings)(*views, observed)
-        ranking = (with_settings(rule.ranking, settings)(*views),)
     else:
-        similarity = views[0] if len(views) == 1 else np.mean(pooled(views, pool), axis=0)
-        scores = with_settings(rule.score, settings)(similarity)
-    return with_settings(rule.label, settings)(scores, *ranking), scores, notes
+        scores = score(views[0] if len(views) == 1 else np.mean(pooled(views, pool), axis=0))
+    return label(scores), scores, notes
 
 
 def pooled(views: list[np.ndarray], pool: str) -> list[np.ndarray]:

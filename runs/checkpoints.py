@@ -1,15 +1,12 @@
 """Checkpoints: tensors and plain values in one file, written whole and read with its checksums compared."""
 
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
-from util import distributed
-from util.errors import UserError, describe_error, quiet
-from util.files import atomic
+from util.errors import describe_error
+from util.files import atomic, reading
 
 RESTART = "start the run over with --overwrite"
 
@@ -25,27 +22,7 @@ def write(path: Path, state: dict) -> None:
 
 def read(path: Path) -> dict:
     """Raises UserError if the file is absent or damaged."""
-    with checkpoint_errors(path), zipfile.ZipFile(path) as archive:
+    with reading(path, "a whole checkpoint", RESTART), zipfile.ZipFile(path) as archive:
         if broken := archive.testzip():  # torch.load does not compare checksums
             raise ValueError(f"the checksum of {broken} is wrong")
         return torch.load(path, map_location="cpu", weights_only=True)
-
-
-@contextmanager
-def checkpoint_errors(path: Path) -> Iterator[None]:
-    """Turn an error in reading or using a checkpoint into a UserError that names its file."""
-    try:
-        with quiet():
-            yield
-    except UserError:
-        raise
-    except Exception as error:  # zip, pickle and PyTorch each raise their own
-        raise UserError(f"{path} cannot be used ({describe_error(error)}); {RESTART}") from None
-
-
-def load_weights(path: Path, model: torch.nn.Module) -> None:
-    """Give the model, on all processes, the weights of a checkpoint that the main process reads."""
-    if distributed.is_main():
-        with checkpoint_errors(path):
-            model.load_state_dict(read(path)["model"])
-    distributed.broadcast(model.state_dict().values())

@@ -23,7 +23,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -39,7 +38,7 @@ from runs.checkpoints import RESTART
 from runs.plots import Events, draw_curves, draw_figure
 from util import distributed
 from util.errors import UserError
-from util.files import atomic, digest, locked, read_json, write_arrays, write_json
+from util.files import atomic, digest, locked, read_json, write_json
 
 
 def identity(config: Config) -> dict:
@@ -50,14 +49,10 @@ def identity(config: Config) -> dict:
     result |= {name: file_identity(result[name]) for name in ("weights", "features") if name in result}
     if "model" in result:
         result["model"] = backbone_identity(config.model)
-    result = {name: _without_time(value) for name, value in result.items()}
+    for name, value in result.items():
+        if isinstance(value, list) and [type(part) for part in value] == [str, int, int]:
+            result[name] = value[:2]  # a file's name and size: to a run, though not to a cache, a copy is the same file
     return result | {"data": files.digest(config.folder), "code": config.method.code_digest()}
-
-
-def _without_time(value: object) -> object:
-    """A file by name and size: to a run a copy is the same file, while caches also compare modification times."""
-    is_file = isinstance(value, list) and [type(part) for part in value] == [str, int, int]
-    return value[:2] if is_file else value
 
 
 def run_name(config: Config) -> str:
@@ -87,17 +82,6 @@ def load_result(config: Config) -> dict | None:
     return None
 
 
-class State(Protocol):
-    """What a checkpoint saves and restores: engine.Training."""
-
-    epoch: int
-    steps: int
-    best: dict
-    evaluated: torch.nn.Module
-
-    def load_state_dict(self, state: dict) -> None: ...
-
-
 class Run:
     """One run's folder, which only the main process writes.
 
@@ -117,17 +101,17 @@ class Run:
             draw_figure(self.folder / "pseudo_labels.png", label_quality.draw, quality, title)
             write_json(path, quality)
 
-    def restore(self, training: State) -> None:
-        """Put the training into the state of the checkpoint, if there is one."""
+    def restore(self, training) -> None:
+        """Put an engine.Training into the state of the checkpoint, if there is one."""
         if self.checkpoint is None:
             print(f"run: {self.folder}")
             return
-        with checkpoints.checkpoint_errors(self.folder / "last.pt"):
-            if self.checkpoint["run"] != self.key:
-                raise ValueError("it is of a different run")
-            training.load_state_dict(self.checkpoint)
-        if not distributed.all_equal(training.epoch, training.steps):
-            raise UserError(f"{self.folder}/last.pt is not yet the same on all nodes; wait a minute and run it again")
+        progress = self.checkpoint["epoch"], self.checkpoint["step"]
+        newest = tuple(distributed.maximum(number) for number in progress)
+        if progress != newest or self.checkpoint["run"] != self.key:
+            fault = "is of a different run, or older on this node than on others"
+            raise UserError(f"{self.folder}/last.pt {fault}; run it again in a minute, or {RESTART}")
+        training.load_state_dict(self.checkpoint)
         best = training.best["epoch"]
         if training.steps == 0 and best and best == training.epoch - 1:
             self.save_best(training.evaluated.state_dict())  # the process may have died before it was written
@@ -145,8 +129,10 @@ class Run:
             checkpoints.write(self.folder / "best.pt", {"model": model})
 
     def load_best(self, model: torch.nn.Module) -> None:
-        """Give the model the weights of best.pt."""
-        checkpoints.load_weights(self.folder / "best.pt", model)
+        """Give the model, on all processes, the weights of best.pt, which the main process reads."""
+        if distributed.is_main():
+            model.load_state_dict(checkpoints.read(self.folder / "best.pt")["model"])
+        distributed.broadcast(model.state_dict().values())
 
     def write_history(self, history: list[dict]) -> None:
         with atomic(self.folder / "metrics.jsonl") as temporary:
@@ -163,7 +149,7 @@ class Run:
         predictions: dict[str, np.ndarray] | None,
         per_class: list[dict] | None,
     ) -> None:
-        """Write the files of a finished run: the model, the test set's predictions, the result, the curves.
+        """Write the files of a finished run.
 
         model, metadata         the chosen epoch's weights, and the content of model.json; None: nothing was trained
         predictions, per_class  of the test images; None: nothing was tested
@@ -174,7 +160,8 @@ class Run:
             saved.write(self.folder, model, metadata)
         self.write_history(history)  # again: the process that wrote last.pt may have died before it was written
         if predictions is not None:
-            write_arrays(self.folder / "predictions.npz", **predictions)
+            with atomic(self.folder / "predictions.npz") as temporary, open(temporary, "wb") as file:
+                np.savez_compressed(file, allow_pickle=False, **predictions)
             with atomic(self.folder / "per_class.csv") as temporary:
                 with open(temporary, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
                     writer = csv.DictWriter(file, fieldnames=list(per_class[0]))
@@ -194,9 +181,8 @@ def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = 
     Raises UserError if images or labels are not those that the run began with, and, without `wait`, if a different
     process is running it.
     """
-    folder, key = folder_of(config), splits.key()
-    busy = f"{folder} is being run by a different process"
-    with locked(folder, wait=wait, busy=busy) if distributed.is_main() else nullcontext():
+    folder, key, busy = folder_of(config), splits.key(), "is being run by a different process"
+    with locked(folder, wait, f"{folder} {busy}") if distributed.is_main() else nullcontext():
         if distributed.is_main():
             _create(config, folder, key, device)
         distributed.barrier()
@@ -219,37 +205,32 @@ def open_run(config: Config, splits: Splits, device: torch.device, wait: bool = 
 
 
 def _create(config: Config, folder: Path, key: str, device: torch.device) -> None:
-    """Make the folder, unless a run is to be resumed in it."""
+    """Make the folder with config.json, unless a run is to be resumed in it."""
     if config.overwrite and folder.exists():
         shutil.rmtree(folder)
-    if not folder.exists():
-        new = folder.with_name(f".{folder.name}.new")  # renamed, so that the folder never lacks a file
-        shutil.rmtree(new, ignore_errors=True)
-        write_json(new / "config.json", describe(config, key, device))
-        new.rename(folder)
-
-
-def describe(config: Config, key: str, device: torch.device) -> dict:
-    """The content of config.json."""
-    versions = {module: sys.modules[module].__version__ for module in ("torch", "numpy")}
+    if folder.exists():
+        return
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
+    content = {
         "identity": identity(config),
         "config": asdict(config),
         "data_key": key,
         "command": sys.argv,
         "git_commit": git_commit(),
-        "versions": {"python": platform.python_version(), **versions},
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
         "device": f"{device.type}: {name}",
         "threads": torch.get_num_threads(),
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+    new = folder.with_name(f".{folder.name}.new")  # renamed, so that the folder never lacks a file
+    shutil.rmtree(new, ignore_errors=True)
+    write_json(new / "config.json", content)
+    new.rename(folder)
 
 
 def git_commit() -> str | None:
-    """The commit of this code, with a + if files differ from it; None outside a repository."""
-    try:
-        command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
+    """The commit of this code, with a + if files differ from it; None outside a repository and without git."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--abbrev=40", "--dirty=+"]
+    if not shutil.which("git"):
         return None
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip() or None

@@ -174,14 +174,13 @@ def test_an_error_that_nobody_foresaw_is_one_line_with_its_traceback_in_a_file(c
     (path,) = (word for word in err.split() if word.endswith(".txt"))
     assert "raise LookupError" in read_text(path)
     os.unlink(path)
-    monkeypatch.setattr(errors.ShowTraceback, "asked", True)
+    monkeypatch.setattr(sys, "argv", ["main.py", "--traceback"])
     assert "raise LookupError" in ends(capsys, unforeseen)[1]
 
 
-def test_every_command_knows_traceback_and_no_setting_is_called_so(toy, monkeypatch):
-    monkeypatch.setattr(errors.ShowTraceback, "asked", False)
+def test_every_command_knows_traceback_and_no_setting_is_called_so(toy, capsys):
     config = main.configuration.parse([*toy_arguments(toy), "--traceback"])
-    assert errors.ShowTraceback.asked and "traceback" not in config.hparams
+    assert "traceback" not in config.hparams and capsys.readouterr().err == ""
 
 
 def test_an_error_of_several_lines_is_shown_in_one(capsys):

@@ -79,7 +79,6 @@ def test_flag_beats_method_beats_data_set_beats_backbone_beats_default(line, exp
         ("-s -1", "[0, 4294967296)"),
         ("--epochs 0", "[1, inf)"),
         ("--epochs two", "invalid int value"),
-        ("-g one", "CUDA index such as 0, or cpu"),
         ("-l EM_APL --epochs 5", "--warmup-epochs 5 must be below --epochs 5"),
         ("--prompt photo", "needs {}"),
         ("--resume --overwrite", "give one of them"),

@@ -133,11 +133,3 @@ def test_the_gpu_benchmarks_run_at_toy_size_on_a_cpu(tmp_path):
         "All of it took",
     ):
         assert row in made
-
-
-@pytest.mark.parametrize(("limit", "cores"), [("150000 100000", 2), ("20000 100000", 1), ("max 100000", 8)])
-def test_a_containers_limit_of_cores_is_respected(monkeypatch, tmp_path, limit, cores):
-    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: set(range(8)))
-    monkeypatch.setattr(devices, "CPU_MAX", tmp_path / "cpu.max")
-    (tmp_path / "cpu.max").write_text(limit + "\n")
-    assert devices.usable_cores() == cores

@@ -121,7 +121,7 @@ def test_misuse_is_one_line(run, tmp_path, fails):
     assert "model.json not found" in fails(export.main, [str(tmp_path / "none"), "--hub", hub, *license])
     assert "is the folder of a run" in fails(export.main, [str(run), "--hub", str(run), *license])
     (tmp_path / "README.md").write_text("mine")
-    assert "README.md exists already" in fails(export.main, [str(run), "--hub", str(tmp_path), *license])
+    assert "README.md' exists already" in fails(export.main, [str(run), "--hub", str(tmp_path), *license])
     assert "exists already" in fails(export.main, [str(run), "--onnx", str(run / "model.json")])
     assert (tmp_path / "README.md").read_text() == "mine"
 

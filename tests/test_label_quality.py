@@ -217,7 +217,7 @@ def test_a_file_that_a_different_program_made_is_replaced_only_with_overwrite(to
     arguments = [*toy_arguments(toy), "--out", str(tmp_path / "out"), "--temperatures", "0.02"]
     for file in (tmp_path / "out.png", tmp_path / "out.csv"):
         file.write_text("precious")
-        assert f"--out {file} exists already" in fails(assess_teacher.main, arguments)
+        assert f"--out '{file}' exists already" in fails(assess_teacher.main, arguments)
         assert file.read_text() == "precious"
     assess(toy, tmp_path, "--overwrite")
     assess(toy, tmp_path)  # its own files

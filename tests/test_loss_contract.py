@@ -61,12 +61,12 @@ def record(loss, **more) -> Method:
 @pytest.mark.parametrize(
     "method, message",
     [
-        (record(reads_width), "reads_width of mine reads the setting 'width', which its record does not declare"),
-        (record(ReadsWidth), "ReadsWidth of mine reads the setting 'width', which its record does not declare"),
-        (record(plain, regulariser=reads_width), "reads_width of mine reads the setting 'width'"),
-        (record(plain, check=check_width), "check_width of mine reads the setting 'width'"),
-        (record(reads_labels), "the loss of mine reads 'labels'; it may read observed, true, pseudo, index"),
-        (record(reads_pseudo), "reads pseudo-labels, but its record names no rule"),
+        (record(reads_width), "mine reads 'width' in reads_width, but declares only eps, epochs, seed"),
+        (record(ReadsWidth), "mine reads 'width' in ReadsWidth"),
+        (record(plain, regulariser=reads_width), "mine reads 'width' in reads_width"),
+        (record(plain, check=check_width), "mine reads 'width' in check_width"),
+        (record(reads_labels), "mine reads 'labels'; it may read observed, true, pseudo, index"),
+        (record(reads_pseudo), "mine reads pseudo-labels, but its record names no rule"),
         (record(plain, settings=dict(eps=EPS, lr=Setting(1.0, "mine"))), "'lr', which is a common setting"),
     ],
 )

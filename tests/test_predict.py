@@ -267,7 +267,7 @@ def test_no_file_is_replaced_unless_asked(run, tmp_path, fails):
     ):
         assert message in fails(predict.main, [str(folder), *arguments, option, name])
     both = ["--csv", str(tmp_path / "x"), "--json", str(tmp_path / "model/../x")]
-    assert "--csv and --json both name" in fails(predict.main, [str(folder), *arguments, *both])
+    assert "is the file of --csv, too" in fails(predict.main, [str(folder), *arguments, *both])
     table = tmp_path / "o.csv"
     table.write_text("mine")
     predict.main([str(folder), *arguments, "--csv", str(table), "--overwrite"])

@@ -169,7 +169,7 @@ def test_conditions_and_columns_choose_rows_and_figures(tmp_path, capsys):
         (["--csv", "."], "is not the name of a file"),
         (["--csv", ""], "is not the name of a file"),
         (["--csv", "{run}/test.json"], "exists already; name a new file, or replace it with --overwrite"),
-        (["--csv", "x.csv", "--html", "x.csv"], "--csv and --html both name x.csv"),
+        (["--csv", "x.csv", "--html", "x.csv"], "--html 'x.csv' is the file of --csv, too"),
     ],
 )
 def test_a_wrong_choice_is_one_line(tmp_path, monkeypatch, fails, arguments, reason):

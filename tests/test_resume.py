@@ -156,7 +156,7 @@ def test_a_checkpoint_with_flipped_bytes_is_one_line(toy, monkeypatch, fails, fi
     content[middle : middle + 64] = bytes(64)
     (only_run(toy) / file).write_bytes(content)
     line = fails(main.main, toy_arguments(toy, "--resume"))
-    assert f"{file} cannot be used" in line and "start the run over with --overwrite" in line
+    assert f"{file} is not a whole checkpoint" in line and "start the run over with --overwrite" in line
 
 
 def test_a_run_that_dies_between_its_two_checkpoints_keeps_both_right(toy, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Iterable
 from pathlib import Path
 
+import joblib
 import numpy as np
 import torch
 from torch import Tensor
@@ -14,24 +15,18 @@ from util import distributed
 from util.errors import UserError, describe_error, started_by_torchrun, torchrun_rank
 
 DRIVER = Path("/proc/driver/nvidia/version")
-CPU_MAX = Path("/sys/fs/cgroup/cpu.max")
-
-
-def check_gpu(gpu: str) -> None:
-    """Raises UserError for a text that --gpu does not take."""
-    if gpu not in ("cpu", "mps") and not (gpu.isascii() and gpu.isdecimal()):
-        raise UserError(f"--gpu takes a CUDA index such as 0, or cpu, or mps, not {gpu!r}")
 
 
 def pick_device(gpu: str) -> torch.device:
     """The device of --gpu, or under torchrun the GPU of this process; on a machine without an NVIDIA driver the CPU,
     with a note. Raises UserError if there is a driver and CUDA does not start, rather than train for days on the CPU.
     """
-    check_gpu(gpu)
     if gpu == "mps" and not torch.backends.mps.is_available():
         raise UserError("-g mps needs a Mac with Apple silicon and a PyTorch that was built for it; take -g cpu")
     if gpu in ("cpu", "mps"):
         return torch.device(gpu)
+    if not (gpu.isascii() and gpu.isdecimal()):
+        raise UserError(f"--gpu takes a CUDA index such as 0, or cpu, or mps, not {gpu!r}")
     index = int(os.environ["LOCAL_RANK"]) if started_by_torchrun() else int(gpu)
     if torch.cuda.is_available() and index < torch.cuda.device_count():
         torch.cuda.set_device(index)
@@ -53,9 +48,9 @@ def describe_cuda() -> str:
     """The number of CUDA devices, or PyTorch's reason why there is none."""
     try:
         torch.cuda.init()
+        return f"it finds {torch.cuda.device_count()}"
     except (RuntimeError, AssertionError) as error:  # AssertionError: PyTorch was built without CUDA
         return describe_error(error)
-    return f"it finds {torch.cuda.device_count()}"
 
 
 def describe(device: torch.device, precision: str, place: str) -> str:
@@ -63,30 +58,21 @@ def describe(device: torch.device, precision: str, place: str) -> str:
 
     place  gpu, disk, none (the cache of its images), or features
     """
-    name = f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else "Apple GPU"
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else name
+    names = {"cpu": f"CPU, {torch.get_num_threads()} threads", "mps": "Apple GPU"}
+    name = names.get(device.type) or torch.cuda.get_device_name(device)
     places = {"gpu": "images on the GPU", "disk": "images in a file", "none": "images decoded every epoch"}
     return f"{name}, {precision}, {places.get(place, 'features in memory')}"
 
 
 def set_threads(threads: int | None) -> None:
     """Compute with this many threads; by default with PyTorch's own number, but no more than this process may use."""
-    torch.set_num_threads(threads or min(torch.get_num_threads(), usable_cores()))
-
-
-def usable_cores() -> int:
-    """The cores that this process may use: by its affinity, and by the limit of its cgroup (a container's --cpus)."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if CPU_MAX.is_file():
-        quota, period = CPU_MAX.read_text().split()
-        if quota != "max":
-            cores = min(cores, max(1, round(int(quota) / int(period))))
-    return cores
+    torch.set_num_threads(threads or min(torch.get_num_threads(), joblib.cpu_count()))
 
 
 def default_workers() -> int:
     """Threads that decode images: this process's part of the cores that it may use, 8 at most."""
-    return max(1, min(8, usable_cores() // (int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1)))
+    processes = int(os.environ["LOCAL_WORLD_SIZE"]) if started_by_torchrun() else 1
+    return max(1, min(8, joblib.cpu_count() // processes))  # by affinity, and by a container's --cpus
 
 
 def make_deterministic() -> None:
@@ -97,9 +83,8 @@ def make_deterministic() -> None:
 
 
 def pick_precision(precision: str, device: torch.device) -> str:
-    """The precision that --precision selects on a device. From here on a GPU rounds the inputs of float32 products and
-    convolutions to TF32's 10 bits if it is tf32, and otherwise not; by default PyTorch does so in convolutions.
-    """
+    """The precision that --precision selects on a device. With tf32, and only then, a GPU from here on rounds inputs of
+    float32 products and convolutions to 10 bits; by default PyTorch does so in convolutions."""
     if precision == "auto":  # PyTorch emulates bf16 on GPUs before Ampere, which is slower than float32
         bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
         precision = "bf16" if bf16 else "float32"  # differs: float32
@@ -116,10 +101,8 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """The state of the main process's generators that training draws from, as for dropout; order and flips need none.
-
-    The state of the others is made anew by `seed_other_processes`, because their number may change.
-    """
+    """The state of the main process's generators, from which dropout draws; order and flips need none. The other
+    processes, whose number may change, are seeded anew by `seed_other_processes`."""
     state = {"cpu": torch.get_rng_state()}
     return state if device.type == "cpu" else state | {device.type: torch.get_device_module(device).get_rng_state()}
 
@@ -131,7 +114,6 @@ def set_random_state(state: dict[str, Tensor], device: torch.device) -> None:
 
 
 def seed_other_processes(entropy: Iterable[int]) -> None:
-    """Seed the generator of every process but the main one."""
     if not distributed.is_main():
         torch.manual_seed(generator(*entropy, distributed.rank()).initial_seed())
 

@@ -18,8 +18,7 @@ from tqdm import tqdm
 
 from util.errors import UserError, describe_error, started_by_torchrun
 
-LONG_TIMEOUT = timedelta(days=2)  # processes wait this long for each other, or for a different run that fills a cache
-_long_group: dist.ProcessGroup | None = None  # the same processes; the default process group times out after minutes
+_long_group: dist.ProcessGroup | None = None  # waits days, as for a run that fills a cache; the default one, minutes
 FILE_SECONDS = 120.0  # a network file system may take this long to show a file that a different machine made
 BAR = "{desc}: {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} images, {rate_noinv_fmt}, {remaining} left{postfix}"
 
@@ -30,7 +29,7 @@ def initialize(device: torch.device) -> None:
     if started_by_torchrun() and not dist.is_initialized():
         try:
             dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
-            _long_group = dist.new_group(backend="gloo", timeout=LONG_TIMEOUT)
+            _long_group = dist.new_group(backend="gloo", timeout=timedelta(days=2))
         except (RuntimeError, ValueError, OSError) as error:
             text = f"the processes that torchrun started do not find each other ({describe_error(error)})"
             raise UserError(f"{text}; start them again, or unset torchrun's environment variables") from None
@@ -62,11 +61,6 @@ def maximum(value: int) -> int:
     if world_size() > 1:
         dist.all_reduce(values, dist.ReduceOp.MAX, group=_long_group)
     return int(values)
-
-
-def all_equal(*values: int) -> bool:
-    """Whether all processes hold the same values."""
-    return all([maximum(value) == -maximum(-value) for value in values])
 
 
 def barrier() -> None:

@@ -13,8 +13,7 @@ import time
 import traceback
 import typing
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 LEAD_SECONDS = 4.0  # longer than torchrun needs to notice that a process has failed and to end the others
@@ -37,22 +36,13 @@ class Interrupted(BaseException):
     """SIGINT or SIGTERM, by number: the run has stopped with its state saved, and can be resumed."""
 
 
-class ShowTraceback(argparse.Action):
-    """--traceback, which is no setting: the parsed arguments do not hold it."""
-
-    asked = False
-
-    def __call__(self, *given: object) -> None:
-        type(self).asked = True
-
-
 class OneLineParser(argparse.ArgumentParser):
     """argparse whose errors are one line, without the usage; the description is the first line of a docstring."""
 
     def __init__(self, docstring: str, **options) -> None:
         super().__init__(description=docstring.strip().splitlines()[0], allow_abbrev=False, **options)
         text = "show the lines of code that led to an error"
-        self.add_argument("--traceback", action=ShowTraceback, nargs=0, default=argparse.SUPPRESS, help=text)
+        self.add_argument("--traceback", action="store_true", default=argparse.SUPPRESS, help=text)
 
     def error(self, message: str) -> typing.NoReturn:
         _fail(f"{message} (see --help)")
@@ -63,31 +53,20 @@ def describe_error(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"it lacks {str(error.args[0]).removesuffix(' is not a file in the archive')}"
     text = str(getattr(error, "reason", None) or getattr(error, "strerror", None) or error)
-    text = textwrap.shorten(text, 300) or (
-        "it is empty or cut short" if isinstance(error, EOFError) else type(error).__name__
-    )
+    instead = "it is empty or cut short" if isinstance(error, EOFError) else type(error).__name__
+    text = textwrap.shorten(text, 300) or instead
     if "pickle" in text.lower() or "weights_only" in text:
         return "it is something else, or holds pickled objects, which are never read"
     return text
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Suppress library warnings."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
-
-
 def run_script(main: Callable[[], object]) -> None:
-    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, without a traceback.
-
-    An unforeseen error becomes one line and exit status 1, with the traceback in a file.
-    """
+    """Call main() as a command: a user's mistake becomes one line on stderr and exit status 2, without a traceback; an
+    unforeseen error one line and exit status 1, with the traceback in a file."""
     sys.stdout, sys.stderr = sys.stdout or open(os.devnull, "w"), sys.stderr or open(os.devnull, "w")  # noqa: SIM115
     # a log file shows a line when it is printed; a terminal without Unicode shows the codes of characters
     sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-    warnings.formatwarning = lambda message, category, *_: f"{_program()}: warning: {_flat(str(message))}\n"
+    warnings.formatwarning = lambda message, category, *_: f"{_program()}: warning: {_flat(message)}\n"
     try:
         main()
     except (Exception, KeyboardInterrupt, Interrupted) as error:
@@ -121,25 +100,20 @@ def _line(error: BaseException) -> tuple[str, int]:
             if started_by_torchrun() and any(sign in text for sign in PEER_IS_GONE):
                 time.sleep(2 * LEAD_SECONDS)  # that process prints first
                 return "a different process of this run has ended; its line gives the reason", 2
-    return _unforeseen(error), 1
-
-
-def _unforeseen(error: BaseException) -> str:
-    """The line about a mistake in this program, whose traceback is written to a file."""
     last = traceback.extract_tb(error.__traceback__)[-1]
     with tempfile.NamedTemporaryFile("w", prefix="traceback_", suffix=".txt", delete=False, errors="replace") as file:
         file.write(f"{sys.argv}\n{''.join(traceback.format_exception(error))}")
     what = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
     place = f"{Path(last.filename).name}, line {last.lineno}"
-    return f"a mistake in this program: {what} ({place}); {file.name} has the traceback, please report it"
+    return f"a mistake in this program: {what} ({place}); {file.name} has the traceback, please report it", 1
+
+
+def _flat(text: object) -> str:
+    return printable(" ".join(str(text).split()))
 
 
 def _program() -> str:
     return Path(sys.argv[0]).name + (f", process {torchrun_rank()}" if torchrun_rank() else "")
-
-
-def _flat(text: str) -> str:
-    return printable(" ".join(text.split()))
 
 
 def printable(text: str) -> str:
@@ -160,14 +134,13 @@ sys.excepthook = _interrupted_early
 def _fail(line: str, status: int = 2) -> typing.NoReturn:
     """Print the line on stderr and exit.
 
-    torchrun ends all processes once one has failed. Processes of rank above 0 wait before they print, so that an error
-    of all processes is printed once. A process of several exits at once, before NCCL prints that its process group was
-    not shut down.
+    torchrun ends all processes once one has failed. Those of rank above 0 wait before they print, so that an error of
+    all is printed once, and all exit at once, before NCCL prints that its process group was not shut down.
     """
     interrupted = status > 128
     if torchrun_rank() and not interrupted:
         time.sleep(LEAD_SECONDS)
-    if ShowTraceback.asked:
+    if "--traceback" in sys.argv:
         traceback.print_exc()
     if not (torchrun_rank() and interrupted):
         print(f"{_program()}: {'' if interrupted else 'error: '}{_flat(line)}", file=sys.stderr)

@@ -1,16 +1,15 @@
 """Reading and writing files: atomic writes, locks, JSON, arrays, digests.
 
-Everything is written through `atomic`, so a process that is killed at any moment leaves either the old file or the new
-one. Whatever a library raises while it reads a file becomes one line by `reading`.
+A process that is killed at any moment leaves either the old file or the new one (`atomic`). Whatever a library raises
+while it reads a file becomes one line (`reading`).
 """
 
-import errno
 import hashlib
 import json
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,7 +19,6 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from util.errors import UserError, describe_error
 
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # of some network file systems
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -28,41 +26,29 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def atomic(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, flush it to the disk and rename it to `path`.
 
-    The temporary name is fixed, so the next writer overwrites the rest of a killed one. Writers of the same
-    file must exclude each other (`locked`). Raises UserError if the file cannot be written.
+    Its name is fixed, so writers of the same file must exclude each other (`locked`); what a killed one has left is
+    overwritten. Raises UserError if the file cannot be written.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.tmp")
-    with _writing(path):
+    with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield temporary
-            sync(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
             os.replace(temporary, path)
-            sync(path.parent)
         finally:
-            with suppress(OSError):  # the folder may be gone
-                temporary.unlink()
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def _writing(path: Path) -> Iterator[None]:
+def writing(path: Path, hint: str = "make room there, or write to a different folder") -> Iterator[None]:
+    """Turn the system's refusal to write a file into one line: UserError."""
     try:
         yield
     except OSError as error:
-        raise UserError(
-            f"{path} cannot be written ({describe_error(error)}); make room there, or write to a different folder"
-        ) from None
-
-
-def sync(path: Path) -> None:
-    """Flush a file or a folder to the disk. Some network file systems do not support this for folders."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        with suppress(OSError) if path.is_dir() else nullcontext():
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        raise UserError(f"{path} cannot be written ({describe_error(error)}); {hint}") from None
 
 
 def writable_folder(folder: Path, option: str) -> Path:
@@ -79,32 +65,31 @@ def write_text(path: str | Path, text: str) -> None:
     file name in a different encoding, is escaped."""
     path, content = Path(path), text.encode(errors="backslashreplace")
     if path.is_symlink() or (path.exists() and not path.is_file()):
-        with _writing(path):
+        with writing(path):
             path.write_bytes(content)
-        return
-    with locked(path), atomic(path) as temporary:
-        temporary.write_bytes(content)
+    else:
+        with locked(path), atomic(path) as temporary:
+            temporary.write_bytes(content)
 
 
 def check_outputs(outputs: dict[str, str | Path | None], overwrite: bool, ours: tuple[bytes, ...] = ()) -> None:
-    """Check the files that options name for output, before anything is computed.
+    """Raise UserError, before anything is computed, if an option names no file, the file of a different option, or,
+    without --overwrite, a file that exists already.
 
     outputs  file by option; None: not asked for
     ours     how files begin that the same command wrote before, and may replace
-    Raises UserError for a name that is not a file, for two options with one file, and, without --overwrite, for a
-    file that exists already.
     """
-    seen: dict[Path, str] = {}
+    owners: dict[Path, str] = {}
     for option, path in ((option, Path(name)) for option, name in outputs.items() if name is not None):
+        fault = ""
         if not path.name or path.is_dir() or (path.parent.exists() and not path.parent.is_dir()):
-            raise UserError(f"{option} {str(outputs[option])!r} is not the name of a file; name a file to write to")
-        if (other := seen.setdefault(path.resolve(), option)) != option:
-            raise UserError(f"{other} and {option} both name {path}; give two files")
-        if path.is_file() and not overwrite:
-            with open(path, "rb") as file:
-                start = file.read(max(map(len, ours), default=0))
-            if not start.startswith(ours):
-                raise UserError(f"{option} {path} exists already; name a new file, or replace it with --overwrite")
+            fault = "is not the name of a file; name a file to write to"
+        elif owners.setdefault(path.resolve(), option) != option:
+            fault = f"is the file of {owners[path.resolve()]}, too; give two files"
+        elif path.is_file() and not overwrite and not (ours and path.read_bytes().startswith(ours)):
+            fault = "exists already; name a new file, or replace it with --overwrite"
+        if fault:
+            raise UserError(f"{option} {str(outputs[option])!r} {fault}")
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -116,11 +101,6 @@ def write_array(path: str | Path, array: np.ndarray) -> None:
     with atomic(path) as temporary, open(temporary, "wb") as file:
         # NumPy writes to a real file by C calls that do not report a full disk
         np.lib.format.write_array(SimpleNamespace(write=file.write), np.asarray(array), allow_pickle=False)
-
-
-def write_arrays(path: str | Path, **arrays: np.ndarray) -> None:
-    with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
 
 
 @contextmanager
@@ -195,8 +175,9 @@ def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None
         try:
             lock.acquire(timeout=0)
         except OSError as error:
-            if error.errno not in NO_LOCKS:
+            if isinstance(error, Timeout):
                 raise
+            # some network file systems have no locks
             lock = SoftFileLock(path.with_name(f".{path.name}.softlock"))
             lock.acquire(timeout=0)
     except Timeout:

@@ -5,13 +5,11 @@ import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
 from util import distributed
-from util.errors import UserError, describe_error
-from util.files import atomic, locked, sync, write_json
+from util.files import atomic, locked, write_json, writing
 
 SECONDS = 10.0  # between two records of finished rows; a killed process loses the rows since the last one
 
@@ -36,15 +34,10 @@ def cached_rows(
     if distributed.maximum(not path.exists()):
         with locked(path) if distributed.is_main() else nullcontext():
             if distributed.maximum(distributed.is_main() and not path.exists()):
-                try:
-                    if metadata is not None and distributed.is_main():
-                        write_json(path.with_suffix(".json"), metadata)
+                if metadata is not None and distributed.is_main():
+                    write_json(path.with_suffix(".json"), metadata)
+                with writing(path, "make room, or name a different folder with --cache-root. Finished rows are kept"):
                     _compute(path, shape, np.dtype(dtype), rows_from, description)
-                except OSError as error:
-                    raise UserError(
-                        f"{path} cannot be written ({describe_error(error)}); make room, or name a different folder "
-                        "with --cache-root. Finished rows are kept"
-                    ) from None
             distributed.wait_for_file(path)
     return np.load(path, mmap_mode="r", allow_pickle=False)
 
@@ -58,11 +51,18 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
             temporary.write_bytes(bytes(shape[0]))  # one byte per row: 1 = the row is in the partial file
     distributed.barrier()
     distributed.wait_for_file(record)
-    missing = np.flatnonzero(np.fromfile(record, np.uint8) == 0)
+    finished = np.memmap(record, np.uint8)
+    missing = np.flatnonzero(finished == 0)
     distributed.barrier()  # all processes have read the same record
     mine = missing[distributed.shard(len(missing))]
     start, stride = np.load(partial, mmap_mode="r").offset, dtype.itemsize * int(np.prod(shape[1:]))
-    written, recorded, began = 0, 0, time.monotonic()
+    written, began = 0, time.monotonic()
+
+    def record_finished() -> None:
+        file.flush()
+        os.fsync(file.fileno())
+        finished[mine[:written]] = 1
+
     # ordinary writes, not a map: a full disk is an OSError then, and does not end the process
     with distributed.progress_bar(shape[0], description, shape[0] - len(mine)) as bar, open(partial, "r+b") as file:
         try:
@@ -73,23 +73,12 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
                 written += len(block)
                 bar.update(len(block))
                 if time.monotonic() - began > SECONDS:
-                    recorded, began = _mark(file, record, mine[recorded:written]) + recorded, time.monotonic()
+                    record_finished()
+                    began = time.monotonic()
         finally:
-            _mark(file, record, mine[recorded:written])
+            record_finished()
     assert written == len(mine), f"{description}: {written} rows of {len(mine)}"
     distributed.barrier()
     if distributed.is_main():
         os.replace(partial, path)
-        sync(path.parent)
         record.unlink()
-
-
-def _mark(file: BinaryIO, record: Path, rows: np.ndarray) -> int:
-    """Record rows once they have reached the disk; the number of rows."""
-    file.flush()
-    os.fsync(file.fileno())
-    with open(record, "r+b") as marks:
-        for row in rows.tolist():
-            marks.seek(row)
-            marks.write(b"\1")
-    return len(rows)

@@ -2,55 +2,35 @@
 
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import partial
 
 from util.errors import UserError
 
 
-@dataclass(frozen=True, init=False)
 class Setting:
     """One setting, written on one line: `Setting(0.2, "weight of the entropy", "[0, inf)", coco=0.1)`.
 
+    help        what it is, in a few words
     within      an interval such as "(0, 1]"; "" = any value
     search      values for tune.py: an interval such as "[0.01, 1]", on a log scale if its low end is above 0, or a
                 tuple of values; () = nothing
-    flags       further names on the command line, beside --the-setting's-name
+    flags       further names on the command line, beside --the-setting's-name; choices, metavar: as in argparse
     needs       a different setting of the same method; if it is 0, this one is not read
     by_dataset  values for single data sets, by name
     """
 
-    default: object
-    help: str
-    within: str = ""
-    search: str | tuple = ()
-    flags: tuple[str, ...] = ()
-    choices: tuple[str, ...] = ()
-    metavar: str = ""
-    needs: str = ""
-    by_dataset: dict[str, object] = field(hash=False)
-
     def __init__(
-        self,
-        default: object,
-        help: str,
-        within: str = "",
-        search: str | tuple = (),
-        *,
-        flags: tuple[str, ...] = (),
-        choices: tuple[str, ...] = (),
-        metavar: str = "",
-        needs: str = "",
-        **by_dataset: object,
-    ) -> None:
-        vars(self).update({name: value for name, value in locals().items() if name != "self"})
+        self, default, help, within="", search=(), *, flags=(), choices=(), metavar="", needs="", **by_dataset
+    ):
+        self.default, self.help, self.within, self.search, self.flags = default, help, within, search, flags
+        self.choices, self.metavar, self.needs, self.by_dataset = choices, metavar, needs, by_dataset
 
     def check(self, name: str, value: object) -> None:
         """Raises UserError if the value lies outside the interval, or is a whole number of more than 64 bits."""
-        if self.within and value is not None and not inside(value, self.within):
-            raise UserError(f"{flag(name)} must lie in {self.within}, not {value}")
-        if isinstance(value, int) and abs(value) >= 2**63:
-            raise UserError(f"{flag(name)} must be below 2^63, not {value}")
+        outside = self.within and value is not None and not inside(value, self.within)
+        if outside or (isinstance(value, int) and abs(value) >= 2**63):
+            expected = f"lie in {self.within}" if outside else "be below 2^63"
+            raise UserError(f"{flag(name)} must {expected}, not {value}")
 
 
 def ends(interval: str) -> tuple[float, float]:
