@@ -11,7 +11,7 @@ from functools import partial
 import torch
 
 from models.backbone import Backbone, output_shape
-from models.boostlu import no_maps, use_boostlu
+from models.boostlu import use_boostlu
 from models.clip import config_name, own_size
 from models.resnet import resnet50
 from models.saved import Predictor, load
@@ -48,13 +48,14 @@ __all__ = [
 def check_name(name: str) -> None:
     """Raises UserError for a name that is neither in BACKBONES nor a timm:NAME or clip:NAME that the library has."""
     if name.startswith("clip:"):
-        config_name(name.split(":")[1], "-m clip:")
+        config_name(name.split(":")[1])
     elif name.startswith("timm:"):
         check_timm(name.removeprefix("timm:"))
-    elif name == FEATURES:
-        raise UserError("the model is a head on given features (-d photos or --features): it cannot read photographs")
     elif name not in BACKBONES:
-        raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG")
+        kind = "the head of a run on given features (-d photos or --features)" if name == FEATURES else "unknown"
+        raise UserError(
+            f"the model {name!r} is {kind}; photographs are read by {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG"
+        )
 
 
 def settings_of(name: str) -> dict[str, object]:
@@ -67,8 +68,6 @@ def settings_of(name: str) -> dict[str, object]:
 def check_head(name: str, head: str, image_size: int) -> None:
     """Raises UserError if the head needs feature maps and the backbone has none. Computes shapes alone."""
     if head != "linear":
-        if name == "vit_clip" or name.startswith("clip:"):  # a transformer's patches, or a tower that pools
-            raise no_maps(name)
         with torch.device("meta"):
             build(name, 1, image_size=image_size, pretrained=False, head=head)
 

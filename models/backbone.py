@@ -1,11 +1,14 @@
 """What a backbone is to the rest of the project."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datasets.images import to_input
+from util.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 OFFLINE = "give --weights FILE, or train from scratch with --no-pretrained"
@@ -65,6 +68,20 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float, normalised -> (B, L) logits."""
         return self.network(images)
+
+
+def check_known(library: str, name: str, known: Sequence[str]) -> None:
+    """Raises UserError, which lists similar names, unless a library has the model."""
+    if name not in known:
+        close = ", ".join(get_close_matches(name, known, n=6)) or "there is none of a similar name"
+        raise UserError(f"{library} has no model {name!r}; did you mean: {close}")
+
+
+def check_finite(values: np.ndarray, what: str) -> np.ndarray:
+    """The values. Raises UserError if one is not finite."""
+    if not np.isfinite(values).all():
+        raise UserError(f"{what} are not finite; take --precision float32, or a different model")
+    return values
 
 
 def output_shape(module: nn.Module, shape: tuple[int, ...]) -> torch.Size:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datasets.dataset import MultiLabelDataset
 from datasets.images import Images, on_device
 from models import saved
-from models.backbone import Backbone, Float32Linear
+from models.backbone import Backbone, Float32Linear, check_finite
 from models.clip import backbone_identity
 from models.named_rows import find_rows
 from models.weights import file_identity, read_weights
@@ -144,10 +144,7 @@ def features(
             flips = [None, torch.ones(len(batch), dtype=torch.bool, device=device)] if mirrored else [None]
             with autocast(device, precision):
                 views = [frozen(frozen.to_input(batch, flip)).float() for flip in flips]
-            block = torch.stack(views, dim=1).cpu().numpy()
-            if not np.isfinite(block).all():
-                raise UserError(f"the backbone's features are not finite at --precision {precision}; take float32")
-            yield block
+            yield check_finite(torch.stack(views, dim=1).cpu().numpy(), f"the backbone's features in {precision}")
 
     shape = (len(split), 1 + mirrored, head.in_features)
     path = folder / f"features_{digest(key)}.npy"

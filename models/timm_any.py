@@ -2,7 +2,7 @@
 
 from torch import nn
 
-from models.backbone import OFFLINE, Backbone, Float32Linear, starts_as_linear
+from models.backbone import OFFLINE, Backbone, Float32Linear, check_known, starts_as_linear
 from models.weights import hub_file, load_weights, read_weights
 from util.errors import UserError
 
@@ -13,10 +13,7 @@ def check_timm(name: str) -> None:
     """Raises UserError unless timm has the model, `architecture` or `architecture.tag`."""
     import timm
 
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(name) or (tag and name not in timm.list_pretrained(f"{architecture}.*")):
-        close = ", ".join(timm.list_pretrained(f"*{architecture}*")[:6])
-        raise UserError(f"timm has no model {name!r}" + (f"; it has {close}" if close else ""))
+    check_known("timm", name, [*timm.list_models(), *timm.list_pretrained()])
 
 
 def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:

@@ -46,7 +46,7 @@ def test_counts_are_those_of_the_record(finished):
 
 def test_predict_refuses_a_head_on_features_and_report_leaves_out_its_pictures(finished, tmp_path, capsys):
     _, result = finished
-    with pytest.raises(UserError, match="cannot read photographs"):
+    with pytest.raises(UserError, match="run on given features"):
         predict.main([result["folder"], str(tmp_path)])
     report.main([result["folder"], "--html", f"{tmp_path}/page.html"])
     assert "CTL" in (tmp_path / "page.html").read_text()

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from util.errors import UserError, describe_error
-from util.files import read_array
+from util.errors import UserError
+from util.files import read_array, reading
 
 
 def templates(prompts: tuple[str, ...]) -> list[str]:
@@ -43,13 +43,11 @@ def encode_captions(clip: nn.Module, name: str, captions: list[list[str]], class
     """
     from open_clip import get_tokenizer
 
-    try:
+    hint = (
+        "it needs internet once and `pip install transformers`; or give the classes' features by --text-features FILE"
+    )
+    with reading(f"the tokenizer of {name}", "installed", hint):  # of models such as SigLIP
         tokenizer = get_tokenizer(name)
-    except Exception as error:  # of models such as SigLIP; Hugging Face's libraries each raise their own
-        raise UserError(
-            f"the tokenizer of {name} cannot be had ({describe_error(error)}); it needs the network once and `pip "
-            "install transformers`; or give the classes' features by --text-features FILE"
-        ) from None
     check_length(tokenizer, captions, classes)
     features = [clip.encode_text(tokenizer(texts)) for texts in captions]
     return features[0] if len(features) == 1 else torch.stack([F.normalize(part, dim=1) for part in features]).mean(0)

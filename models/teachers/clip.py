@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
 from datasets.images import decode_batches, moved, to_input
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, check_finite
 from models.clip import clip_file, config_name, create_clip, model_config, normalisation
 from models.teachers.base import Teacher
 from models.teachers.captions import encode_captions, read_text_features, templates
@@ -206,12 +206,7 @@ def score(
                 yield scorer(images, flips[batch].to(device) if reference else None)
 
     for block in read_behind(launched()):
-        if not np.isfinite(block).all():
-            raise UserError(
-                f"the teacher's similarities are not finite in {scorer.dtype}; take --precision float32, or a "
-                "different teacher"
-            )
-        yield block
+        yield check_finite(block, f"the teacher's similarities in {scorer.dtype}")
 
 
 def check_half(scorer: Scorer, paths: list[str], rows: np.ndarray, **options: Any) -> None:
