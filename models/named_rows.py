@@ -1,13 +1,68 @@
-"""Arrays of other programs, whose rows are found by the names of images or classes."""
+"""npz files of other programs: rows are found by the names of images, columns by the names of classes."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
 from util.errors import UserError
+from util.files import read_arrays, reading
+
+SHAPES = {  # of the arrays of a file: N images, L classes, K tiles of an image, D features
+    **{"images": "N", "classes": "L", "similarity": "NL", "tiles": "NKL", "tiles_max": "NL"},
+    **{"features": "ND", "mirrored": "ND"},
+}
+
+
+def names_of_arrays(path: str | Path) -> list[str]:
+    """The names of the arrays in an npz file."""
+    with reading(path, "an npz file"), np.load(path) as file:
+        return file.files
+
+
+def read_rows(
+    path: str | Path,
+    arrays: Sequence[str],
+    images: list[str],
+    root: str | Path,
+    classes: list[str] | None = None,
+    largest: np.float32 = np.finfo(np.float32).max,
+) -> list[np.ndarray]:
+    """Arrays of floats with a row for each of the images, from an npz file that holds a row for each of its `images`.
+
+    arrays   names in SHAPES
+    root     folder of the images
+    classes  choose the columns by the file's `classes`, too
+    largest  magnitude that no number may exceed
+    Order and surplus do not matter. Raises UserError for a file that does not fit, and for the first image or class
+    that it lacks.
+    """
+    keys = ["images"] if classes is None else ["images", "classes"]
+    hint = "without scores of tiles, give --teacher-views global" if "tiles_max" in arrays else ""
+    read = dict(zip([*keys, *arrays], read_arrays(path, [*keys, *arrays], hint), strict=True))
+    sizes: dict[str, int] = {}  # by the letter of the axis
+
+    def fits(name: str, array: np.ndarray) -> bool:
+        axes = list(zip(SHAPES[name], array.shape, strict=False))
+        has_kind = (array.dtype.kind == "U") == (name in keys)
+        return has_kind and array.ndim == len(SHAPES[name]) and all(sizes.setdefault(*axis) == axis[1] for axis in axes)
+
+    if not all(fits(name, array) for name, array in read.items()) or 0 in sizes.values():
+        expected = ", ".join(f"{name} ({', '.join(SHAPES[name])})" for name in read)
+        found = ", ".join(f"{array.dtype} {array.shape}" for array in read.values())
+        raise UserError(f"{path}: expected {expected}, of numbers, and strings for {' and '.join(keys)}; found {found}")
+    values = [read[name] for name in arrays]
+    rows = find_rows(path, "image", images, read["images"].tolist(), values, root)
+    values = [value[rows] for value in values]
+    if classes is not None:
+        by_class = [np.moveaxis(value, -1, 0) for value in values]
+        columns = find_rows(path, "class", classes, read["classes"].tolist(), by_class, root)
+        values = [value[..., columns] for value in values]
+    if not all((np.abs(value) <= largest).all() for value in values):
+        raise UserError(f"{path}: expected finite numbers of at most {largest:g} in {' and '.join(arrays)}")
+    return [value if value.dtype.kind == "f" else value.astype(np.float32) for value in values]
 
 
 def find_rows(
@@ -20,7 +75,6 @@ def find_rows(
 
     what    image or class, for messages
     arrays  those with a row for each name present: rows of the same name must be equal
-    Raises UserError for the first name that is absent, and for rows that contradict each other.
     """
     rows = {name: row for row, name in reversed([*enumerate(present)])}  # the first of several
     if len(rows) < len(present):
