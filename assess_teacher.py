@@ -6,10 +6,9 @@ Takes main.py's options for data, teacher, method and rule, too. If the full lab
 known, or with --observed-only, precision and recall are estimated from the observed labels.
 """
 
-from util.errors import OneLineParser, UserError, run_script  # before PyTorch: from here on Ctrl-C is one line
+from util.errors import OneLineParser, run_script  # before PyTorch: from here on Ctrl-C is one line
 
 # isort: split
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,17 +33,20 @@ COLUMNS = ["calibrate", "temperature", "class", "entries", "threshold", *FIGURES
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__, epilog="All options of main.py for data, teacher, method and rule are taken too.")
     text = "of the softmax, beside --temp (default: %(default)s)"
-    parser.add_argument("--temperatures", nargs="+", type=positive, default=TEMPERATURES, metavar="T", help=text)
+    parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES, metavar="T", help=text)
     parser.add_argument("--observed-only", action="store_true", help="as if only the observed labels were known")
     text = "mean number of true labels of an image, to estimate precision if these are not known (default: 1)"
-    parser.add_argument("--positives-per-image", type=positive, metavar="K", help=text)
+    parser.add_argument("--positives-per-image", type=float, metavar="K", help=text)
     text = "CSV file and figure, without .csv and .png (default: RESULTS_DIR/pseudo_labels_DATASET)"
     parser.add_argument("--out", metavar="PATH", help=text)
     options, rest = parser.parse_known_args(argv)
     config = configuration.parse(rest)
     rule = config.method.pseudo_labels
     if rule is None:
-        raise UserError(f"the method {config.loss} takes no pseudo-labels; choose one that does with --loss")
+        parser.error(f"the method {config.loss} takes no pseudo-labels; choose one that does with --loss")
+    given = [] if options.positives_per_image is None else [options.positives_per_image]
+    if not all(inside(value, "(0, inf)") for value in [*options.temperatures, *given]):
+        parser.error("--temperatures and --positives-per-image must be above 0")
     out = Path(config.results_dir, f"pseudo_labels_{config.dataset_name}") if options.out is None else options.out
     csv_file, figure = Path(f"{out}.csv"), Path(f"{out}.png")
     check_outputs({"--out": out}, overwrite=True)
@@ -99,12 +101,6 @@ def main(argv: list[str] | None = None) -> None:
     with atomic(figure) as temporary:
         label_quality.draw(temporary, quality, f"{config.dataset_name}, {in_words(*chosen)}")
     print(f"written: {csv_file}, {figure}")
-
-
-def positive(text: str) -> float:
-    if not inside(float(text), "(0, inf)"):
-        raise argparse.ArgumentTypeError(f"expected a number in (0, inf), not {text}")
-    return float(text)
 
 
 def in_words(calibration: str, temperature: float | None) -> str:

@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -14,6 +15,7 @@ SHAPES = {  # of the arrays of a file: N images, L classes, K tiles of an image,
     **{"images": "N", "classes": "L", "similarity": "NL", "tiles": "NKL", "tiles_max": "NL"},
     **{"features": "ND", "mirrored": "ND"},
 }
+LARGEST_FLOAT = np.finfo(np.float32).max
 
 
 def names_of_arrays(path: str | Path) -> list[str]:
@@ -28,28 +30,22 @@ def read_rows(
     images: list[str],
     root: str | Path,
     classes: list[str] | None = None,
-    largest: np.float32 = np.finfo(np.float32).max,
+    largest: np.float32 = LARGEST_FLOAT,
 ) -> list[np.ndarray]:
-    """Arrays of floats with a row for each of the images, from an npz file that holds a row for each of its `images`.
+    """Arrays of floats, by their names in SHAPES, with a row for each of the images and a column for each of the
+    classes, from an npz file that names its own rows in `images` and its columns in `classes`.
 
-    arrays   names in SHAPES
     root     folder of the images
-    classes  choose the columns by the file's `classes`, too
+    classes  None: all columns, which have no names
     largest  magnitude that no number may exceed
-    Order and surplus do not matter. Raises UserError for a file that does not fit, and for the first image or class
-    that it lacks.
+    Raises UserError for a file that does not fit, and for the first image or class that it lacks.
     """
     keys = ["images"] if classes is None else ["images", "classes"]
     hint = "without scores of tiles, give --teacher-views global" if "tiles_max" in arrays else ""
     read = dict(zip([*keys, *arrays], read_arrays(path, [*keys, *arrays], hint), strict=True))
-    sizes: dict[str, int] = {}  # by the letter of the axis
-
-    def fits(name: str, array: np.ndarray) -> bool:
-        axes = list(zip(SHAPES[name], array.shape, strict=False))
-        has_kind = (array.dtype.kind == "U") == (name in keys)
-        return has_kind and array.ndim == len(SHAPES[name]) and all(sizes.setdefault(*axis) == axis[1] for axis in axes)
-
-    if not all(fits(name, array) for name, array in read.items()) or 0 in sizes.values():
+    kinds = all((array.dtype.kind == "U") == (name in keys) for name, array in read.items())
+    axes = {axis for name, array in read.items() for axis in zip_longest(SHAPES[name], array.shape, fillvalue=0)}
+    if not kinds or len(dict(axes)) < len(axes) or 0 in dict(axes).values():  # an axis has two sizes, or none
         expected = ", ".join(f"{name} ({', '.join(SHAPES[name])})" for name in read)
         found = ", ".join(f"{array.dtype} {array.shape}" for array in read.values())
         raise UserError(f"{path}: expected {expected}, of numbers, and strings for {' and '.join(keys)}; found {found}")

@@ -226,10 +226,10 @@ def test_a_labelled_data_set_needs_its_test_images_alone_and_takes_the_threshold
     [
         ([], "name photographs or folders of them"),
         (["a.jpg", "--evaluate", "toy"], "name photographs or folders of them"),
-        (["none.jpg"], "none.jpg not found; name photographs"),
-        (["{empty}"], "holds no images"),
+        (["none.jpg"], "no image at none.jpg: name photographs"),
+        (["{empty}"], "no image at "),
         (["{empty}", "--threshold", "half"], "invalid threshold value: 'half'"),
-        (["{empty}", "--threshold", "2"], "a number in [0, 1] or per-class"),
+        (["{empty}", "--threshold", "2"], "takes a number in [0, 1] or per-class, not 2.0"),
         (["{empty}", "--top", "0"], "must be at least 1"),
         (["--evaluate", "none"], "unknown data set 'none'"),
     ],
@@ -243,11 +243,13 @@ def test_misuse_is_one_line(run, tmp_path, fails, arguments, message):
 def test_metrics_need_the_models_classes_and_full_labels_alone(run, toy, fails):
     arguments = [str(run), "--evaluate", str(toy), "-g", "cpu"]
     (toy / "formatted_val_labels.npy").unlink()
-    assert "no test images with full labels" in fails(predict.main, arguments)
+    assert "full labels of the model's classes: red, green, blue" in fails(predict.main, arguments)
     other = make_toy(toy.parent, "other")
     description = json.loads((other / "dataset.json").read_text())
     (other / "dataset.json").write_text(json.dumps(description | {"classes": ["red", "green", "violet"]}))
-    assert "other classes than the model" in fails(predict.main, [str(run), "--evaluate", str(other), "-g", "cpu"])
+    assert "full labels of the model's classes: red, green, blue" in fails(
+        predict.main, [str(run), "--evaluate", str(other), "-g", "cpu"]
+    )
 
 
 def test_options_may_stand_between_the_run_and_the_photographs(run, tmp_path):
