@@ -115,7 +115,7 @@ def features(
     weights   `weights_identity` of the backbone
     mirrored  keep the features of the mirrored images beside them
     """
-    head, frozen = head_of(model), with_head(model, nn.Identity()).eval()
+    head = head_of(model)
     key = {
         "images": split.image_key(),
         "image_size": images.size,
@@ -127,15 +127,14 @@ def features(
 
     @torch.inference_mode()
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-        batches = torch.from_numpy(rows).split(batch_size)
-        for batch in images.stream(batches, device):
+        for batch in images.stream(torch.from_numpy(rows).split(batch_size), device):
             flips = [None, torch.ones(len(batch), dtype=torch.bool, device=device)] if mirrored else [None]
             with autocast(device, precision):
-                views = [frozen(frozen.to_input(batch, flip)).float() for flip in flips]
+                views = [model(model.to_input(batch, flip)).float() for flip in flips]
             yield check_finite(torch.stack(views, dim=1).cpu().numpy(), f"the backbone's features in {precision}")
 
-    shape = (len(split), 1 + mirrored, head.in_features)
-    path = folder / f"features_{digest(key)}.npy"
+    shape, path = (len(split), 1 + mirrored, head.in_features), folder / f"features_{digest(key)}.npy"
+    with_head(model, nn.Identity()).eval()
     try:
         kept = cached_rows(path, shape, np.float32, rows_from, "features of the frozen backbone", key)
     finally:
