@@ -10,13 +10,12 @@ from functools import partial
 
 import torch
 
-from models.backbone import Backbone, output_shape
+from models.backbone import Backbone, check_known, output_shape
 from models.boostlu import use_boostlu
-from models.clip import config_name, own_size
+from models.clip import clip_tower, config_name, own_size, vit_clip
 from models.resnet import resnet50
 from models.saved import Predictor, load
-from models.timm_any import check_timm, timm_any
-from models.vit_clip import clip_tower, vit_clip
+from models.timm_any import timm_any
 from util.errors import UserError, describe_error
 
 
@@ -50,12 +49,13 @@ def check_name(name: str) -> None:
     if name.startswith("clip:"):
         config_name(name.split(":")[1])
     elif name.startswith("timm:"):
-        check_timm(name.removeprefix("timm:"))
+        import timm
+
+        check_known("timm", name.removeprefix("timm:"), [*timm.list_models(), *timm.list_pretrained()])
     elif name not in BACKBONES:
         kind = "the head of a run on given features (-d photos or --features)" if name == FEATURES else "unknown"
-        raise UserError(
-            f"the model {name!r} is {kind}; photographs are read by {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG"
-        )
+        known = f"{', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG"
+        raise UserError(f"the model {name!r} is {kind}; photographs are read by {known}")
 
 
 def settings_of(name: str) -> dict[str, object]:

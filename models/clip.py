@@ -1,7 +1,8 @@
-"""open_clip models (Ilharco et al.) by name, by configuration file, with weights by tag or by file."""
+"""CLIP and its successors in open_clip (Ilharco et al.): by name or configuration file, with weights by tag or file."""
 
 import logging
-import os
+from collections import OrderedDict
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -9,18 +10,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backbone import check_known
-from models.weights import file_identity, hub_file, load_state, read_weights, renamed
+from models.backbone import OFFLINE, Backbone, Float32Linear, check_known
+from models.weights import file_identity, hub_file, load_state, load_weights, read_weights, renamed
 from util.errors import UserError
 from util.files import local_file, read_json, reading
 
-
-class ModelConfig(msgspec.Struct):
-    """The parts that open_clip needs of a model config."""
-
-    embed_dim: int
-    vision_cfg: dict
-    text_cfg: dict
+NAME, TAG = "ViT-L-14-336-quickgelu", "openai"  # VLPL's transformer backbone and teacher
+ModelConfig = msgspec.defstruct("ModelConfig", [("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)])
 
 
 def config_name(name: str) -> str:
@@ -72,18 +68,16 @@ def clip_file(name: str, weights: str, model: str, otherwise: str) -> Path:
     config, name = model_config(name), config_name(name)
     tag = get_pretrained_cfg(name, weights)
     if not tag or bool(config.get("quick_gelu")) != bool(tag.get("quick_gelu")):
+        hint = f"take one (-m clip:NAME:TAG, --teacher-weights TAG), or {otherwise}"
+        if tag:
+            other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+            hint = f"it was trained with a different GELU; take {other}"
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-        hint = (
-            f"it was trained with a different GELU; take {other}"
-            if tag
-            else f"take one (-m clip:NAME:TAG, --teacher-weights TAG), or {otherwise}"
-        )
         raise UserError(f"weights {weights!r} do not fit {name}, whose tags in open_clip are: {tags}; {hint}")
-    repository, file = os.path.split(tag["hf_hub"])
+    repository, _, file = tag["hf_hub"].rpartition("/")
     names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     if file.endswith((".bin", ".pt", ".pth")):
-        names.insert(0, os.path.splitext(file)[0] + ".safetensors")
+        names.insert(0, str(Path(file).with_suffix(".safetensors")))
     return hub_file(repository, names, model, otherwise)
 
 
@@ -126,3 +120,21 @@ def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[flo
     name = config_name(name)
     of_tags = {of_tag(tag) for tag in list_pretrained_tags_by_model(name)}
     return of_tags.pop() if local_file(weights) and len(of_tags) == 1 else of_tag(weights)
+
+
+def clip_tower(name: str, num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:
+    """The image tower of an open_clip model, `NAME`, `NAME:TAG` or `FILE.json`, with a linear head on its embedding.
+
+    weights  a local file, of the tower or of a whole CLIP, instead of the tag's
+    An image_size other than the default of the model resamples the position embeddings.
+    """
+    name, _, tag = name.partition(":")
+    file = clip_file(name, tag, f"clip:{name}:{tag}", OFFLINE) if pretrained and not weights else None
+    clip, width = create_clip(name, file, image_size), model_config(name)["embed_dim"]
+    network = nn.Sequential(OrderedDict(tower=clip.visual, head=Float32Linear(width, num_labels)))
+    if weights:
+        load_weights(network, weights, head=("head.",))
+    return Backbone(network, *normalisation(name, weights or tag), heads=("head",))
+
+
+vit_clip = partial(clip_tower, f"{NAME}:{TAG}")  # ViT-L/14 at 336 px with OpenAI's weights

@@ -2,18 +2,11 @@
 
 from torch import nn
 
-from models.backbone import OFFLINE, Backbone, Float32Linear, check_known, starts_as_linear
+from models.backbone import OFFLINE, Backbone, Float32Linear, starts_as_linear
 from models.weights import hub_file, load_weights, read_weights
 from util.errors import UserError
 
 HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
-
-
-def check_timm(name: str) -> None:
-    """Raises UserError unless timm has the model, `architecture` or `architecture.tag`."""
-    import timm
-
-    check_known("timm", name, [*timm.list_models(), *timm.list_pretrained()])
 
 
 def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:

@@ -67,7 +67,7 @@ def test_a_tower_of_open_clip_needs_weights_unless_it_is_untrained(tiny_clip):
 
 
 def test_a_tower_from_a_file_sees_pixels_as_its_model_was_trained(tiny_clip, monkeypatch):
-    tower = sys.modules["models.vit_clip"]
+    tower = sys.modules["models.clip"]
     monkeypatch.setattr(tower, "normalisation", lambda name, weights: ((0.5,) * 3, (0.25,) * 3) if weights else None)
     monkeypatch.setattr(tower, "load_weights", lambda *arguments, **options: None)
     model = models.build(f"clip:{tiny_clip[0]}", 5, image_size=32, weights="siglip.safetensors")

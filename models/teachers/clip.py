@@ -20,11 +20,10 @@ from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
 from datasets.images import decode_batches, moved, to_input
 from models.backbone import IMAGENET_MEAN, IMAGENET_STD, check_finite
-from models.clip import clip_file, config_name, create_clip, model_config, normalisation
+from models.clip import NAME, TAG, clip_file, config_name, create_clip, model_config, normalisation
 from models.teachers.base import Teacher
 from models.teachers.captions import encode_captions, read_text_features, templates
 from models.teachers.patches import patch_features
-from models.vit_clip import NAME, TAG
 from util.errors import UserError
 from util.files import digest, local_file
 from util.row_cache import cached_rows
