@@ -11,7 +11,6 @@ from datasets.images import to_input
 from util.errors import UserError
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OFFLINE = "give --weights FILE, or train from scratch with --no-pretrained"
 
 
 class Float32Linear(nn.Linear):

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backbone import OFFLINE, Backbone, Float32Linear, check_known
-from models.weights import file_identity, hub_file, load_state, load_weights, read_weights, renamed
+from models.backbone import Backbone, Float32Linear, check_known
+from models.weights import OFFLINE, file_identity, hub_file, load_state, load_weights, read_weights, renamed
 from util.errors import UserError
 from util.files import local_file, read_json, reading
 
@@ -54,7 +54,7 @@ def tower_config(name: str) -> dict | None:
     return read_json(local_file(name.removeprefix("clip:"))) if name.endswith(".json") else None
 
 
-def clip_file(name: str, weights: str, model: str, otherwise: str) -> Path:
+def clip_file(name: str, weights: str) -> Path:
     """The file of a model's weights, a local file or an open_clip tag, downloaded on first use.
 
     Raises UserError if there is none, or if a tag was trained with a different GELU than the model has: such a pair
@@ -65,10 +65,10 @@ def clip_file(name: str, weights: str, model: str, otherwise: str) -> Path:
 
     if path := local_file(weights):
         return path
-    config, name = model_config(name), config_name(name)
+    model, config, name = f"clip:{name}:{weights}", model_config(name), config_name(name)
     tag = get_pretrained_cfg(name, weights)
     if not tag or bool(config.get("quick_gelu")) != bool(tag.get("quick_gelu")):
-        hint = f"take one (-m clip:NAME:TAG, --teacher-weights TAG), or {otherwise}"
+        hint = f"take one (-m clip:NAME:TAG, --teacher-weights TAG), or {OFFLINE}"
         if tag:
             other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
             hint = f"it was trained with a different GELU; take {other}"
@@ -78,7 +78,7 @@ def clip_file(name: str, weights: str, model: str, otherwise: str) -> Path:
     names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     if file.endswith((".bin", ".pt", ".pth")):
         names.insert(0, str(Path(file).with_suffix(".safetensors")))
-    return hub_file(repository, names, model, otherwise)
+    return hub_file(repository, names, model)
 
 
 def create_clip(name: str, file: Path | None, image_size: int | None = None) -> nn.Module:
@@ -129,7 +129,7 @@ def clip_tower(name: str, num_labels: int, *, image_size: int, pretrained: bool,
     An image_size other than the default of the model resamples the position embeddings.
     """
     name, _, tag = name.partition(":")
-    file = clip_file(name, tag, f"clip:{name}:{tag}", OFFLINE) if pretrained and not weights else None
+    file = clip_file(name, tag) if pretrained and not weights else None
     clip, width = create_clip(name, file, image_size), model_config(name)["embed_dim"]
     network = nn.Sequential(OrderedDict(tower=clip.visual, head=Float32Linear(width, num_labels)))
     if weights:

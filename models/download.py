@@ -12,7 +12,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of thi
 
 import models
 from models.clip import clip_file
-from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, OFFLINE
+from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS
 from util.errors import OneLineParser, run_script
 
 
@@ -27,7 +27,7 @@ def main(argv: list[str] | None = None) -> None:
             models.check_name(name)
     for name in names:
         if name == "teacher":
-            print(f"{name}: {clip_file(DEFAULT, DEFAULT_WEIGHTS, name, OFFLINE)}")
+            print(f"{name}: {clip_file(DEFAULT, DEFAULT_WEIGHTS)}")
         else:
             models.build(name, 1, image_size=models.settings_of(name).get("image_size", 224))
             print(f"{name}: ready")

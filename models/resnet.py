@@ -1,6 +1,6 @@
 """ResNet-50 (He et al. 2016) as torchvision has it: the backbone of every paper here."""
 
-from models.backbone import OFFLINE, Backbone, Float32Linear
+from models.backbone import Backbone, Float32Linear
 from models.weights import load_weights, torchvision_file
 
 
@@ -11,7 +11,7 @@ def resnet50(num_labels: int, *, image_size: int, pretrained: bool, weights: str
 
     network = network_of()
     if pretrained and not weights:
-        file = torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50", OFFLINE)
+        file = torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50")
         load_weights(network, file)
     network.fc = Float32Linear(network.fc.in_features, num_labels)
     if weights:

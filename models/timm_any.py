@@ -2,8 +2,8 @@
 
 from torch import nn
 
-from models.backbone import OFFLINE, Backbone, Float32Linear, starts_as_linear
-from models.weights import hub_file, load_weights, read_weights
+from models.backbone import Backbone, Float32Linear, starts_as_linear
+from models.weights import OFFLINE, hub_file, load_weights, read_weights
 from util.errors import UserError
 
 HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
@@ -21,7 +21,7 @@ def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, w
     if pretrained and not weights:
         if published is None or not published.hf_hub_id:
             raise UserError(f"timm publishes no weights of {name} on the Hugging Face hub; {OFFLINE}")
-        file = hub_file(published.hf_hub_id, HUB_FILES, f"timm:{name}", OFFLINE)
+        file = hub_file(published.hf_hub_id, HUB_FILES, f"timm:{name}")
         read_weights(file)  # raises if it is damaged
         options |= dict(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     network = timm.create_model(name, num_classes=num_labels, **options)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from util.errors import UserError, quiet
 from util.files import REPOSITORY, local_file, reading
 
+OFFLINE = "give the file by --weights or --teacher-weights FILE, or train from scratch with --no-pretrained"
 # names of a state dict inside the checkpoints of training programs, the preferred one first
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
 PREFIXES = {  # of parameter names in checkpoints: their replacement in a network of ours
@@ -32,39 +33,37 @@ HARMLESS = [  # plain values that training programs keep beside the tensors; PyT
 ]
 
 
-def _fetching(file: str, folder: str | Path, model: str, otherwise: str) -> AbstractContextManager[None]:
-    """Turn whatever a library raises while it fetches a file into one UserError."""
+def _fetching(file: str, folder: str | Path, model: str) -> AbstractContextManager[None]:
+    """Turn whatever a library raises while it fetches a file into one UserError.
+
+    model  the name of the file's model for `models/download.py`
+    """
     return reading(
         f"weights {file} are not in {folder}, and their source",
         "one that can be fetched",
         f"with internet run `python models/download.py {shlex.quote(model)}` and copy that folder here (weights behind "
-        f"a licence: accept it on the model's page, and log in with `hf auth login` or set HF_TOKEN), or {otherwise}",
+        f"a licence: accept it on the model's page, and log in with `hf auth login` or set HF_TOKEN), or {OFFLINE}",
     )
 
 
-def torchvision_file(url: str, model: str, otherwise: str) -> Path:
-    """The local file of a torchvision weights URL, downloaded on first use.
-
-    model      its name for `models/download.py`
-    otherwise  an alternative for users without internet
-    """
+def torchvision_file(url: str, model: str) -> Path:
+    """The local file of a torchvision weights URL, downloaded on first use."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
-        with _fetching(path.name, path.parent, model, otherwise):
+        with _fetching(path.name, path.parent, model):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
     return path
 
 
-def hub_file(repository: str, names: list[str], model: str, otherwise: str) -> Path:
+def hub_file(repository: str, names: list[str], model: str) -> Path:
     """The local file of a Hugging Face repository, the first of `names` that it has, downloaded on first use."""
     from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 
     for name in names:
         if isinstance(found := try_to_load_from_cache(repository, name), str):
             return Path(found)
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    with _fetching(f"{repository}/{names[0]}", folder, model, otherwise):
+    with _fetching(f"{repository}/{names[0]}", constants.HF_HUB_CACHE, model):
         # file_exists fails at once without internet; a download retries for half a minute
         return Path(hf_hub_download(repository, next(filter(partial(file_exists, repository), names), names[-1])))
 

@@ -297,7 +297,7 @@ def test_weights_that_are_not_to_be_had_are_named_with_place_and_remedy(offline,
     with pytest.raises(UserError) as error:
         models.build(name, 20, image_size=448)
     assert file in str(error.value) and str(offline / folder) in str(error.value)
-    assert "python models/download.py" in str(error.value) and "--weights FILE" in str(error.value)
+    assert "python models/download.py" in str(error.value) and "--weights or --teacher-weights FILE" in str(error.value)
 
 
 def test_weights_in_the_librarys_cache_are_used_without_a_network(offline):

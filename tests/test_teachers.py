@@ -24,7 +24,7 @@ from util.errors import UserError
 
 def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
     with pytest.raises(UserError) as error:
-        clip.clip_file(teachers.DEFAULT, teachers.DEFAULT_WEIGHTS, "teacher", clip_teacher.OFFLINE)
+        clip.clip_file(teachers.DEFAULT, teachers.DEFAULT_WEIGHTS)
     assert "open_clip_model.safetensors" in str(error.value) and "--teacher-weights FILE" in str(error.value)
 
 
@@ -40,7 +40,7 @@ def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
 )
 def test_a_teacher_that_does_not_go_with_its_weights_is_an_error(name, tag, message):
     with pytest.raises(UserError, match=message):
-        clip.clip_file(name, tag, "teacher", clip_teacher.OFFLINE)
+        clip.clip_file(name, tag)
 
 
 def teaching(toy: Path, tiny_clip: tuple[str, str], **options) -> tuple[ClipTeacher, datasets.Splits]:

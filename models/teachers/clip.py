@@ -29,7 +29,6 @@ from util.files import digest, local_file
 from util.row_cache import cached_rows
 
 DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
-OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
 PATCH_TEMPERATURE = 0.01  # of the softmax of each patch: CLIP's own
 RESAMPLE = "bicubic"  # as in CLIP's training; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
@@ -71,22 +70,21 @@ class ClipTeacher(Teacher):
         """For each prompt the L captions."""
         return [[prompt.replace("{}", name) for name in classes.prompt_names] for prompt in templates(self.prompt)]
 
-    def key(self, classes: Classes, split: MultiLabelDataset, view: str) -> dict[str, object]:
-        """The key of the cached similarities of a view."""
-        return self.identity() | {
-            "images": split.image_key(),
-            "prompt": None if self.text_features else self.captions(classes),
-            "precision": "float32" if self.precision == "float32" else f"{HALF} weights",
-            "teacher_views": view,
-            "teacher_tiles": self.teacher_tiles if view == "tiles" else None,
-        }
-
     def similarities(
         self, split: MultiLabelDataset, classes: Classes, folder: Path, *, checked: bool = True, **options: Any
     ) -> list[np.ndarray]:
         """Cosine similarities; of patches as in Scorer.patches."""
 
         def of_view(view: str) -> np.ndarray:
+            tiles = [self.teacher_tiles**2] if view == "tiles" else []
+            key = self.identity() | {
+                "images": split.image_key(),
+                "prompt": None if self.text_features else self.captions(classes),
+                "precision": "float32" if self.precision == "float32" else f"{HALF} weights",
+                "teacher_views": view,
+                "teacher_tiles": self.teacher_tiles if view == "tiles" else None,
+            }
+
             def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
                 scorer, paths = build(self, classes).to(options["device"]), split.paths()
                 if checked and self.precision != "float32":
@@ -94,7 +92,6 @@ class ClipTeacher(Teacher):
                 scorer.to_precision(self.precision)
                 return score(scorer, paths, rows, **options, view=view, tiles=self.teacher_tiles)
 
-            key, tiles = self.key(classes, split, view), [self.teacher_tiles**2] if view == "tiles" else []
             path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
             shape = (len(split), *tiles, len(classes.names))
             return np.array(cached_rows(path, shape, np.float32, rows_from, description, key))
@@ -169,7 +166,7 @@ def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
     name, weights = teacher.teacher, teacher.teacher_weights
     if teacher.text_features:
         given = read_text_features(teacher.text_features, (len(classes.names), model_config(name)["embed_dim"]))
-    clip = create_clip(name, clip_file(name, weights, f"clip:{name}:{weights}", OFFLINE)).eval().requires_grad_(False)
+    clip = create_clip(name, clip_file(name, weights)).eval().requires_grad_(False)
     if not teacher.text_features:
         given = encode_captions(clip, config_name(name), teacher.captions(classes), classes.names)
     return Scorer(clip, given, *normalisation(name, weights), teacher.teacher_preprocess)
