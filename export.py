@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor, nn
+from torchvision.models import ResNet
 
 import models
 from util.errors import OneLineParser, UserError, describe_error, printable, quiet, run_script
@@ -78,45 +79,40 @@ def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
     return [path.parent / name for name in files], difference
 
 
-def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) -> str | None:
-    """Weights, model.json, a model card, and for a timm backbone its config.json; returns timm's name of it."""
+def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) -> bool:
+    """Weights, model.json, a model card, and if timm can build the network its config.json; whether it can.
+
+    With config.json, `timm.create_model("local-dir:DIR", pretrained=True)` builds the network.
+    """
+    from timm.models._hub import save_config_for_hf
+
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("model.safetensors", "model.json"):
         with atomic(folder / name) as temporary:
             shutil.copyfile(run / name, temporary)
-    if architecture := timm_name(model):
-        write_timm_config(model, architecture, folder / "config.json")
-    write_text(folder / "README.md", card(model, architecture, license))
-    return architecture
+    if network := timm_network(model):
+        data = {"input_size": (3, model.image_size, model.image_size), "crop_mode": "squash", "crop_pct": 1.0}
+        data |= {"mean": model.metadata.mean, "std": model.metadata.std, "interpolation": "bilinear"}
+        with atomic(folder / "config.json") as temporary:
+            save_config_for_hf(network, str(temporary), model_config={"label_names": model.classes}, data_config=data)
+    write_text(folder / "README.md", card(model, network is not None, license))
+    return network is not None
 
 
-def timm_name(model: models.Predictor) -> str | None:
-    """timm's name of the model's network; None if timm cannot build it."""
-    if model.metadata.head != "linear":
-        return None
-    if config := getattr(model.network.network, "pretrained_cfg", None):  # timm's own
-        return config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
-    return "resnet50" if model.metadata.model == "resnet50" else None  # torchvision's has timm's names
-
-
-def write_timm_config(model: models.Predictor, architecture: str, path: Path) -> None:
-    """config.json, by which `timm.create_model("local-dir:DIR", pretrained=True)` builds the network."""
+def timm_network(model: models.Predictor) -> nn.Module | None:
+    """The model's network if timm can build it. timm's ResNet-50 has the names of torchvision's parameters."""
     import timm
-    from timm.models._hub import save_config_for_hf
 
     network = model.network.network
-    if not hasattr(network, "pretrained_cfg"):  # torchvision's
-        network = timm.create_model(architecture, num_classes=len(model.classes))
-    data = {"input_size": (3, model.image_size, model.image_size), "interpolation": "bilinear", "crop_mode": "squash"}
-    data |= {"mean": model.metadata.mean, "std": model.metadata.std, "crop_pct": 1.0}
-    with atomic(path) as temporary:
-        save_config_for_hf(network, str(temporary), model_config={"label_names": model.classes}, data_config=data)
+    if isinstance(network, ResNet):
+        network = timm.create_model("resnet50", num_classes=len(model.classes))
+    return network if hasattr(network, "pretrained_cfg") else None
 
 
-def card(model: models.Predictor, architecture: str | None, license: str) -> str:
+def card(model: models.Predictor, timm: bool, license: str) -> str:
     """The model card: how to use the model, what it was trained on and how, and its metrics."""
-    result, library = model.metadata.result, "timm" if architecture else None
-    data = ModelCardData(license=license, tags=["image-classification", "multi-label"], library_name=library)
+    tags, result = ["image-classification", "multi-label"], model.metadata.result
+    data = ModelCardData(license=license, tags=tags, library_name="timm" if timm else None)
     counts = {name: result.get(f"{name}_images") for name in ("train", "validation", "test")}
     scores = {name: value for name, value in result.items() if name.startswith("test_") and isinstance(value, float)}
     filled = ModelCard.from_template(
@@ -161,8 +157,8 @@ def main(argv: list[str] | None = None) -> None:
         files, difference = write_onnx(model, Path(onnx))
         print(f"{' and '.join(map(str, files))}: probabilities within {difference:.1e} of PyTorch's")
     if options.hub:
-        architecture = write_hub(model, Path(options.run), hub, options.license)
-        opened = f"timm opens it as local-dir:{hub}" if architecture else "models.load opens it; it is not timm's"
+        is_timm = write_hub(model, Path(options.run), hub, options.license)
+        opened = f"timm opens it as local-dir:{hub}" if is_timm else "models.load opens it; it is not timm's"
         print(f"{hub}: {opened}")
 
 

@@ -40,12 +40,12 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     else:
         paths, left_out, incomplete = photographs(options.photos)
         names = paths
-    bad = {}  # {row: reason}
+    bad = {}  # {row: error}
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
         more = dict(on_bad=None if test is not None else bad.__setitem__, on_batch=bar.update)
         probs = model.predict(paths, batch_size=options.batch_size, workers=options.workers, **more)
-    infinite = np.flatnonzero(~np.isfinite(probs).all(axis=1)).tolist()
-    bad = {row: bad.get(row, f"{paths[row]} has probabilities that are not finite") for row in infinite}
+    for row in np.flatnonzero(~np.isfinite(probs).all(axis=1)).tolist():
+        bad.setdefault(row, f"{paths[row]} has probabilities that are not finite")
     rows = [row for row in range(len(paths)) if row not in bad]
     names, labels = [names[row] for row in rows], model.labels(probs[rows], thresholds)
     if options.csv:
@@ -54,10 +54,11 @@ def main(argv: list[str] | None = None) -> np.ndarray:
         table.insert(0, "image", names, allow_duplicates=True)
         write_text(options.csv, table.to_csv(index=False, float_format="%.6f"))
     if options.json:
-        dicts = (dict(zip(model.classes, row, strict=True)) for row in probs[rows].tolist())
-        entries = zip(names, labels, dicts, strict=True)
-        lines = [json.dumps(dict(zip(("image", "labels", "probabilities"), entry, strict=True))) for entry in entries]
-        write_text(options.json, "[\n" + ",\n".join(lines) + "\n]\n")
+        entries = [
+            {"image": name, "labels": present, "probabilities": dict(zip(model.classes, row, strict=True))}
+            for name, present, row in zip(names, labels, probs[rows].tolist(), strict=True)
+        ]
+        write_text(options.json, "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
     if test is None:
         for name, present, row in zip(names, labels, probs[rows], strict=True):
             print(f"{printable(name)}  {printable(shown(row, present, model.classes, options.top))}")

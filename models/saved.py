@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 import models
 from datasets.images import ahead
@@ -141,13 +141,12 @@ def write(folder: Path, model: Backbone, metadata: dict) -> None:
 
     metadata  fields of Metadata, at least model, image_size, classes and thresholds
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     path = folder / "model.safetensors"
     with atomic(path) as temporary:
-        temporary.write_bytes(save(tensors))
-    mean, std = (buffer.flatten().tolist() for buffer in (model.mean, model.std))
-    shape = {"heads": list(model.heads), "mean": mean, "std": std, "weights": _checksum(path)}
-    write_json(folder / "model.json", metadata | shape)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.network.state_dict().items()}, temporary)
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    computed = {"heads": list(model.heads), "mean": mean, "std": std, "weights": _checksum(path)}
+    write_json(folder / "model.json", metadata | computed)
 
 
 def read(folder: Path) -> tuple[Metadata, Path]:

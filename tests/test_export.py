@@ -133,6 +133,6 @@ def test_misuse_is_one_line(run, tmp_path, fails):
 def test_names_stay_on_one_line_of_the_card(run):
     model = models.load(run, "cpu")
     model.metadata.dataset, model.metadata.classes[0] = "a\n---\nb", "<b>|\x1b`"
-    text = export.card(model, None, "my: own\n# licence")
+    text = export.card(model, False, "my: own\n# licence")
     assert "# timm:test\\_resnet on a?---?b, 3 labels" in text and r"\<b\>\|?\`" in text
     assert ModelCard(text).data.license == "my: own\n# licence"

@@ -13,6 +13,7 @@ import pytest
 import torch
 from conftest import REPOSITORY, make_toy, toy_arguments
 from PIL import Image
+from safetensors.torch import save
 
 import datasets
 import main
@@ -124,7 +125,7 @@ def cut(folder: Path) -> None:
     (folder / "model.safetensors").write_bytes(content[:-100])
 
 
-OTHER = saved.save({"network.fc.weight": torch.zeros(1)})
+OTHER = save({"network.fc.weight": torch.zeros(1)})
 
 
 @pytest.mark.parametrize(
