@@ -1,7 +1,6 @@
 """Backbones by name: plain functions (num_labels, image_size, pretrained, weights) -> Backbone.
 
-Each file imports its library inside its function, so a run loads only the one that it needs. `load` gives the trained
-model of a run's folder.
+They import their libraries themselves, so a run loads only the one that it needs. `load` gives a run's trained model.
 """
 
 from collections.abc import Callable
@@ -13,9 +12,8 @@ import torch
 from models.backbone import Backbone, check_known, output_shape
 from models.boostlu import use_boostlu
 from models.clip import clip_tower, config_name, own_size, vit_clip
-from models.resnet import resnet50
+from models.networks import resnet50, timm_any
 from models.saved import Predictor, load
-from models.timm_any import timm_any
 from util.errors import UserError, describe_error
 
 

@@ -65,7 +65,7 @@ def load_features(path: str, split: MultiLabelDataset, device: torch.device) -> 
     """The features of a split's images from an npz file of a different program, as in `read_rows`: images (N,),
     features (N, D), and if it holds them mirrored (N, D), the features of the mirrored images."""
     path = local_file(path) or path
-    arrays = ["features", *({"mirrored"} & set(names_of_arrays(path)))]
+    arrays = ["features", "mirrored"] if "mirrored" in names_of_arrays(path) else ["features"]
     views = read_rows(path, arrays, split.names.tolist(), split.root)
     return Features(torch.from_numpy(np.stack([view.astype(np.float32) for view in views], axis=1)).to(device))
 

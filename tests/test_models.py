@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 import main
 import models
 from config import parse
-from models import resnet, weights
+from models import networks, weights
 from models.backbone import starts_as_linear
 from util.errors import UserError
 
@@ -77,7 +77,7 @@ def test_a_tower_from_a_file_sees_pixels_as_its_model_was_trained(tiny_clip, mon
 def test_a_thousand_labels_do_not_start_with_imagenets_classifier(tmp_path, monkeypatch):
     published = torchvision.models.resnet50()
     torch.save(published.state_dict(), tmp_path / "published.pth")
-    monkeypatch.setattr(resnet, "torchvision_file", lambda *arguments: tmp_path / "published.pth")
+    monkeypatch.setattr(networks, "torchvision_file", lambda *arguments: tmp_path / "published.pth")
     network = models.build("resnet50", 1000, image_size=64).network
     assert torch.equal(network.conv1.weight, published.conv1.weight)
     assert not torch.equal(network.fc.weight, published.fc.weight)
