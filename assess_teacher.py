@@ -92,8 +92,11 @@ def main(argv: list[str] | None = None) -> None:
         bound = "" if known else ", which makes it a lower bound (see --positives-per-image)"
         print("recall is estimated by the share of the observed positives that is found, because the full labels are")
         print(f"not known; precision is estimated by this share and {expected:g} true labels per image{bound}")
-    by_rule = threshold is None and true is not None
-    print(f"\n{of_the_rule(qualities) if by_rule else over_thresholds(figures, threshold)}\n")
+    if threshold is None and true is not None:
+        by_rule = [{"scores": in_words(*way)} | found for way, found in qualities.items()]
+        print(f"\n{as_text(pd.DataFrame(by_rule).dropna(axis=1, how='all'))}\n")
+    else:
+        print(f"\n{over_thresholds(figures, threshold)}\n")
     if true is not None and threshold is not None:
         print(f"{of_classes(quality)}\n")
     rows = [part.assign(calibrate=way[0], temperature=way[1]) for way, part in figures.items()]
@@ -125,12 +128,6 @@ def as_text(rows: pd.DataFrame, formats: str | Sequence[str] = ".3f") -> str:
     rows.columns = [name.replace("_", " ").replace("f1", "F1").replace(", unobserved entries", "*") for name in rows]
     note = "\n\n* over the unobserved entries only" if any("*" in name for name in rows) else ""
     return rows.to_markdown(index=False, floatfmt=formats, missingval="-", disable_numparse=[0]) + note
-
-
-def of_the_rule(qualities: dict[tuple, dict]) -> str:
-    """For every way of scoring: the quality of the labels that the rule makes."""
-    rows = [{"scores": in_words(*way)} | quality for way, quality in qualities.items()]
-    return as_text(pd.DataFrame(rows).dropna(axis=1, how="all"))
 
 
 def over_thresholds(figures: dict[tuple, pd.DataFrame], threshold: float | None) -> str:

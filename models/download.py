@@ -22,9 +22,8 @@ def main(argv: list[str] | None = None) -> None:
         "names", nargs="+", metavar="NAME", help=f"teacher, {', '.join(models.BACKBONES)}, timm:NAME, clip:NAME:TAG"
     )
     names = parser.parse_args(argv).names
-    for name in names:
-        if name != "teacher":
-            models.check_name(name)
+    for name in set(names) - {"teacher"}:
+        models.check_name(name)
     for name in names:
         if name == "teacher":
             print(f"{name}: {clip_file(DEFAULT, DEFAULT_WEIGHTS)}")

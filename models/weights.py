@@ -90,8 +90,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     )
     with reading(path, "a file of weights", hint), quiet():
         checkpoint = _read(real)
-        state = _state_dict(checkpoint)
-        if state is None:
+        if (state := _state_dict(checkpoint)) is None:
             found = checkpoint if isinstance(checkpoint, dict) else [type(checkpoint).__name__]
             raise ValueError(f"its content: {', '.join(map(str, found))}")
     return {str(name): tensor for name, tensor in state.items()}
