@@ -116,14 +116,10 @@ def features(
     mirrored  keep the features of the mirrored images beside them
     """
     head = head_of(model)
-    key = {
-        "images": split.image_key(),
-        "image_size": images.size,
-        "weights": weights,
-        "labels": head.out_features,  # random weights of some networks depend on it
-        "precision": precision,
-        "mirrored": mirrored,
-    }
+    key = dict(
+        images=split.image_key(), image_size=images.size, weights=weights, precision=precision, mirrored=mirrored
+    )
+    key["labels"] = head.out_features  # random weights of some networks depend on it
 
     @torch.inference_mode()
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:

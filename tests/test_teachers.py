@@ -339,7 +339,7 @@ def test_the_score_of_patches_is_the_largest_of_a_softmax_over_the_classes(toy, 
     scorer = clip_teacher.build(teacher, splits.classes)
     image = torch.from_numpy(decode(splits.train.paths()[3], 32, "bicubic")).permute(2, 0, 1)[None]
     with torch.no_grad():
-        features = patches.patch_features(scorer.clip.visual, (image / 255 - scorer.mean) / scorer.std)[0]
+        features = patches.patch_features(scorer.network.visual, (image / 255 - scorer.mean) / scorer.std)[0]
         scores = torch.softmax(100 * torch.nn.functional.normalize(features, dim=1) @ scorer.text_features.T, dim=1)
     assert np.exp(found[3] / 0.01) == pytest.approx(scores.amax(dim=0).numpy(), abs=1e-4)
     half = views(replace(teacher, precision="bf16"), splits, tmp_path / "cache")[1]

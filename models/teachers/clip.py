@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
-from datasets.images import decode_batches, moved, to_input
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD, check_finite
+from datasets.images import decode_batches, moved
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, check_finite
 from models.clip import NAME, TAG, clip_file, config_name, create_clip, model_config, normalisation
 from models.teachers.base import Teacher
 from models.teachers.captions import encode_captions, read_text_features, templates
@@ -99,7 +99,7 @@ class ClipTeacher(Teacher):
         return [of_view(view) for view in VIEWS[self.teacher_views]]
 
 
-class Scorer(nn.Module):
+class Scorer(Backbone):
     """Pixels to cosine similarities.
 
     clip           an open_clip model, whose image tower is changed in place
@@ -109,34 +109,31 @@ class Scorer(nn.Module):
     def __init__(
         self, clip: nn.Module, text_features: Tensor, mean: tuple[float, ...], std: tuple[float, ...], preprocess: str
     ) -> None:
-        super().__init__()
-        fold_quick_gelu(clip.visual)
-        self.clip, self.dtype, self.preprocess = clip, torch.float32, preprocess
-        self.size = int(torch.tensor(clip.visual.image_size).max())
         if preprocess == "reference":  # differs: published always so
             mean, std = IMAGENET_MEAN, IMAGENET_STD
+        super().__init__(clip, mean, std)
+        fold_quick_gelu(clip.visual)
+        self.dtype, self.preprocess, self.size = torch.float32, preprocess, int(np.max(clip.visual.image_size))
         self.register_buffer("text_features", F.normalize(text_features.float(), dim=1))
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def to_precision(self, precision: str) -> "Scorer":
         """The same with the image tower's weights in half precision, unless precision is float32. Autocast would cast
         them for every batch and keep PyTorch from its fused attention."""
         self.dtype = torch.float32 if precision == "float32" else HALF
-        self.clip.visual.to(self.dtype)
+        self.network.visual.to(self.dtype)
         return self
 
     def forward(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32 cosine similarities."""
-        images = to_input(images, self.mean, self.std, flip)
+        images = self.to_input(images, flip)
         if self.preprocess == "reference":
             images = F.interpolate(images, size=self.size, mode="bilinear")  # as torchvision did
-        features = self.clip.encode_image(images.to(self.dtype))
+        features = self.network.encode_image(images.to(self.dtype))
         return F.normalize(features.float(), dim=1) @ self.text_features.T  # in half precision it has coarse steps
 
     def patches(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32: T log of the largest over the patches of softmax(cosine / T)."""
-        features = patch_features(self.clip.visual, to_input(images, self.mean, self.std).to(self.dtype))
+        features = patch_features(self.network.visual, self.to_input(images).to(self.dtype))
         cosine = F.normalize(features.float(), dim=2) @ self.text_features.T
         return PATCH_TEMPERATURE * torch.log_softmax(cosine / PATCH_TEMPERATURE, dim=2).amax(dim=1)
 
