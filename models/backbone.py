@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from datasets.images import to_input
 from util.errors import UserError
 
+Channels = tuple[float, ...]  # a number for each of red, green and blue
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -48,12 +49,12 @@ class Backbone(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
-        heads: tuple[str, ...] = (),
+        mean: Channels = IMAGENET_MEAN,
+        std: Channels = IMAGENET_STD,
+        heads: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.network, self.heads = network, heads
+        self.network, self.heads = network, tuple(heads)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 

@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.backbone import Backbone, Float32Linear, check_known
+from models.backbone import Backbone, Channels, Float32Linear, check_known
 from models.weights import OFFLINE, file_identity, hub_file, load_state, load_weights, read_weights, renamed
 from util.errors import UserError
 from util.files import local_file, read_json, reading
 
-NAME, TAG = "ViT-L-14-336-quickgelu", "openai"  # VLPL's transformer backbone and teacher
+DEFAULT, DEFAULT_WEIGHTS = "ViT-L-14-336-quickgelu", "openai"  # VLPL's teacher and transformer backbone
 ModelConfig = msgspec.defstruct("ModelConfig", [("embed_dim", int), ("vision_cfg", dict), ("text_cfg", dict)])
 
 
@@ -107,13 +107,13 @@ def create_clip(name: str, file: Path | None, image_size: int | None = None) -> 
     return model
 
 
-def normalisation(name: str, weights: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def normalisation(name: str, weights: str) -> tuple[Channels, Channels]:
     """Mean and std of the pixels that a tag was trained on; for a file those of the model's tags if all have
     the same (as SigLIP's have), else OpenAI's."""
     from open_clip import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD, list_pretrained_tags_by_model
     from open_clip.pretrained import get_pretrained_cfg
 
-    def of_tag(tag: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    def of_tag(tag: str) -> tuple[Channels, Channels]:
         config = get_pretrained_cfg(name, tag)
         return tuple(config.get("mean", OPENAI_DATASET_MEAN)), tuple(config.get("std", OPENAI_DATASET_STD))
 
@@ -137,4 +137,4 @@ def clip_tower(name: str, num_labels: int, *, image_size: int, pretrained: bool,
     return Backbone(network, *normalisation(name, weights or tag), heads=("head",))
 
 
-vit_clip = partial(clip_tower, f"{NAME}:{TAG}")  # ViT-L/14 at 336 px with OpenAI's weights
+vit_clip = partial(clip_tower, f"{DEFAULT}:{DEFAULT_WEIGHTS}")  # ViT-L/14 at 336 px with OpenAI's weights

@@ -11,8 +11,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder, whose names are other modules
 
 import models
-from models.clip import clip_file
-from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS
+from models.clip import DEFAULT, DEFAULT_WEIGHTS, clip_file
 from util.errors import OneLineParser, run_script
 
 

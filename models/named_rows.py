@@ -11,10 +11,8 @@ import numpy as np
 from util.errors import UserError
 from util.files import read_arrays, reading
 
-SHAPES = {  # of the arrays of a file: N images, L classes, K tiles of an image, D features
-    **{"images": "N", "classes": "L", "similarity": "NL", "tiles": "NKL", "tiles_max": "NL"},
-    **{"features": "ND", "mirrored": "ND"},
-}
+# axes of the arrays of a file: N images, L classes, K tiles of an image, D features
+SHAPES = dict(images="N", classes="L", similarity="NL", tiles="NKL", tiles_max="NL", features="ND", mirrored="ND")
 LARGEST_FLOAT = np.finfo(np.float32).max
 
 

@@ -34,7 +34,7 @@ Photo = str | Path | Image.Image | np.ndarray
 
 
 class Metadata(msgspec.Struct):
-    """model.json."""
+    """The content of model.json."""
 
     model: str
     image_size: int
@@ -88,8 +88,8 @@ class Predictor:
 
         images    one or several: paths, PIL images, or (H, W, 3) uint8 arrays
         workers   threads that decode; None: one per core, 8 at most
-        on_bad    called with position and error of an image that cannot be read, whose row is then NaN; without it the
-                  error, a UserError that names the file, is raised
+        on_bad    called with row and error of an image that cannot be read, whose probabilities are then NaN; by
+                  default the error, a UserError that names the file, is raised
         on_batch  called after each batch with its number of images
         """
         single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)

@@ -1,8 +1,5 @@
-"""CLIP as the teacher: it scores every training image against every class name, once, before training.
-
-It scores the whole image (view `global`), and on request its tiles or patches too. The similarities of each view are
-cached beside the data set. Temperature, threshold and calibration are applied to them afterwards, so a sweep over these
-never runs the teacher again.
+"""CLIP as the teacher: it scores the whole image (view `global`), and on request its tiles or patches, against every
+class name. Its similarities are cached beside the data set; temperature, threshold and calibration are applied later.
 """
 
 from collections.abc import Iterable, Iterator
@@ -19,8 +16,8 @@ from torch import Tensor, nn
 from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
 from datasets.images import decode_batches, moved
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, check_finite
-from models.clip import NAME, TAG, clip_file, config_name, create_clip, model_config, normalisation
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Channels, check_finite
+from models.clip import clip_file, config_name, create_clip, model_config, normalisation
 from models.teachers.base import Teacher
 from models.teachers.captions import encode_captions, read_text_features, templates
 from models.teachers.patches import patch_features
@@ -28,7 +25,6 @@ from util.errors import UserError
 from util.files import digest, local_file
 from util.row_cache import cached_rows
 
-DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
 PATCH_TEMPERATURE = 0.01  # of the softmax of each patch: CLIP's own
 RESAMPLE = "bicubic"  # as in CLIP's training; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
@@ -106,9 +102,7 @@ class Scorer(Backbone):
     text_features  (L, D) float, any norm
     """
 
-    def __init__(
-        self, clip: nn.Module, text_features: Tensor, mean: tuple[float, ...], std: tuple[float, ...], preprocess: str
-    ) -> None:
+    def __init__(self, clip: nn.Module, text_features: Tensor, mean: Channels, std: Channels, preprocess: str) -> None:
         if preprocess == "reference":  # differs: published always so
             mean, std = IMAGENET_MEAN, IMAGENET_STD
         super().__init__(clip, mean, std)
@@ -140,8 +134,8 @@ class Scorer(Backbone):
 
 @torch.no_grad()
 def fold_quick_gelu(tower: nn.Module) -> None:
-    """Turn every QuickGELU between two linear layers into one SiLU, in place, by x sigmoid(c x) = silu(c x) / c: the
-    first layer is multiplied by c = 1.702 and the second one's weights are divided by it."""
+    """Turn every QuickGELU between two linear layers into one SiLU, in place, by x sigmoid(c x) = silu(c x) / c, with
+    c = 1.702 in the layers' weights."""
     from open_clip.transformer import QuickGELU
 
     for mlp in tower.modules():
