@@ -73,8 +73,8 @@ class Backbone(nn.Module):
 def check_known(library: str, name: str, known: Sequence[str]) -> None:
     """Raises UserError, which lists similar names, unless a library has the model."""
     if name not in known:
-        close = ", ".join(get_close_matches(name, known, n=6)) or "there is none of a similar name"
-        raise UserError(f"{library} has no model {name!r}; did you mean: {close}")
+        close = get_close_matches(name, known, n=6)
+        raise UserError(f"{library} has no model {name!r}" + (f"; did you mean {', '.join(close)}" if close else ""))
 
 
 def check_finite(values: np.ndarray, what: str) -> np.ndarray:

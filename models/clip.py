@@ -51,7 +51,8 @@ def backbone_identity(name: str) -> object:
 
 def tower_config(name: str) -> dict | None:
     """The content of the FILE.json of a backbone clip:FILE.json; None for every other backbone."""
-    return read_json(local_file(name.removeprefix("clip:"))) if name.endswith(".json") else None
+    file = name.removeprefix("clip:")
+    return read_json(local_file(file) or file) if file.endswith(".json") else None
 
 
 def clip_file(name: str, weights: str) -> Path:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from util.errors import UserError, quiet
 from util.files import REPOSITORY, local_file, reading
 
-OFFLINE = "give the file by --weights or --teacher-weights FILE, or train from scratch with --no-pretrained"
+OFFLINE = "give a file by --weights or --teacher-weights FILE, scores by --similarity FILE.npz, or take --no-pretrained"
 # names of a state dict inside the checkpoints of training programs, the preferred one first
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
 PREFIXES = {  # of parameter names in checkpoints: their replacement in a network of ours

@@ -34,7 +34,7 @@ def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
         ("ViT-L-14-336", "openai", "take ViT-L-14-336-quickgelu"),
         ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "a different GELU|whose tags"),
         ("ViT-L-14-336-quickgelu", "nowhere.pt", r"tags in open_clip are: openai"),
-        ("ViT-L-15", "openai", "open_clip has no model 'ViT-L-15'; did you mean: ViT-L-"),
+        ("ViT-L-15", "openai", "open_clip has no model 'ViT-L-15'; did you mean ViT-L-"),
         ("nowhere.json", "openai", "nowhere.json not found; it must be an open_clip model config"),
     ],
 )
