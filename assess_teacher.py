@@ -6,10 +6,9 @@ Takes main.py's options for data, teacher, method and rule, too. If the full lab
 known, or with --observed-only, precision and recall are estimated from the observed labels.
 """
 
-from util.errors import OneLineParser, UserError, run_script  # before PyTorch: from here on Ctrl-C is one line
+from util.errors import OneLineParser, run_script  # before PyTorch: from here on Ctrl-C is one line
 
 # isort: split
-import argparse
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,17 +33,20 @@ COLUMNS = ["calibrate", "temperature", "class", "entries", "threshold", *FIGURES
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__, epilog="All options of main.py for data, teacher, method and rule are taken too.")
     text = "of the softmax, beside --temp (default: %(default)s)"
-    parser.add_argument("--temperatures", nargs="+", type=positive, default=TEMPERATURES, metavar="T", help=text)
+    parser.add_argument("--temperatures", nargs="+", type=float, default=TEMPERATURES, metavar="T", help=text)
     parser.add_argument("--observed-only", action="store_true", help="as if only the observed labels were known")
     text = "mean number of true labels of an image, to estimate precision if these are not known (default: 1)"
-    parser.add_argument("--positives-per-image", type=positive, metavar="K", help=text)
+    parser.add_argument("--positives-per-image", type=float, metavar="K", help=text)
     text = "CSV file and figure, without .csv and .png (default: RESULTS_DIR/pseudo_labels_DATASET)"
     parser.add_argument("--out", metavar="PATH", help=text)
     options, rest = parser.parse_known_args(argv)
     config = configuration.parse(rest)
     rule = config.method.pseudo_labels
     if rule is None:
-        raise UserError(f"the method {config.loss} takes no pseudo-labels; choose one that does with --loss")
+        parser.error(f"the method {config.loss} takes no pseudo-labels; choose one that does with --loss")
+    given = [] if options.positives_per_image is None else [options.positives_per_image]
+    if not all(inside(value, "(0, inf)") for value in [*options.temperatures, *given]):
+        parser.error("--temperatures and --positives-per-image must be above 0")
     out = Path(config.results_dir, f"pseudo_labels_{config.dataset_name}") if options.out is None else options.out
     csv_file, figure = Path(f"{out}.csv"), Path(f"{out}.png")
     check_outputs({"--out": out}, overwrite=True)
@@ -90,8 +92,11 @@ def main(argv: list[str] | None = None) -> None:
         bound = "" if known else ", which makes it a lower bound (see --positives-per-image)"
         print("recall is estimated by the share of the observed positives that is found, because the full labels are")
         print(f"not known; precision is estimated by this share and {expected:g} true labels per image{bound}")
-    by_rule = threshold is None and true is not None
-    print(f"\n{of_the_rule(qualities) if by_rule else over_thresholds(figures, threshold)}\n")
+    if threshold is None and true is not None:
+        by_rule = [{"scores": in_words(*way)} | found for way, found in qualities.items()]
+        print(f"\n{as_text(pd.DataFrame(by_rule).dropna(axis=1, how='all'))}\n")
+    else:
+        print(f"\n{over_thresholds(figures, threshold)}\n")
     if true is not None and threshold is not None:
         print(f"{of_classes(quality)}\n")
     rows = [part.assign(calibrate=way[0], temperature=way[1]) for way, part in figures.items()]
@@ -99,12 +104,6 @@ def main(argv: list[str] | None = None) -> None:
     with atomic(figure) as temporary:
         label_quality.draw(temporary, quality, f"{config.dataset_name}, {in_words(*chosen)}")
     print(f"written: {csv_file}, {figure}")
-
-
-def positive(text: str) -> float:
-    if not inside(float(text), "(0, inf)"):
-        raise argparse.ArgumentTypeError(f"expected a number in (0, inf), not {text}")
-    return float(text)
 
 
 def in_words(calibration: str, temperature: float | None) -> str:
@@ -129,12 +128,6 @@ def as_text(rows: pd.DataFrame, formats: str | Sequence[str] = ".3f") -> str:
     rows.columns = [name.replace("_", " ").replace("f1", "F1").replace(", unobserved entries", "*") for name in rows]
     note = "\n\n* over the unobserved entries only" if any("*" in name for name in rows) else ""
     return rows.to_markdown(index=False, floatfmt=formats, missingval="-", disable_numparse=[0]) + note
-
-
-def of_the_rule(qualities: dict[tuple, dict]) -> str:
-    """For every way of scoring: the quality of the labels that the rule makes."""
-    rows = [{"scores": in_words(*way)} | quality for way, quality in qualities.items()]
-    return as_text(pd.DataFrame(rows).dropna(axis=1, how="all"))
 
 
 def over_thresholds(figures: dict[tuple, pd.DataFrame], threshold: float | None) -> str:

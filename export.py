@@ -8,7 +8,6 @@ inside, and its metadata hold classes, thresholds and how to resize. Above 2 GB 
 """
 
 import copy
-import importlib
 import json
 import os
 import re
@@ -19,13 +18,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor, nn
+from torchvision.models import ResNet
 
 import models
 from util.errors import OneLineParser, UserError, describe_error, printable, run_script
 from util.files import atomic, check_outputs, write_text
 
-NEEDED = ("onnx", "onnxruntime", "onnxscript")
+CARD = Path(models.__file__).with_name("model_card.md")  # a template of Jinja
 TOLERANCE = 1e-4  # by which the probabilities of onnxruntime may differ from PyTorch's
 RESIZE = "squash to image_size x image_size, bilinear with antialiasing (Pillow's BILINEAR), whatever the proportions"
 
@@ -44,21 +45,20 @@ class FromPixels(nn.Module):
 def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
     """Export, compare with PyTorch by onnxruntime, and only then write; the files, and the largest difference of a
     probability."""
-    try:
-        *_, onnxruntime, _ = map(importlib.import_module, NEEDED)
-    except Exception as error:  # absent, or installed for a different platform or NumPy
-        needed, hint = ", ".join(NEEDED), "pip install -r requirements-export.txt"
-        raise UserError(f"--onnx needs {needed}, of which one fails: {describe_error(error)}; {hint}") from None
     network, size, random = FromPixels(model.network).eval(), model.image_size, np.random.RandomState(0)
     example, pixels = (random.randint(0, 256, (count, size, size, 3), dtype=np.uint8) for count in (2, 3))
     options = dict(input_names=["pixels"], output_names=["probabilities"], dynamo=True, verbose=False)
     options["dynamic_shapes"] = ({0: torch.export.Dim("batch")},)
     try:
+        import onnxruntime
+
         with warnings.catch_warnings(action="ignore"):  # the exporter warns about its own future
             program = torch.onnx.export(network, (torch.from_numpy(example),), **options)
-    except torch.onnx.OnnxExporterError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"{model.metadata.model} cannot be exported to ONNX ({reason})") from None
+    except Exception as error:  # a library is absent or of a different platform; the exporter does not know a layer
+        raise UserError(
+            f"{model.metadata.model} cannot be exported to ONNX ({describe_error(error)}); `pip install -r "
+            "requirements-export.txt` installs the libraries that this needs"
+        ) from None
     metadata = {"classes": model.classes, "thresholds": model.thresholds.tolist(), "image_size": size}
     program.model.metadata_props.update({name: json.dumps(value) for name, value in metadata.items()})
     program.model.metadata_props["resize"] = RESIZE
@@ -78,104 +78,52 @@ def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
     return [path.parent / name for name in files], difference
 
 
-def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) -> str | None:
-    """Weights, model.json, a model card, and for a timm backbone its config.json; returns timm's name of it."""
+def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) -> bool:
+    """Weights, model.json, a model card, and if timm can build the network its config.json; whether it can.
+
+    With config.json, `timm.create_model("local-dir:DIR", pretrained=True)` builds the network.
+    """
+    from timm.models._hub import save_config_for_hf
+
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("model.safetensors", "model.json"):
         with atomic(folder / name) as temporary:
             shutil.copyfile(run / name, temporary)
-    if architecture := timm_name(model):
-        write_timm_config(model, architecture, folder / "config.json")
-    write_text(folder / "README.md", card(model, architecture, license))
-    return architecture
+    if network := timm_network(model):
+        data = {"input_size": (3, model.image_size, model.image_size), "crop_mode": "squash", "crop_pct": 1.0}
+        data |= {"mean": model.metadata.mean, "std": model.metadata.std, "interpolation": "bilinear"}
+        with atomic(folder / "config.json") as temporary:
+            save_config_for_hf(network, str(temporary), model_config={"label_names": model.classes}, data_config=data)
+    write_text(folder / "README.md", card(model, network is not None, license))
+    return network is not None
 
 
-def timm_name(model: models.Predictor) -> str | None:
-    """timm's name of the model's network; None if timm cannot build it."""
-    if model.metadata.head != "linear":
-        return None
-    if config := getattr(model.network.network, "pretrained_cfg", None):  # timm's own
-        return config["architecture"] + (f".{config['tag']}" if config.get("tag") else "")
-    return "resnet50" if model.metadata.model == "resnet50" else None  # torchvision's has timm's names
-
-
-def write_timm_config(model: models.Predictor, architecture: str, path: Path) -> None:
-    """config.json, by which `timm.create_model("local-dir:DIR", pretrained=True)` builds the network."""
+def timm_network(model: models.Predictor) -> nn.Module | None:
+    """The model's network if timm can build it. timm's ResNet-50 has the names of torchvision's parameters."""
     import timm
-    from timm.models._hub import save_config_for_hf
 
     network = model.network.network
-    if not hasattr(network, "pretrained_cfg"):  # torchvision's
-        network = timm.create_model(architecture, num_classes=len(model.classes))
-    data = {"input_size": (3, model.image_size, model.image_size), "interpolation": "bilinear", "crop_mode": "squash"}
-    data |= {"mean": model.metadata.mean, "std": model.metadata.std, "crop_pct": 1.0}
-    with atomic(path) as temporary:
-        save_config_for_hf(network, str(temporary), model_config={"label_names": model.classes}, data_config=data)
+    if isinstance(network, ResNet):
+        network = timm.create_model("resnet50", num_classes=len(model.classes))
+    return network if hasattr(network, "pretrained_cfg") else None
 
 
-CARD = """---
-license: {license}
-tags: [image-classification, multi-label]
-{library}---
-
-# {model} on {dataset}, {num_labels} labels
-
-A multi-label image classifier, trained from partially known labels with the method {method} ({paper}).
-
-## Use
-
-```python
-{timm}import models  # of the code that trained it
-
-model = models.load("DIR")
-probs = model.predict(paths)  # (N, L) probabilities
-```
-
-Images are squashed to {size} x {size} pixels, whatever their proportions. A label counts as present from its threshold
-in `model.json` on (chosen by {thresholds}).
-
-## Data
-
-{dataset}: {images} images. Classes: {classes}.
-
-## Metrics
-
-{metrics}
-
-## Licence
-
-{license}. The licences of the training images and of the starting weights apply too.
-"""
-TIMM_USE = """import timm
-
-network = timm.create_model("local-dir:DIR", pretrained=True)  # normalised pixels -> logits
-
-"""
-
-
-def card(model: models.Predictor, architecture: str | None, license: str) -> str:
+def card(model: models.Predictor, timm: bool, license: str) -> str:
     """The model card: how to use the model, what it was trained on and how, and its metrics."""
-    metadata, result = model.metadata, model.metadata.result
+    tags, result = ["image-classification", "multi-label"], model.metadata.result
+    data = ModelCardData(license=license, tags=tags, library_name="timm" if timm else None)
     counts = {name: result.get(f"{name}_images") for name in ("train", "validation", "test")}
-    scores = {name.removeprefix("test_"): value for name, value in result.items() if name.startswith("test_")}
-    rows = [
-        f"| {name} | {value:.{2 if 'mAP' in name else 4}f} |"
-        for name, value in scores.items()
-        if isinstance(value, float)
-    ]
-    chosen = f"Test images; mAP in percent, the rest as fractions. Epoch chosen by {result.get('chosen_by')}."
-    return CARD.format(
-        license=license if re.fullmatch(r"[a-z0-9.-]+", license) else json.dumps(license),  # a string of YAML too
-        library="library_name: timm\n" if architecture else "",
-        timm=TIMM_USE if architecture else "",
-        **{name: text(getattr(metadata, name)) for name in ("model", "dataset", "method", "paper")},
-        num_labels=len(model.classes),
-        size=model.image_size,
-        thresholds=text(result.get("thresholds_chosen_by", "nothing")),
+    scores = {name: value for name, value in result.items() if name.startswith("test_") and isinstance(value, float)}
+    filled = ModelCard.from_template(
+        data,
+        str(CARD),
+        model=model.metadata,
         images=", ".join(f"{count:,} {name}" for name, count in counts.items() if count is not None),
         classes=", ".join(map(text, model.classes)),
-        metrics="\n".join([chosen, "", "| | |", "|---|---|", *rows]) if rows else "There were no labelled test images.",
+        scores={name.removeprefix("test_"): value for name, value in scores.items()},
+        text=text,
     )
+    return str(filled)
 
 
 def text(name: str) -> str:
@@ -208,8 +156,8 @@ def main(argv: list[str] | None = None) -> None:
         files, difference = write_onnx(model, Path(onnx))
         print(f"{' and '.join(map(str, files))}: probabilities within {difference:.1e} of PyTorch's")
     if options.hub:
-        architecture = write_hub(model, Path(options.run), hub, options.license)
-        opened = f"timm opens it as local-dir:{hub}" if architecture else "models.load opens it; it is not timm's"
+        is_timm = write_hub(model, Path(options.run), hub, options.license)
+        opened = f"timm opens it as local-dir:{hub}" if is_timm else "models.load opens it; it is not timm's"
         print(f"{hub}: {opened}")
 
 

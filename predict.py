@@ -10,6 +10,7 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pandas as pd
@@ -39,12 +40,12 @@ def main(argv: list[str] | None = None) -> np.ndarray:
     else:
         paths, left_out, incomplete = photographs(options.photos)
         names = paths
-    bad = {}  # {row: reason}
+    bad = {}  # {row: error}
     with tqdm(total=len(paths), unit="image", disable=None) as bar:
         more = dict(on_bad=None if test is not None else bad.__setitem__, on_batch=bar.update)
         probs = model.predict(paths, batch_size=options.batch_size, workers=options.workers, **more)
-    infinite = np.flatnonzero(~np.isfinite(probs).all(axis=1)).tolist()
-    bad = {row: bad.get(row, f"{paths[row]} has probabilities that are not finite") for row in infinite}
+    for row in np.flatnonzero(~np.isfinite(probs).all(axis=1)).tolist():
+        bad.setdefault(row, f"{paths[row]} has probabilities that are not finite")
     rows = [row for row in range(len(paths)) if row not in bad]
     names, labels = [names[row] for row in rows], model.labels(probs[rows], thresholds)
     if options.csv:
@@ -53,10 +54,11 @@ def main(argv: list[str] | None = None) -> np.ndarray:
         table.insert(0, "image", names, allow_duplicates=True)
         write_text(options.csv, table.to_csv(index=False, float_format="%.6f"))
     if options.json:
-        dicts = (dict(zip(model.classes, row, strict=True)) for row in probs[rows].tolist())
-        entries = zip(names, labels, dicts, strict=True)
-        lines = [json.dumps(dict(zip(("image", "labels", "probabilities"), entry, strict=True))) for entry in entries]
-        write_text(options.json, "[\n" + ",\n".join(lines) + "\n]\n")
+        entries = [
+            {"image": name, "labels": present, "probabilities": dict(zip(model.classes, row, strict=True))}
+            for name, present, row in zip(names, labels, probs[rows].tolist(), strict=True)
+        ]
+        write_text(options.json, "[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
     if test is None:
         for name, present, row in zip(names, labels, probs[rows], strict=True):
             print(f"{printable(name)}  {printable(shown(row, present, model.classes, options.top))}")
@@ -98,6 +100,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     options = parser.parse_intermixed_args(argv)
     if min(options.top, options.batch_size, options.workers or 1) < 1:
         parser.error("--top, --batch-size and --workers must be at least 1")
+    if options.threshold != "per-class" and not inside(options.threshold, "[0, 1]"):
+        parser.error(f"--threshold takes a number in [0, 1] or per-class, not {options.threshold}")
     if bool(options.photos) == bool(options.evaluate):
         parser.error("name photographs or folders of them, or a labelled data set with --evaluate")
     check_outputs({"--csv": options.csv, "--json": options.json}, options.overwrite)
@@ -105,8 +109,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def threshold(text: str) -> float | str:
-    if text != "per-class" and not inside(float(text), "[0, 1]"):
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 1] or per-class, not {text}")
     return text if text == "per-class" else float(text)
 
 
@@ -114,14 +116,12 @@ def photographs(names: list[str]) -> tuple[list[str], list[str], bool]:
     """The named files and the images in the named folders; a line on other files there; whether there are any."""
     found, lines, incomplete = [], [], False
     for path in map(Path, names):
-        if not path.exists():
-            raise UserError(f"{path} not found; name photographs, or folders of them")
-        images, others = find_images(path) if path.is_dir() else ([path], {})
+        images, others = ([path], {}) if path.is_file() else find_images(path)
         found += images
         lines += [line] if (line := describe_left_out(others, path)) else []
         incomplete |= any(not other.is_dir() for paths in others.values() for other in paths)
         if not images:
-            raise UserError("; ".join([f"{path} holds no images", *lines]))
+            raise UserError("; ".join([f"no image at {path}: name photographs, or folders of them", *lines]))
     return [str(path) for path in found], lines, incomplete
 
 
@@ -131,13 +131,9 @@ def labelled(name: str, data_root: str, image_root: str | None, model: models.Pr
     datasets.check_name(folder)
     datasets.prepare(folder)
     splits = datasets.load(folder, image_root=image_root, need_images=False)  # images of other splits may be elsewhere
-    if splits.scored() is None:
-        raise UserError(f"{folder} has no test images with full labels, and metrics need them")
-    if splits.classes.names != model.classes:
-        other = next(iter(set(splits.classes.names) ^ set(model.classes)), "in a different order")
-        raise UserError(
-            f"{folder} has other classes than the model ({other}); evaluate it on the classes that it was trained on"
-        )
+    if splits.scored() is None or splits.classes.names != model.classes:
+        classes = shorten(", ".join(model.classes), 200)
+        raise UserError(f"{folder}: metrics need test images with full labels of the model's classes: {classes}")
     return splits.scored()
 
 

@@ -78,7 +78,7 @@ class Recipe:
     def pseudo_labels(self, images: Tensor) -> Tensor:
         """(B, L) in {0, +1}, from the student's images resized to the teacher's size."""
         small = F.interpolate(images, size=self.teacher.size, mode="bilinear", antialias=True)
-        features = F.normalize(self.teacher.clip.encode_image(small), dim=1)
+        features = F.normalize(self.teacher.network.encode_image(small), dim=1)
         similarity = features @ self.teacher.text_features.T
         return (torch.softmax(similarity / TEMPERATURE, dim=1) > THRESHOLD).to(torch.int8)
 

@@ -1,7 +1,6 @@
 """Backbones by name: plain functions (num_labels, image_size, pretrained, weights) -> Backbone.
 
-Each file imports its library inside its function, so a run loads only the one that it needs. `load` gives the trained
-model of a run's folder.
+They import their libraries themselves, so a run loads only the one that it needs. `load` gives a run's trained model.
 """
 
 from collections.abc import Callable
@@ -10,13 +9,11 @@ from functools import partial
 
 import torch
 
-from models.backbone import Backbone, output_shape
-from models.boostlu import no_maps, use_boostlu
-from models.clip import config_name, own_size
-from models.resnet import resnet50
+from models.backbone import Backbone, check_known, output_shape
+from models.boostlu import use_boostlu
+from models.clip import clip_tower, config_name, own_size, vit_clip
+from models.networks import resnet50, timm_any
 from models.saved import Predictor, load
-from models.timm_any import check_timm, timm_any
-from models.vit_clip import clip_tower, vit_clip
 from util.errors import UserError, describe_error
 
 
@@ -48,13 +45,15 @@ __all__ = [
 def check_name(name: str) -> None:
     """Raises UserError for a name that is neither in BACKBONES nor a timm:NAME or clip:NAME that the library has."""
     if name.startswith("clip:"):
-        config_name(name.split(":")[1], "-m clip:")
+        config_name(name.split(":")[1])
     elif name.startswith("timm:"):
-        check_timm(name.removeprefix("timm:"))
-    elif name == FEATURES:
-        raise UserError("the model is a head on given features (-d photos or --features): it cannot read photographs")
+        import timm
+
+        check_known("timm", name.removeprefix("timm:"), [*timm.list_models(), *timm.list_pretrained()])
     elif name not in BACKBONES:
-        raise UserError(f"unknown backbone {name!r}; there are {', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG")
+        kind = "the head of a run on given features (-d photos or --features)" if name == FEATURES else "unknown"
+        known = f"{', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG"
+        raise UserError(f"the model {name!r} is {kind}; photographs are read by {known}")
 
 
 def settings_of(name: str) -> dict[str, object]:
@@ -67,8 +66,6 @@ def settings_of(name: str) -> dict[str, object]:
 def check_head(name: str, head: str, image_size: int) -> None:
     """Raises UserError if the head needs feature maps and the backbone has none. Computes shapes alone."""
     if head != "linear":
-        if name == "vit_clip" or name.startswith("clip:"):  # a transformer's patches, or a tower that pools
-            raise no_maps(name)
         with torch.device("meta"):
             build(name, 1, image_size=image_size, pretrained=False, head=head)
 

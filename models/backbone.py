@@ -1,14 +1,17 @@
 """What a backbone is to the rest of the project."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from difflib import get_close_matches
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from datasets.images import to_input
+from util.errors import UserError
 
+Channels = tuple[float, ...]  # a number for each of red, green and blue
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-OFFLINE = "give --weights FILE, or train from scratch with --no-pretrained"
 
 
 class Float32Linear(nn.Linear):
@@ -46,12 +49,12 @@ class Backbone(nn.Module):
     def __init__(
         self,
         network: nn.Module,
-        mean: tuple[float, ...] = IMAGENET_MEAN,
-        std: tuple[float, ...] = IMAGENET_STD,
-        heads: tuple[str, ...] = (),
+        mean: Channels = IMAGENET_MEAN,
+        std: Channels = IMAGENET_STD,
+        heads: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.network, self.heads = network, heads
+        self.network, self.heads = network, tuple(heads)
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -65,6 +68,20 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) float, normalised -> (B, L) logits."""
         return self.network(images)
+
+
+def check_known(library: str, name: str, known: Sequence[str]) -> None:
+    """Raises UserError, which lists similar names, unless a library has the model."""
+    if name not in known:
+        close = get_close_matches(name, known, n=6)
+        raise UserError(f"{library} has no model {name!r}" + (f"; did you mean {', '.join(close)}" if close else ""))
+
+
+def check_finite(values: np.ndarray, what: str) -> np.ndarray:
+    """The values. Raises UserError if one is not finite."""
+    if not np.isfinite(values).all():
+        raise UserError(f"{what} are not finite; take --precision float32, or a different model")
+    return values
 
 
 def output_shape(module: nn.Module, shape: tuple[int, ...]) -> torch.Size:

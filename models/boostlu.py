@@ -28,32 +28,20 @@ class BoostLU(nn.Conv2d):
         return torch.where(activations > 0, BOOST * activations, activations).mean(dim=(2, 3))
 
 
-class MapsWithHead(nn.Module):
-    """maps: (B, 3, S, S) -> (B, C, H, W), or (B, H, W, C) if channels_last."""
-
-    def __init__(self, maps: nn.Module, head: BoostLU, channels_last: bool) -> None:
-        super().__init__()
-        self.maps, self.head, self.channels_last = maps, head, channels_last
-
-    def forward(self, images: Tensor) -> Tensor:
-        maps = self.maps(images)
-        return self.head(maps.permute(0, 3, 1, 2) if self.channels_last else maps)
-
-
-def no_maps(name: str) -> UserError:
-    return UserError(f"--head boostlu needs feature maps, and {name} makes none; take a convolutional backbone")
-
-
 def use_boostlu(model: Backbone, name: str, num_labels: int, image_size: int) -> None:
-    """Replace a backbone's pooling and linear head by BoostLU. Raises UserError if it makes no maps."""
-    network = model.network
-    if hasattr(network, "reset_classifier"):  # timm's
-        network.reset_classifier(0, "")
-    elif hasattr(network, "avgpool"):  # torchvision's ResNet
-        network = nn.Sequential(OrderedDict(list(network.named_children())[:-2]))
-    channels_last = str(getattr(network, "output_fmt", "")).endswith("NHWC")
-    shape = output_shape(network, (2, 3, image_size, image_size))
+    """Replace a backbone's pooling and linear head by BoostLU. Raises UserError if it makes no feature maps."""
+    from torchvision.ops import Permute
+
+    maps = model.network
+    if hasattr(maps, "reset_classifier"):  # timm's
+        maps.reset_classifier(0, "")
+    elif hasattr(maps, "avgpool"):  # torchvision's ResNet
+        maps = nn.Sequential(OrderedDict(list(maps.named_children())[:-2]))
+    parts = OrderedDict(maps=maps)
+    if str(getattr(maps, "output_fmt", "")).endswith("NHWC"):
+        parts["channels_first"] = Permute([0, 3, 1, 2])
+    shape = output_shape(nn.Sequential(parts), (2, 3, image_size, image_size))
     if len(shape) != 4:
-        raise no_maps(name)
-    head = BoostLU(shape[3 if channels_last else 1], num_labels)
-    model.network, model.heads = MapsWithHead(network, head, channels_last), ("head",)
+        raise UserError(f"--head boostlu needs feature maps, and {name} makes none; take a convolutional backbone")
+    parts["head"] = BoostLU(shape[1], num_labels)
+    model.network, model.heads = nn.Sequential(parts), ("head",)

@@ -11,8 +11,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # in the place of this folder, whose names are other modules
 
 import models
-from models.clip import clip_file
-from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, OFFLINE
+from models.clip import DEFAULT, DEFAULT_WEIGHTS, clip_file
 from util.errors import OneLineParser, run_script
 
 
@@ -22,12 +21,11 @@ def main(argv: list[str] | None = None) -> None:
         "names", nargs="+", metavar="NAME", help=f"teacher, {', '.join(models.BACKBONES)}, timm:NAME, clip:NAME:TAG"
     )
     names = parser.parse_args(argv).names
-    for name in names:
-        if name != "teacher":
-            models.check_name(name)
+    for name in set(names) - {"teacher"}:
+        models.check_name(name)
     for name in names:
         if name == "teacher":
-            print(f"{name}: {clip_file(DEFAULT, DEFAULT_WEIGHTS, name, OFFLINE)}")
+            print(f"{name}: {clip_file(DEFAULT, DEFAULT_WEIGHTS)}")
         else:
             models.build(name, 1, image_size=models.settings_of(name).get("image_size", 224))
             print(f"{name}: ready")

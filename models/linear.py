@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from datasets.dataset import MultiLabelDataset
 from datasets.images import Images, on_device
 from models import saved
-from models.backbone import Backbone, Float32Linear
+from models.backbone import Backbone, Float32Linear, check_finite
 from models.clip import backbone_identity
-from models.named_rows import find_rows
+from models.named_rows import names_of_arrays, read_rows
 from models.weights import file_identity, read_weights
 from util import distributed
 from util.devices import autocast
 from util.errors import UserError
-from util.files import digest, local_file, read_arrays, reading
+from util.files import digest, local_file
 from util.row_cache import cached_rows
 
 
@@ -62,24 +62,12 @@ def new_probe(features: Features, num_labels: int) -> Probe:
 
 
 def load_features(path: str, split: MultiLabelDataset, device: torch.device) -> Features:
-    """The features of a split's images from an npz file of a different program: images (N,), features (N, D), and if it
-    holds them mirrored (N, D), the features of the mirrored images.
-
-    Rows are found by the names of the images. Raises UserError for a file that does not fit, and for the first image
-    that it lacks.
-    """
+    """The features of a split's images from an npz file of a different program, as in `read_rows`: images (N,),
+    features (N, D), and if it holds them mirrored (N, D), the features of the mirrored images."""
     path = local_file(path) or path
-    with reading(path, "an npz file"), np.load(path) as file:
-        mirrored = [name for name in file.files if name == "mirrored"]
-    names, *views = read_arrays(path, ("images", "features", *mirrored))
-    fits = names.dtype.kind == "U" and all(view.shape == (len(names), *views[0].shape[1:2]) for view in views)
-    if not fits or any(view.dtype.kind == "U" or not np.isfinite(view).all() for view in views):
-        found = ", ".join(f"{array.dtype} {array.shape}" for array in (names, *views))
-        raise UserError(
-            f"{path}: expected images (N,) of strings and finite features (N, D), also mirrored; found {found}"
-        )
-    rows = find_rows(path, "image", split.names.tolist(), names.tolist(), views, split.root)
-    return Features(torch.from_numpy(np.stack([view[rows].astype(np.float32) for view in views], axis=1)).to(device))
+    arrays = ["features", "mirrored"] if "mirrored" in names_of_arrays(path) else ["features"]
+    views = read_rows(path, arrays, split.names.tolist(), split.root)
+    return Features(torch.from_numpy(np.stack([view.astype(np.float32) for view in views], axis=1)).to(device))
 
 
 def head_of(model: Backbone) -> Float32Linear:
@@ -127,30 +115,22 @@ def features(
     weights   `weights_identity` of the backbone
     mirrored  keep the features of the mirrored images beside them
     """
-    head, frozen = head_of(model), with_head(model, nn.Identity()).eval()
-    key = {
-        "images": split.image_key(),
-        "image_size": images.size,
-        "weights": weights,
-        "labels": head.out_features,  # random weights of some networks depend on it
-        "precision": precision,
-        "mirrored": mirrored,
-    }
+    head = head_of(model)
+    key = dict(
+        images=split.image_key(), image_size=images.size, weights=weights, precision=precision, mirrored=mirrored
+    )
+    key["labels"] = head.out_features  # random weights of some networks depend on it
 
     @torch.inference_mode()
     def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-        batches = torch.from_numpy(rows).split(batch_size)
-        for batch in images.stream(batches, device):
+        for batch in images.stream(torch.from_numpy(rows).split(batch_size), device):
             flips = [None, torch.ones(len(batch), dtype=torch.bool, device=device)] if mirrored else [None]
             with autocast(device, precision):
-                views = [frozen(frozen.to_input(batch, flip)).float() for flip in flips]
-            block = torch.stack(views, dim=1).cpu().numpy()
-            if not np.isfinite(block).all():
-                raise UserError(f"the backbone's features are not finite at --precision {precision}; take float32")
-            yield block
+                views = [model(model.to_input(batch, flip)).float() for flip in flips]
+            yield check_finite(torch.stack(views, dim=1).cpu().numpy(), f"the backbone's features in {precision}")
 
-    shape = (len(split), 1 + mirrored, head.in_features)
-    path = folder / f"features_{digest(key)}.npy"
+    shape, path = (len(split), 1 + mirrored, head.in_features), folder / f"features_{digest(key)}.npy"
+    with_head(model, nn.Identity()).eval()
     try:
         kept = cached_rows(path, shape, np.float32, rows_from, "features of the frozen backbone", key)
     finally:

@@ -1,13 +1,62 @@
-"""Arrays of other programs, whose rows are found by the names of images or classes."""
+"""npz files of other programs: rows are found by the names of images, columns by the names of classes."""
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import zip_longest
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
 
 from util.errors import UserError
+from util.files import read_arrays, reading
+
+# axes of the arrays of a file: N images, L classes, K tiles of an image, D features
+SHAPES = dict(images="N", classes="L", similarity="NL", tiles="NKL", tiles_max="NL", features="ND", mirrored="ND")
+LARGEST_FLOAT = np.finfo(np.float32).max
+
+
+def names_of_arrays(path: str | Path) -> list[str]:
+    """The names of the arrays in an npz file."""
+    with reading(path, "an npz file"), np.load(path) as file:
+        return file.files
+
+
+def read_rows(
+    path: str | Path,
+    arrays: Sequence[str],
+    images: list[str],
+    root: str | Path,
+    classes: list[str] | None = None,
+    largest: np.float32 = LARGEST_FLOAT,
+) -> list[np.ndarray]:
+    """Arrays of floats, by their names in SHAPES, with a row for each of the images and a column for each of the
+    classes, from an npz file that names its own rows in `images` and its columns in `classes`.
+
+    root     folder of the images
+    classes  None: all columns, which have no names
+    largest  magnitude that no number may exceed
+    Raises UserError for a file that does not fit, and for the first image or class that it lacks.
+    """
+    keys = ["images"] if classes is None else ["images", "classes"]
+    hint = "without scores of tiles, give --teacher-views global" if "tiles_max" in arrays else ""
+    read = dict(zip([*keys, *arrays], read_arrays(path, [*keys, *arrays], hint), strict=True))
+    kinds = all((array.dtype.kind == "U") == (name in keys) for name, array in read.items())
+    axes = {axis for name, array in read.items() for axis in zip_longest(SHAPES[name], array.shape, fillvalue=0)}
+    if not kinds or len(dict(axes)) < len(axes) or 0 in dict(axes).values():  # an axis has two sizes, or none
+        expected = ", ".join(f"{name} ({', '.join(SHAPES[name])})" for name in read)
+        found = ", ".join(f"{array.dtype} {array.shape}" for array in read.values())
+        raise UserError(f"{path}: expected {expected}, of numbers, and strings for {' and '.join(keys)}; found {found}")
+    values = [read[name] for name in arrays]
+    rows = find_rows(path, "image", images, read["images"].tolist(), values, root)
+    values = [value[rows] for value in values]
+    if classes is not None:
+        by_class = [np.moveaxis(value, -1, 0) for value in values]
+        columns = find_rows(path, "class", classes, read["classes"].tolist(), by_class, root)
+        values = [value[..., columns] for value in values]
+    if not all((np.abs(value) <= largest).all() for value in values):
+        raise UserError(f"{path}: expected finite numbers of at most {largest:g} in {' and '.join(arrays)}")
+    return [value if value.dtype.kind == "f" else value.astype(np.float32) for value in values]
 
 
 def find_rows(
@@ -20,7 +69,6 @@ def find_rows(
 
     what    image or class, for messages
     arrays  those with a row for each name present: rows of the same name must be equal
-    Raises UserError for the first name that is absent, and for rows that contradict each other.
     """
     rows = {name: row for row, name in reversed([*enumerate(present)])}  # the first of several
     if len(rows) < len(present):

@@ -9,15 +9,15 @@ import hashlib
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import msgspec
 import numpy as np
 import torch
-from msgspec import Meta
 from PIL import Image
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 import models
 from datasets.images import ahead
@@ -33,19 +33,15 @@ AHEAD = 3  # batches decoded before they are asked for
 Photo = str | Path | Image.Image | np.ndarray
 
 
-Means = Annotated[list[Annotated[float, Meta(ge=0, le=1)]], Meta(min_length=3, max_length=3)]
-Deviations = Annotated[list[Annotated[float, Meta(gt=0, le=1)]], Meta(min_length=3, max_length=3)]
-
-
 class Metadata(msgspec.Struct):
-    """model.json, which may come from the hub: its values are checked."""
+    """The content of model.json."""
 
     model: str
-    image_size: Annotated[int, Meta(ge=1, le=4096)]
-    mean: Means
-    std: Deviations
-    classes: Annotated[list[str], Meta(min_length=1)]
-    thresholds: list[Annotated[float, Meta(ge=0, le=1)]]
+    image_size: int
+    mean: list[float]
+    std: list[float]
+    classes: list[str]
+    thresholds: list[float]
     weights: str  # checksum of model.safetensors
     heads: list[str] = []
     head: Literal["linear", "boostlu"] = "linear"
@@ -56,10 +52,6 @@ class Metadata(msgspec.Struct):
     method: str = "unknown"
     paper: str = ""
     result: dict = {}
-
-    def __post_init__(self) -> None:
-        if len(set(self.classes)) != len(self.classes) or len(self.thresholds) != len(self.classes):
-            raise ValueError("it needs a threshold for each class, and classes of different names")
 
 
 @dataclass(frozen=True)
@@ -96,26 +88,23 @@ class Predictor:
 
         images    one or several: paths, PIL images, or (H, W, 3) uint8 arrays
         workers   threads that decode; None: one per core, 8 at most
-        on_bad    called with position and error of an image that cannot be read, whose row is then NaN; without it the
-                  error, a UserError that names the file, is raised
+        on_bad    called with row and error of an image that cannot be read, whose probabilities are then NaN; by
+                  default the error, a UserError that names the file, is raised
         on_batch  called after each batch with its number of images
         """
         single = isinstance(images, str | Path | Image.Image) or (isinstance(images, np.ndarray) and images.ndim == 3)
         images = [images] if single else list(images)
         probs = np.full((len(images), len(self.classes)), np.nan, dtype=np.float32)
-        decoded = ahead(self._pixels, images, workers or default_workers(), AHEAD * batch_size)
-        for start in range(0, len(images), batch_size):
-            batch = dict(zip(range(start, min(start + batch_size, len(images))), decoded, strict=False))
-            readable = []
-            for row, pixels in batch.items():
-                if isinstance(pixels, np.ndarray):
-                    readable.append(row)
-                elif on_bad:
-                    on_bad(row, pixels)
-                else:
-                    raise pixels
+        decoded = enumerate(ahead(self._pixels, images, workers or default_workers(), AHEAD * batch_size))
+        while batch := list(islice(decoded, batch_size)):
+            readable = {row: pixels for row, pixels in batch if isinstance(pixels, np.ndarray)}
+            for row, error in batch:
+                if row not in readable:
+                    if on_bad is None:
+                        raise error
+                    on_bad(row, error)
             if readable:
-                probs[readable] = self._forward(np.stack([batch[row] for row in readable]))
+                probs[list(readable)] = self._forward(np.stack(list(readable.values())))
             on_batch(len(batch))
         return probs
 
@@ -152,13 +141,12 @@ def write(folder: Path, model: Backbone, metadata: dict) -> None:
 
     metadata  fields of Metadata, at least model, image_size, classes and thresholds
     """
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.network.state_dict().items()}
     path = folder / "model.safetensors"
     with atomic(path) as temporary:
-        temporary.write_bytes(save(tensors))
-    mean, std = (buffer.flatten().tolist() for buffer in (model.mean, model.std))
-    shape = {"heads": list(model.heads), "mean": mean, "std": std, "weights": _checksum(path)}
-    write_json(folder / "model.json", metadata | shape)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in model.network.state_dict().items()}, temporary)
+    mean, std = model.mean.flatten().tolist(), model.std.flatten().tolist()
+    computed = {"heads": list(model.heads), "mean": mean, "std": std, "weights": _checksum(path)}
+    write_json(folder / "model.json", metadata | computed)
 
 
 def read(folder: Path) -> tuple[Metadata, Path]:
@@ -181,23 +169,19 @@ def load(run: str | Path, device: str | torch.device | None = None) -> Predictor
     device  None: a GPU if there is one
     """
     metadata, path = read(Path(run))
-    network = _build(metadata)
+    with tempfile.TemporaryDirectory() as folder:
+        name = metadata.model
+        if metadata.tower is not None:  # open_clip reads the configuration of a tower from a file
+            file = Path(folder) / f"{digest(metadata.tower)}.json"
+            write_json(file, metadata.tower)
+            name = f"clip:{file}"
+        options = dict(image_size=metadata.image_size, head=metadata.head, pretrained=False)
+        network = models.build(name, len(metadata.classes), **options)
     load_state(network.network, read_weights(path), path)
-    for name in ("mean", "std"):
-        getattr(network, name).copy_(torch.tensor(getattr(metadata, name)).view(3, 1, 1))
+    network.mean.copy_(torch.tensor(metadata.mean).view(3, 1, 1))
+    network.std.copy_(torch.tensor(metadata.std).view(3, 1, 1))
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda":
         pick_precision(metadata.precision, device)  # TF32 if the run had it
     network = network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
     return Predictor(network, metadata, np.array(metadata.thresholds))
-
-
-def _build(metadata: Metadata) -> Backbone:
-    """The network that model.json describes, with random weights."""
-    options = dict(image_size=metadata.image_size, head=metadata.head, pretrained=False)
-    if metadata.tower is None:
-        return models.build(metadata.model, len(metadata.classes), **options)
-    with tempfile.TemporaryDirectory() as folder:  # open_clip reads the configuration of a tower from a file
-        path = Path(folder) / f"{digest(metadata.tower)}.json"
-        write_json(path, metadata.tower)
-        return models.build(f"clip:{path}", len(metadata.classes), **options)

@@ -42,21 +42,20 @@ def train(epochs: int, num_scenes: int = NUM_SCENES) -> nn.Module:
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     targets = torch.from_numpy(labels / labels.sum(axis=1, keepdims=True))
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=1e-2)
-    steps = epochs * (num_scenes // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=steps)
-    with tqdm(total=steps, desc="training the teacher", unit="batch", disable=None) as bar:
-        for _ in range(epochs):
-            for rows in np.split(random.permutation(num_scenes)[: steps // epochs * BATCH], steps // epochs):
-                seen = F.normalize(model.encode_image(to_input(images[rows], mean, std)), dim=1)
-                read = F.normalize(model.encode_text(tokens), dim=1)
-                # images against captions; a batch holds each of the ten many times, so there is no loss the other way
-                loss = F.cross_entropy(seen @ read.T / TEMPERATURE, targets[rows])
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-                bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
+    batches = num_scenes // BATCH
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs * batches)
+    orders = (random.permutation(num_scenes)[: batches * BATCH] for _ in range(epochs))
+    rows_of_batches = (rows for order in orders for rows in np.split(order, batches))
+    for rows in (bar := tqdm(rows_of_batches, "training the teacher", epochs * batches, unit="batch", disable=None)):
+        seen = F.normalize(model.encode_image(to_input(images[rows], mean, std)), dim=1)
+        read = F.normalize(model.encode_text(tokens), dim=1)
+        # images against captions; a batch holds each of the ten many times, so there is no loss the other way
+        loss = F.cross_entropy(seen @ read.T / TEMPERATURE, targets[rows])
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{loss.item():.3f}", refresh=False)
     return model.eval()
 
 

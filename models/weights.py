@@ -2,24 +2,23 @@
 
 import argparse
 import pathlib
-import re
 import shlex
 import warnings
 import zipfile
-from collections.abc import Container, Iterator
-from contextlib import contextmanager
+from collections.abc import Container
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from pickle import UnpicklingError
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from util.errors import UserError, describe_error
+from util.errors import UserError
 from util.files import REPOSITORY, local_file, reading
 
+OFFLINE = "give a file by --weights or --teacher-weights FILE, scores by --similarity FILE.npz, or take --no-pretrained"
 # names of a state dict inside the checkpoints of training programs, the preferred one first
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
 PREFIXES = {  # of parameter names in checkpoints: their replacement in a network of ours
@@ -35,44 +34,37 @@ HARMLESS = [  # plain values that training programs keep beside the tensors; PyT
 ]
 
 
-@contextmanager
-def _fetching(file: str, folder: str | Path, model: str, otherwise: str) -> Iterator[None]:
-    """Turn whatever a library raises while it fetches a file into one UserError."""
-    try:
-        yield
-    except Exception as error:
-        status, reason = getattr(getattr(error, "response", None), "status_code", None), describe_error(error)
-        hint = f"with internet run `python models/download.py {shlex.quote(model)}` and copy that folder here"
-        if status in (401, 403):
-            reason = f"refused with status {status}"
-            hint = "log in with `hf auth login` or set HF_TOKEN, and accept the licence on the model's page"
-        text = f"weights {file} are not in {folder} and cannot be fetched ({reason}); {hint}, or {otherwise}"
-        raise UserError(text) from None
+def _fetching(file: str, folder: str | Path, model: str) -> AbstractContextManager[None]:
+    """Turn whatever a library raises while it fetches a file into one UserError.
 
-
-def torchvision_file(url: str, model: str, otherwise: str) -> Path:
-    """The local file of a torchvision weights URL, downloaded on first use.
-
-    model      its name for `models/download.py`
-    otherwise  an alternative for users without internet
+    model  the name of the file's model for `models/download.py`
     """
+    return reading(
+        f"weights {file} are not in {folder}, and their source",
+        "one that can be fetched",
+        f"with internet run `python models/download.py {shlex.quote(model)}` and copy that folder here (weights behind "
+        f"a licence: accept it on the model's page, and log in with `hf auth login` or set HF_TOKEN), or {OFFLINE}",
+    )
+
+
+def torchvision_file(url: str, model: str) -> Path:
+    """The local file of a torchvision weights URL, downloaded on first use."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
-        with _fetching(path.name, path.parent, model, otherwise):
+        with _fetching(path.name, path.parent, model):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
     return path
 
 
-def hub_file(repository: str, names: list[str], model: str, otherwise: str) -> Path:
+def hub_file(repository: str, names: list[str], model: str) -> Path:
     """The local file of a Hugging Face repository, the first of `names` that it has, downloaded on first use."""
     from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 
     for name in names:
         if isinstance(found := try_to_load_from_cache(repository, name), str):
             return Path(found)
-    folder = Path(constants.HF_HUB_CACHE) / f"models--{repository.replace('/', '--')}"
-    with _fetching(f"{repository}/{names[0]}", folder, model, otherwise):
+    with _fetching(f"{repository}/{names[0]}", constants.HF_HUB_CACHE, model):
         # file_exists fails at once without internet; a download retries for half a minute
         return Path(hf_hub_download(repository, next(filter(partial(file_exists, repository), names), names[-1])))
 
@@ -88,49 +80,33 @@ def file_identity(value: object) -> object:
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint by their names: safetensors, PyTorch's own format, or a TorchScript archive."""
-    with reading(path, "a readable file of weights", _replacing(path)), warnings.catch_warnings(action="ignore"):
-        checkpoint = _read(Path(path))
-    state = _state_dict(checkpoint)
-    if state is None:
-        found = ", ".join(map(str, checkpoint))[:200] if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise _not_tensors_alone(path, found)
-    return {str(name): tensor for name, tensor in state.items()}
-
-
-def _read(path: Path) -> object:
-    with open(path, "rb") as file:
-        start = file.read(64)
-    if start.startswith(b"version https://git-lfs"):
-        raise ValueError("it is a pointer of Git LFS, `git lfs pull` fetches the file itself")
-    if start[8:9] == b"{":
-        return load_file(path)
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as OpenAI publishes CLIP
-                return torch.jit.load(path, map_location="cpu").state_dict()
-    try:
-        with torch.serialization.safe_globals(HARMLESS):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
-        if name := re.search(r"GLOBAL (\S+)", str(error)):
-            raise _not_tensors_alone(path, name[1]) from None
-        raise
-
-
-def _replacing(path: str | Path) -> str:
     from huggingface_hub import constants
 
     real = Path(path).resolve()  # of a link in the hub's cache
     caches = [Path(folder).resolve() for folder in (constants.HF_HUB_CACHE, torch.hub.get_dir())]
     again = f"remove {real}, and it is fetched again" if any(map(real.is_relative_to, caches)) else "fetch it again"
-    return f"if it is damaged or cut short, {again}"
-
-
-def _not_tensors_alone(path: str | Path, found: str) -> UserError:
-    return UserError(
-        f"{path} holds other objects than a state dict of tensors ({found}), which are never read; in the program that "
-        'wrote it, save the tensors alone: torch.save(model.state_dict(), "weights.pth")'
+    hint = (
+        f"if it is damaged, cut short or a pointer of Git LFS (`git lfs pull`), {again}; if it holds more than a state "
+        'dict of tensors, save that alone in the program that wrote it: torch.save(model.state_dict(), "weights.pth")'
     )
+    with reading(path, "a file of weights", hint), warnings.catch_warnings(action="ignore"):
+        checkpoint = _read(real)
+        if (state := _state_dict(checkpoint)) is None:
+            found = checkpoint if isinstance(checkpoint, dict) else [type(checkpoint).__name__]
+            raise ValueError(f"its content: {', '.join(map(str, found))}")
+    return {str(name): tensor for name, tensor in state.items()}
+
+
+def _read(path: Path) -> object:
+    with open(path, "rb") as file:
+        if file.read(9)[8:] == b"{":
+            return load_file(path)
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if any(name.endswith("/constants.pkl") for name in archive.namelist()):  # as OpenAI publishes CLIP
+                return torch.jit.load(path, map_location="cpu").state_dict()
+    with torch.serialization.safe_globals(HARMLESS):
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _state_dict(checkpoint: object) -> dict[str, Tensor] | None:

@@ -111,7 +111,7 @@ WEIGHTS = {
     ),
     "numbers for names": (lambda state: dict(enumerate(state.values())), "fit"),
     "a list": (lambda state: list(state.values()), "tensors"),
-    "a pickle": (lambda state: {"weight": io.BytesIO}, "save the tensors alone"),
+    "a pickle": (lambda state: {"weight": io.BytesIO}, "save that alone"),
 }
 
 
@@ -153,7 +153,7 @@ def test_similarities_that_contradict_each_other_are_reported(tmp_path):
 
 def test_similarities_that_no_softmax_can_take_are_reported(tmp_path):
     np.savez(tmp_path / "s.npz", images=np.array(["a"]), classes=np.array(["x"]), similarity=np.full((1, 1), 1e37))
-    with pytest.raises(UserError, match="finite similarities of at most 1e"):
+    with pytest.raises(UserError, match="finite numbers of at most 1e"):
         load_similarities(tmp_path / "s.npz", np.array(["a"]), ["x"])
 
 

@@ -58,7 +58,7 @@ def test_a_teacher_that_half_precision_changes_is_reported(toy, tiny_clip, tmp_p
 
     def broken(self, precision: str):
         with torch.no_grad():
-            self.clip.visual.proj.mul_(torch.randn_like(self.clip.visual.proj))
+            self.network.visual.proj.mul_(torch.randn_like(self.network.visual.proj))
         return real(self, precision)
 
     monkeypatch.setattr(clip_teacher.Scorer, "to_precision", broken)

@@ -141,4 +141,4 @@ def test_a_name_is_required(fails):
 
 def test_unknown_weights_are_refused_before_any_are_fetched(fails, monkeypatch):
     monkeypatch.setattr(download_weights.models, "build", lambda *given, **options: pytest.fail("fetched"))
-    assert "unknown backbone" in fails(download_weights.main, ["resnet50", "resnet51"])
+    assert "'resnet51' is unknown" in fails(download_weights.main, ["resnet50", "resnet51"])

@@ -207,9 +207,7 @@ def test_options_that_no_assessment_follows_from_are_refused_in_one_line(toy, tm
     arguments = [*toy_arguments(toy), "--out", str(tmp_path / "out")]
     assert "takes no pseudo-labels" in fails(assess_teacher.main, [*arguments, "-l", "an"])
     for option, value in (("--temperatures", "0"), *(("--positives-per-image", value) for value in ("-1", "0", "nan"))):
-        assert f"{option}: expected a number in (0, inf), not {value}" in fails(
-            assess_teacher.main, [*arguments, option, value]
-        )
+        assert "must be above 0" in fails(assess_teacher.main, [*arguments, option, value])
     assert "--out '' is not the name" in fails(assess_teacher.main, [*arguments, "--out", ""])
 
 

@@ -24,7 +24,7 @@ from util.errors import UserError
 
 def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
     with pytest.raises(UserError) as error:
-        clip.clip_file(teachers.DEFAULT, teachers.DEFAULT_WEIGHTS, "teacher", clip_teacher.OFFLINE)
+        clip.clip_file(teachers.DEFAULT, teachers.DEFAULT_WEIGHTS)
     assert "open_clip_model.safetensors" in str(error.value) and "--teacher-weights FILE" in str(error.value)
 
 
@@ -32,15 +32,15 @@ def test_the_teachers_weights_that_are_not_to_be_had_are_named(offline):
     "name, tag, message",
     [
         ("ViT-L-14-336", "openai", "take ViT-L-14-336-quickgelu"),
-        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "its tags|other GELU"),
-        ("ViT-L-14-336-quickgelu", "nowhere.pt", "its tags: openai"),
-        ("ViT-L-15", "openai", "no open_clip model"),
+        ("ViT-B-32-quickgelu", "laion2b_s34b_b79k", "a different GELU|whose tags"),
+        ("ViT-L-14-336-quickgelu", "nowhere.pt", r"tags in open_clip are: openai"),
+        ("ViT-L-15", "openai", "open_clip has no model 'ViT-L-15'; did you mean ViT-L-"),
         ("nowhere.json", "openai", "nowhere.json not found; it must be an open_clip model config"),
     ],
 )
 def test_a_teacher_that_does_not_go_with_its_weights_is_an_error(name, tag, message):
     with pytest.raises(UserError, match=message):
-        clip.clip_file(name, tag, "teacher", clip_teacher.OFFLINE)
+        clip.clip_file(name, tag)
 
 
 def teaching(toy: Path, tiny_clip: tuple[str, str], **options) -> tuple[ClipTeacher, datasets.Splits]:
@@ -164,7 +164,7 @@ def test_similarities_that_overflow_are_one_line(toy, tiny_clip, tmp_path, monke
         clip_teacher.Scorer, "forward", lambda self, images, flip=None: torch.full((len(images), 3), torch.inf)
     )
     teacher, splits = teaching(toy, tiny_clip)
-    with pytest.raises(UserError, match=r"not finite in torch\.float16; take --precision float32"):
+    with pytest.raises(UserError, match=r"in torch\.float16 are not finite; take --precision float32"):
         scores(replace(teacher, precision="bf16"), splits, tmp_path / "cache")
 
 
@@ -339,7 +339,7 @@ def test_the_score_of_patches_is_the_largest_of_a_softmax_over_the_classes(toy, 
     scorer = clip_teacher.build(teacher, splits.classes)
     image = torch.from_numpy(decode(splits.train.paths()[3], 32, "bicubic")).permute(2, 0, 1)[None]
     with torch.no_grad():
-        features = patches.patch_features(scorer.clip.visual, (image / 255 - scorer.mean) / scorer.std)[0]
+        features = patches.patch_features(scorer.network.visual, (image / 255 - scorer.mean) / scorer.std)[0]
         scores = torch.softmax(100 * torch.nn.functional.normalize(features, dim=1) @ scorer.text_features.T, dim=1)
     assert np.exp(found[3] / 0.01) == pytest.approx(scores.amax(dim=0).numpy(), abs=1e-4)
     half = views(replace(teacher, precision="bf16"), splits, tmp_path / "cache")[1]
@@ -417,7 +417,7 @@ def test_a_tokenizer_that_cannot_be_had_is_one_line(toy, tmp_path, monkeypatch):
     config = SIGLIP | {"text_cfg": SIGLIP["text_cfg"] | {"hf_tokenizer_name": "timm/ViT-B-16-SigLIP"}}
     pair = written(tmp_path, "hf_sig", config)
     teacher, splits = teaching(toy, pair)
-    with pytest.raises(UserError, match=r"tokenizer of hf_sig cannot be had .*--text-features FILE"):
+    with pytest.raises(UserError, match=r"tokenizer of hf_sig is not installed .*--text-features FILE"):
         views(teacher, splits, tmp_path / "cache")
     np.save(tmp_path / "text.npy", np.random.RandomState(0).randn(3, 64).astype(np.float32))
     found = views(replace(teacher, text_features=str(tmp_path / "text.npy")), splits, tmp_path / "cache")

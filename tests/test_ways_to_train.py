@@ -253,7 +253,7 @@ def test_the_teachers_image_tower_serves_as_a_frozen_backbone(toy):
         ("--crop 0", "(0, 1]"),
         ("--randaugment 31", "[0, 30]"),
         ("--optimizer lion", "adamw"),
-        ("-m clip:nothing", "no open_clip model"),
+        ("-m clip:nothing", "open_clip has no model"),
     ],
 )
 def test_a_mistake_is_one_line(line, says, fails):

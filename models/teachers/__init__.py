@@ -3,8 +3,9 @@
 from collections.abc import Mapping
 from dataclasses import fields
 
+from models.clip import DEFAULT, DEFAULT_WEIGHTS
 from models.teachers.base import Teacher
-from models.teachers.clip import DEFAULT, DEFAULT_WEIGHTS, VIEWS, ClipTeacher
+from models.teachers.clip import VIEWS, ClipTeacher
 from models.teachers.file import FileTeacher, load_similarities
 
 TEACHERS = {  # KIND of --teacher KIND:NAME

@@ -26,8 +26,7 @@ class Teacher(ABC):
         return cls(**{field.name: settings[field.name] for field in fields(cls)})
 
     def identity(self) -> dict[str, object]:
-        """The settings, with the identity of every file that they name: a part of a run's identity, and of the keys of
-        cached similarities."""
+        """The settings, with the identities of the files that they name: for identities of runs and keys of caches."""
         return {field.name: file_identity(getattr(self, field.name)) for field in fields(self)}
 
     def is_quick(self) -> bool:

@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from util.errors import UserError, describe_error
-from util.files import read_array
+from util.errors import UserError
+from util.files import read_array, reading
 
 
 def templates(prompts: tuple[str, ...]) -> list[str]:
@@ -25,10 +24,9 @@ def read_text_features(path: str, shape: tuple[int, int]) -> Tensor:
     """(L, D) float32 from an .npy file; raises UserError for any other."""
     features = read_array(path)
     if features.shape == shape and features.dtype.kind == "f":
-        with np.errstate(over="ignore"):
-            norms = np.linalg.norm(features.astype(np.float32), axis=1)
-        if ((norms > 0) & (norms < np.inf)).all():
-            return torch.from_numpy(features.astype(np.float32))
+        rows = torch.from_numpy(features).float()
+        if (rows.isfinite() & (rows.norm(dim=1, keepdim=True) > 0)).all():
+            return rows
     raise UserError(
         f"--text-features {path} is {features.dtype} {features.shape}, expected finite floats {shape}: a row for each "
         "label, none of them 0 alone, of the teacher's width"
@@ -37,33 +35,26 @@ def read_text_features(path: str, shape: tuple[int, int]) -> Tensor:
 
 @torch.inference_mode()
 def encode_captions(clip: nn.Module, name: str, captions: list[list[str]], classes: list[str]) -> Tensor:
-    """(L, D) text features; of several captions of a class the mean of the normalised ones.
-
-    Raises UserError if the model's tokenizer cannot be had.
-    """
+    """(L, D) text features; of several captions of a class the mean of the normalised ones."""
     from open_clip import get_tokenizer
 
-    try:
+    hint = (
+        "it needs internet once and `pip install transformers`; or give the classes' features by --text-features FILE"
+    )
+    with reading(f"the tokenizer of {name}", "installed", hint):  # of models such as SigLIP
         tokenizer = get_tokenizer(name)
-    except Exception as error:  # of models such as SigLIP; Hugging Face's libraries each raise their own
-        raise UserError(
-            f"the tokenizer of {name} cannot be had ({describe_error(error)}); it needs the network once and `pip "
-            "install transformers`; or give the classes' features by --text-features FILE"
-        ) from None
     check_length(tokenizer, captions, classes)
     features = [clip.encode_text(tokenizer(texts)) for texts in captions]
     return features[0] if len(features) == 1 else torch.stack([F.normalize(part, dim=1) for part in features]).mean(0)
 
 
 def check_length(tokenizer: Callable, captions: list[list[str]], classes: list[str]) -> None:
-    """Print a line if captions are longer than the text tower's context, and are cut. Raises UserError if the captions
-    of two classes are then the same."""
+    """Print a line if captions are cut to the text tower's context; UserError if two classes are then the same."""
     read = torch.stack([tokenizer(texts) for texts in captions], dim=1)  # (L, prompts, tokens)
     enough = read.shape[2] + max(len(text.encode()) for texts in captions for text in texts)
     whole = torch.stack([tokenizer(texts, context_length=enough) for texts in captions], dim=1)
     lengths = (whole != whole[..., -1:]).sum(dim=2).amax(dim=1)  # without padding
-    longer = (lengths > read.shape[2]).nonzero().flatten().tolist()
-    if longer:
+    if longer := (lengths > read.shape[2]).nonzero().flatten().tolist():
         print(
             f"note: the teacher reads the first {read.shape[2]} tokens of a caption; {len(longer)} of {len(classes)} "
             f"classes have longer ones, the first {classes[longer[0]]} ({lengths[longer[0]]} tokens)"

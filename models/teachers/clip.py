@@ -1,8 +1,5 @@
-"""CLIP as the teacher: it scores every training image against every class name, once, before training.
-
-It scores the whole image (view `global`), and on request its tiles or patches too. The similarities of each view are
-cached beside the data set. Temperature, threshold and calibration are applied to them afterwards, so a sweep over these
-never runs the teacher again.
+"""CLIP as the teacher: it scores the whole image (view `global`), and on request its tiles or patches, against every
+class name. Its similarities are cached beside the data set; temperature, threshold and calibration are applied later.
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,19 +15,16 @@ from torch import Tensor, nn
 
 from datasets.dataset import MultiLabelDataset
 from datasets.files import Classes
-from datasets.images import decode_batches, moved, to_input
-from models.backbone import IMAGENET_MEAN, IMAGENET_STD
+from datasets.images import decode_batches, moved
+from models.backbone import IMAGENET_MEAN, IMAGENET_STD, Backbone, Channels, check_finite
 from models.clip import clip_file, config_name, create_clip, model_config, normalisation
 from models.teachers.base import Teacher
 from models.teachers.captions import encode_captions, read_text_features, templates
 from models.teachers.patches import patch_features
-from models.vit_clip import NAME, TAG
 from util.errors import UserError
 from util.files import digest, local_file
 from util.row_cache import cached_rows
 
-DEFAULT, DEFAULT_WEIGHTS = NAME, TAG  # VLPL's teacher
-OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
 PATCH_TEMPERATURE = 0.01  # of the softmax of each patch: CLIP's own
 RESAMPLE = "bicubic"  # as in CLIP's training; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
@@ -72,22 +66,21 @@ class ClipTeacher(Teacher):
         """For each prompt the L captions."""
         return [[prompt.replace("{}", name) for name in classes.prompt_names] for prompt in templates(self.prompt)]
 
-    def key(self, classes: Classes, split: MultiLabelDataset, view: str) -> dict[str, object]:
-        """The key of the cached similarities of a view."""
-        return self.identity() | {
-            "images": split.image_key(),
-            "prompt": None if self.text_features else self.captions(classes),
-            "precision": "float32" if self.precision == "float32" else f"{HALF} weights",
-            "teacher_views": view,
-            "teacher_tiles": self.teacher_tiles if view == "tiles" else None,
-        }
-
     def similarities(
         self, split: MultiLabelDataset, classes: Classes, folder: Path, *, checked: bool = True, **options: Any
     ) -> list[np.ndarray]:
         """Cosine similarities; of patches as in Scorer.patches."""
 
         def of_view(view: str) -> np.ndarray:
+            tiles = [self.teacher_tiles**2] if view == "tiles" else []
+            key = self.identity() | {
+                "images": split.image_key(),
+                "prompt": None if self.text_features else self.captions(classes),
+                "precision": "float32" if self.precision == "float32" else f"{HALF} weights",
+                "teacher_views": view,
+                "teacher_tiles": self.teacher_tiles if view == "tiles" else None,
+            }
+
             def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
                 scorer, paths = build(self, classes).to(options["device"]), split.paths()
                 if checked and self.precision != "float32":
@@ -95,7 +88,6 @@ class ClipTeacher(Teacher):
                 scorer.to_precision(self.precision)
                 return score(scorer, paths, rows, **options, view=view, tiles=self.teacher_tiles)
 
-            key, tiles = self.key(classes, split, view), [self.teacher_tiles**2] if view == "tiles" else []
             path, description = folder / f"similarity_{digest(key)}.npy", f"teacher scores the images ({view})"
             shape = (len(split), *tiles, len(classes.names))
             return np.array(cached_rows(path, shape, np.float32, rows_from, description, key))
@@ -103,52 +95,47 @@ class ClipTeacher(Teacher):
         return [of_view(view) for view in VIEWS[self.teacher_views]]
 
 
-class Scorer(nn.Module):
+class Scorer(Backbone):
     """Pixels to cosine similarities.
 
     clip           an open_clip model, whose image tower is changed in place
     text_features  (L, D) float, any norm
     """
 
-    def __init__(
-        self, clip: nn.Module, text_features: Tensor, mean: tuple[float, ...], std: tuple[float, ...], preprocess: str
-    ) -> None:
-        super().__init__()
-        fold_quick_gelu(clip.visual)
-        self.clip, self.dtype, self.preprocess = clip, torch.float32, preprocess
-        self.size = int(torch.tensor(clip.visual.image_size).max())
+    def __init__(self, clip: nn.Module, text_features: Tensor, mean: Channels, std: Channels, preprocess: str) -> None:
         if preprocess == "reference":  # differs: published always so
             mean, std = IMAGENET_MEAN, IMAGENET_STD
+        super().__init__(clip, mean, std)
+        fold_quick_gelu(clip.visual)
+        self.dtype, self.preprocess, self.size = torch.float32, preprocess, int(np.max(clip.visual.image_size))
         self.register_buffer("text_features", F.normalize(text_features.float(), dim=1))
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
     def to_precision(self, precision: str) -> "Scorer":
         """The same with the image tower's weights in half precision, unless precision is float32. Autocast would cast
         them for every batch and keep PyTorch from its fused attention."""
         self.dtype = torch.float32 if precision == "float32" else HALF
-        self.clip.visual.to(self.dtype)
+        self.network.visual.to(self.dtype)
         return self
 
     def forward(self, images: Tensor, flip: Tensor | None = None) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32 cosine similarities."""
-        images = to_input(images, self.mean, self.std, flip)
+        images = self.to_input(images, flip)
         if self.preprocess == "reference":
             images = F.interpolate(images, size=self.size, mode="bilinear")  # as torchvision did
-        features = self.clip.encode_image(images.to(self.dtype))
+        features = self.network.encode_image(images.to(self.dtype))
         return F.normalize(features.float(), dim=1) @ self.text_features.T  # in half precision it has coarse steps
 
     def patches(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) uint8 -> (B, L) float32: T log of the largest over the patches of softmax(cosine / T)."""
-        features = patch_features(self.clip.visual, to_input(images, self.mean, self.std).to(self.dtype))
+        features = patch_features(self.network.visual, self.to_input(images).to(self.dtype))
         cosine = F.normalize(features.float(), dim=2) @ self.text_features.T
         return PATCH_TEMPERATURE * torch.log_softmax(cosine / PATCH_TEMPERATURE, dim=2).amax(dim=1)
 
 
 @torch.no_grad()
 def fold_quick_gelu(tower: nn.Module) -> None:
-    """Turn every QuickGELU between two linear layers into one SiLU, in place, by x sigmoid(c x) = silu(c x) / c: the
-    first layer is multiplied by c = 1.702 and the second one's weights are divided by it."""
+    """Turn every QuickGELU between two linear layers into one SiLU, in place, by x sigmoid(c x) = silu(c x) / c, with
+    c = 1.702 in the layers' weights."""
     from open_clip.transformer import QuickGELU
 
     for mlp in tower.modules():
@@ -170,7 +157,7 @@ def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
     name, weights = teacher.teacher, teacher.teacher_weights
     if teacher.text_features:
         given = read_text_features(teacher.text_features, (len(classes.names), model_config(name)["embed_dim"]))
-    clip = create_clip(name, clip_file(name, weights, f"clip:{name}:{weights}", OFFLINE)).eval().requires_grad_(False)
+    clip = create_clip(name, clip_file(name, weights)).eval().requires_grad_(False)
     if not teacher.text_features:
         given = encode_captions(clip, config_name(name), teacher.captions(classes), classes.names)
     return Scorer(clip, given, *normalisation(name, weights), teacher.teacher_preprocess)
@@ -206,12 +193,7 @@ def score(
                 yield scorer(images, flips[batch].to(device) if reference else None)
 
     for block in read_behind(launched()):
-        if not np.isfinite(block).all():
-            raise UserError(
-                f"the teacher's similarities are not finite in {scorer.dtype}; take --precision float32, or a "
-                "different teacher"
-            )
-        yield block
+        yield check_finite(block, f"the teacher's similarities in {scorer.dtype}")
 
 
 def check_half(scorer: Scorer, paths: list[str], rows: np.ndarray, **options: Any) -> None:

@@ -1,7 +1,6 @@
-"""Features of the patches of an image from a CLIP that was trained on whole images, without training.
+"""Features of the patches of an image, without training, from a CLIP that was trained on whole images.
 
-The attention of CLIP's last block is trained for the one feature of the whole image. ITACLIP replaces it, so that each
-patch attends to similar patches.
+ITACLIP replaces the attention of CLIP's last block, so that each patch attends to similar patches.
 """
 
 import torch
@@ -36,8 +35,7 @@ def patch_features(tower: nn.Module, images: Tensor) -> Tensor:
         if number < len(blocks) - 1:
             tokens = block(tokens)
     weights = (seen[len(blocks) - 1] + sum(seen[number] for number in earlier) / len(earlier)) / 2
-    last = blocks[-1]
-    values = heads(last, tokens, 2)
+    last, values = blocks[-1], heads(blocks[-1], tokens, 2)
     mixed = (weights.to(values.dtype) @ values).transpose(1, 2).flatten(2)
     tokens = tokens + last.ls_1(last.attn.out_proj(mixed))
     return tower.ln_post(tokens)[:, 1:] @ tower.proj
@@ -45,12 +43,11 @@ def patch_features(tower: nn.Module, images: Tensor) -> Tensor:
 
 def attention(block: nn.Module, tokens: Tensor) -> Tensor:
     """(B, T, W) -> (B, H, T, T): softmax(q q^T / sqrt d) + softmax(k k^T / sqrt d) of each head."""
-    total = 0
-    for part in (0, 1):
-        vectors = heads(block, tokens, part)
-        vectors = vectors / vectors.shape[3] ** 0.25  # before the product, whose squares float16 may not hold
-        total = total + torch.softmax(vectors @ vectors.transpose(2, 3), dim=3)
-    return total
+    vectors = [heads(block, tokens, part) for part in (0, 1)]
+    scaled = [
+        part / part.shape[3] ** 0.25 for part in vectors
+    ]  # before the product, whose squares float16 may not hold
+    return sum(torch.softmax(part @ part.transpose(2, 3), dim=3) for part in scaled)
 
 
 def heads(block: nn.Module, tokens: Tensor, part: int) -> Tensor:

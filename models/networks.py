@@ -1,29 +1,32 @@
-"""Any backbone of timm (Wightman), among them VLPL's ConvNeXt-XLarge."""
+"""Networks with their published weights: torchvision's ResNet-50 and any model of timm (Wightman)."""
 
 from torch import nn
 
-from models.backbone import OFFLINE, Backbone, Float32Linear, starts_as_linear
-from models.weights import hub_file, load_weights, read_weights
+from models.backbone import Backbone, Float32Linear, starts_as_linear
+from models.weights import OFFLINE, hub_file, load_weights, read_weights, torchvision_file
 from util.errors import UserError
 
-HUB_FILES = ["model.safetensors", "pytorch_model.bin"]
+HUB_FILES = ["model.safetensors", "pytorch_model.bin"]  # of timm's repositories
 
 
-def check_timm(name: str) -> None:
-    """Raises UserError unless timm has the model, `architecture` or `architecture.tag`."""
-    import timm
+def resnet50(num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:
+    """ResNet-50 (He et al. 2016), the backbone of every paper here, with torchvision's IMAGENET1K_V1 weights and a new
+    linear head."""
+    from torchvision.models import ResNet50_Weights
+    from torchvision.models import resnet50 as network_of
 
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(name) or (tag and name not in timm.list_pretrained(f"{architecture}.*")):
-        close = ", ".join(timm.list_pretrained(f"*{architecture}*")[:6])
-        raise UserError(f"timm has no model {name!r}" + (f"; it has {close}" if close else ""))
+    network = network_of()
+    if pretrained and not weights:
+        load_weights(network, torchvision_file(ResNet50_Weights.IMAGENET1K_V1.url, "resnet50"))
+    network.fc = Float32Linear(network.fc.in_features, num_labels)
+    if weights:
+        load_weights(network, weights, head=("fc.",))
+    return Backbone(network, heads=("fc",))
 
 
 def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, weights: str | None) -> Backbone:
-    """A timm model with a new head of num_labels.
-
-    A model of fixed input size (a ViT) is built for image_size, its position embeddings resampled.
-    """
+    """A timm model with a new head. One of fixed input size (a ViT) is built for image_size, its position embeddings
+    resampled."""
     import timm
 
     published = timm.get_pretrained_cfg(name)
@@ -31,7 +34,7 @@ def timm_any(name: str, num_labels: int, *, image_size: int, pretrained: bool, w
     if pretrained and not weights:
         if published is None or not published.hf_hub_id:
             raise UserError(f"timm publishes no weights of {name} on the Hugging Face hub; {OFFLINE}")
-        file = hub_file(published.hf_hub_id, HUB_FILES, f"timm:{name}", OFFLINE)
+        file = hub_file(published.hf_hub_id, HUB_FILES, f"timm:{name}")
         read_weights(file)  # raises if it is damaged
         options |= dict(pretrained=True, pretrained_cfg_overlay={"file": str(file)})
     network = timm.create_model(name, num_classes=num_labels, **options)
