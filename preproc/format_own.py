@@ -15,6 +15,7 @@ import shlex
 import sys
 from collections import Counter
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -29,20 +30,21 @@ from datasets.pixels import accept_truncated
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
 from preproc.common import check_images, whole_number
-from preproc.sources import Source, clean_name, duplicate, locate, merge
+from preproc.sources import Source, check_unique, clean_name, locate, merge
 from preproc.tables import read_table
 from util.errors import OneLineParser, UserError, run_script
 from util.files import read_text
 
 SPLITS = {"train": "train", "val": files.VALIDATION, "test": "val"}  # here: in the formatted files
+ROBOFLOW = ("_annotations.coco.json", "_classes.csv")  # beside the images of each split
 LISTED = 40  # classes whose positives are all listed
 
 
 def read_source(path: Path, options: argparse.Namespace) -> dict[str, Source]:
     """The source of a table, a JSON file or a folder, as "all" or by split."""
+    path = next((path / name for name in ROBOFLOW if (path / name).is_file()), path)
     if path.is_dir():
-        found = read_folder(path, options.separator)
-        return read_source(found, options) if isinstance(found, Path) else {"all": found}
+        return {"all": read_folder(path, options.separator)}
     if path.suffix.lower() == ".json":
         return {"all": read_coco(path)}
     return read_table(path, options.delimiter, options.separator, options.absent)
@@ -65,13 +67,10 @@ def read_sources(options: argparse.Namespace) -> dict[str, Source]:
 def read_classes(path: Path) -> dict[str, str]:
     """{name: prompt name}, of lines of `name` or `name,prompt name`."""
     rows = [[clean_name(part) for part in row] for row in csv.reader(read_text(path).splitlines())]
-    rows, seen = [row for row in rows if any(row)], set()
-    wrong = [row for row in rows if len(row) > 2 or not all(row) or row[0] in seen or seen.add(row[0])]
-    if wrong or not rows:
-        raise UserError(
-            f"{path} must name each class once, in lines of `name` or `name,prompt name`"
-            + (f", not {','.join(wrong[0])!r}" if wrong else "; it names no classes")
-        )
+    rows = [row for row in rows if any(row)]
+    if wrong := [",".join(row) for row in rows or [[]] if len(row) not in (1, 2) or not all(row)]:
+        raise UserError(f"{path} must name a class in each line, as `name` or `name,prompt name`, not {wrong[0]!r}")
+    check_unique((row[0] for row in rows), f"{path}: the class", "remove one of the lines")
     return {row[0]: row[-1] for row in rows}
 
 
@@ -243,8 +242,7 @@ def main(argv: list[str] | None = None) -> None:
         outside = (name for name in source.images if os.path.isabs(name) or ".." in name.split("/"))
         if not options.outside and (name := next(outside, None)) is not None:
             raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
-    if twice := duplicate(name for source in read.values() for name in source.images):
-        raise UserError(f"{twice!r} is in two of the splits; an image belongs to one")
+    check_unique(chain(*(source.images for source in read.values())), "the image", "it belongs to one split")
     duplicates = {split: source.duplicates for split, source in read.items()}
     read = divide(read.pop("train"), fractions, options.seed) | read
     if not options.no_check and not options.no_images:

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -43,10 +44,11 @@ class Source:
         return replace(self, labels=self.labels.iloc[index], duplicates=0)
 
 
-def duplicate(names: Iterable[str]) -> str | None:
-    """The first name that is listed twice."""
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+def check_unique(names: Iterable[str], what: str, hint: str) -> None:
+    """Raises UserError if a name is listed twice."""
+    index = pd.Index(list(names), dtype=object)
+    if index.has_duplicates:
+        raise UserError(f"{what} {index[index.duplicated()][0]!r} is listed twice; {hint}")
 
 
 def label_frame(labels: np.ndarray, images: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
@@ -61,28 +63,28 @@ def clean_name(name: str) -> str:
 
 
 def positives(
-    path: Path, base: Path, images: Sequence[str], labels: Sequence[str], separator: str | None, classes=()
+    path: Path, base: Path, entries: Iterable[tuple[str, str]] | pd.DataFrame, separator: str | None, classes=()
 ) -> Source:
     """The source of entries (image, label): these labels are present, all others unknown.
 
-    labels   names; several in one as a list in JSON, or separated by `separator` (None: by |); "" = none
+    A label is a name; several names as a list in JSON, or separated by `separator` (None: by |); or "", which is none.
+
     classes  names in the file's own order, if it lists them; a label is then one of them
     """
-    rows, images = pd.factorize(np.asarray(images, dtype=object))
-    codes, texts = pd.factorize(np.asarray(labels, dtype=object))
-    parts = [split_text(text, separator or "|") if not classes else [text] if text else [] for text in texts]
+    entries = pd.DataFrame(entries, columns=["image", "label"], dtype=object)
+    texts = entries["label"].unique()
+    parts = {text: split_text(text, separator or "|") if not classes else [text] if text else [] for text in texts}
+    names = list(classes) or sorted(set(chain(*parts.values())))
     if separator is None and not classes:
-        _check_separators(path, {name for names in parts for name in names})
-    names = list(classes) or sorted({name for names in parts for name in names})
+        _check_separators(path, names)
     if not names:
         raise UserError(f"{path} names no labels; each image needs a label, or a mark in the column of a class")
-    column, found = {name: number for number, name in enumerate(names)}, np.zeros((len(images), len(names)), np.int8)
-    total = 0
-    for place in range(max(map(len, parts), default=0)):  # the first label of each entry, the second, ...
-        numbers = np.array([column[part[place]] if place < len(part) else -1 for part in parts])[codes]
-        found[rows[numbers >= 0], numbers[numbers >= 0]] = 1
-        total += np.count_nonzero(numbers >= 0)
-    return Source(label_frame(found, images, names), base, total - np.count_nonzero(found))
+    entries = entries.assign(label=entries["label"].map(parts)).explode("label")  # [] becomes NaN
+    rows, images = pd.factorize(entries["image"])
+    columns = pd.Index(names, dtype=object).get_indexer(entries["label"])
+    found, named = np.zeros((len(images), len(names)), np.int8), columns >= 0
+    found[rows[named], columns[named]] = 1
+    return Source(label_frame(found, images, names), base, np.count_nonzero(named) - np.count_nonzero(found))
 
 
 def split_text(text: str, separator: str) -> list[str]:
@@ -98,7 +100,7 @@ def split_text(text: str, separator: str) -> list[str]:
     return [name for part in found if (name := clean_name(part))]
 
 
-def _check_separators(path: Path, names: set[str]) -> None:
+def _check_separators(path: Path, names: Sequence[str]) -> None:
     """Raises UserError if a label seems to be several: its parts are labels, or with , and ; parts of other labels."""
     for mark in ",;/ ":
         parts = {name: {clean_name(part) for part in name.split(mark)} for name in names if mark in name}

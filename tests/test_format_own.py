@@ -149,15 +149,15 @@ def test_bad_images_are_counted_and_left_out_with_skip_bad(photos, fails, capsys
 @pytest.mark.parametrize(
     "table, message",
     [
-        ("", "has no rows"),
-        ("image,dog\n\n \n", "has no rows"),
-        ("image\na b.jpg\n", "has the one column 'image', and none for labels"),
+        ("", "labels.csv begins with ''; it must have the header"),
+        ("image,dog\n\n \n", "`image` and the names of the classes, and a row for each image"),
+        ("image\na b.jpg\n", "begins with 'image\\na b.jpg\\n'; it must have the header"),
         ("image,label\na b.jpg,cat\nb, c.jpg,dog\n", "line 3: 3 fields, expected 2"),
         ("image,dog,cat\na b.jpg,1\n", "line 2: 2 fields, expected 3"),
         ("image,dog,cat\na b.jpg,1,0,1\n", "line 2: 4 fields, expected 3"),
-        ("image,dog,cat\na b.jpg,1,maybe\n", "'maybe' in the column 'cat' of 'a b.jpg' is none of 1, 0, -1, True"),
-        ("a b.jpg,cat\nd.png,dog\n", "has no header; its first line must be `image,label`"),
-        ("image,dog,dog\na b.jpg,1,1\n", "its header names 'dog' twice"),
+        ("image,dog,cat\na b.jpg,1,maybe\n", "'maybe' in the column 'cat' of 'a b.jpg': the column of a class has"),
+        ("a b.jpg,cat\nd.png,dog\n", "begins with 'a b.jpg,cat\\nd.png,dog\\n'; it must have the header"),
+        ("image,dog,dog\na b.jpg,1,1\n", "the column 'dog' is listed twice; rename or remove one"),
         ("image,dog,cat\na b.jpg,1,1\n\na b.jpg,1,0\n", "two rows of 'a b.jpg' disagree on 'cat'"),
         ("image,dog,cat\na b.jpg,1,\n", "1 of 2 classes have no positive training image, the first 'cat'"),
         ("image,label\n,cat\n", "a row names no image: ', cat'"),
@@ -177,13 +177,11 @@ def test_a_table_that_is_wrong_is_one_line(photos, fails, table, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"images": []}, "an annotation is of image 7, which the file does not list"),
-        ({"categories": []}, "an annotation is of category 3"),
+        ({"images": []}, "an annotation has image 7 and category 3; the file must list both"),
+        ({"categories": []}, "an annotation has image 7 and category 3"),
         ({"annotations": 3}, "is not a COCO-style file"),
-        (
-            {"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "dog"}]},
-            "two categories of the name or id 'dog'",
-        ),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "dog"}]}, "the category 'dog' is listed twice"),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}]}, "the id of a category '3' is listed"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]}, "first 'cow'"),
     ],
 )
@@ -195,12 +193,12 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--labels", "{list}", "--classes", "{empty}"], "names no classes"),
+        (["--labels", "{list}", "--classes", "{empty}"], "`name` or `name,prompt name`, not ''"),
         (["--labels", "none.csv"], "none.csv not found"),
         (["--labels", "{list}", "--train", "{list}"], "give --labels with all the data, or --train"),
         ([], "give --labels with all the data, or --train"),
         (["--val", "{list}"], "give --labels with all the data, or --train"),
-        (["--train", "{list}", "--val", "{list}"], "is in two of the splits"),
+        (["--train", "{list}", "--val", "{list}"], "is listed twice; it belongs to one split"),
         (["--train", "{list}", "--val", "{columns}", "--val-fraction", "0.1"], "leave out --val-fraction"),
         (["--labels", "{list}", "--val-fraction", "1"], "leave some to train on"),
         (["--labels", "{list}", "--val-fraction", "0.5", "--test-fraction", "0.5"], "leave some to train on"),
@@ -208,7 +206,7 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, message):
         (["--labels", "{list}", "--name", "../x"], "takes a plain name"),
         (["--labels", "{list}", "--delimiter", "ab"], "takes one character"),
         (["--labels", "{list}", "--images", "none"], "--images none is no folder"),
-        (["--labels", "{photos}"], "holds no folders of pictures"),
+        (["--labels", "{photos}"], "photos holds no pictures of a class; each class needs a folder of pictures"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(photos, fails, arguments, message):
@@ -267,4 +265,4 @@ def test_a_class_folder_that_links_to_its_sibling_is_one_line(photos, fails):
     shutil.copy(photos / "d.png", by_class / "cat")
     (by_class / "dog").symlink_to("cat")
     line = fails(format_own.main, ["--name", "mine", "--labels", str(by_class)])
-    assert f"{by_class / 'cat'} and {by_class / 'dog'} are one folder; remove the link" in line
+    assert f"{by_class / 'dog'} holds no pictures of a class" in line and "which is no link to another folder" in line

@@ -186,11 +186,11 @@ def test_check_reports_in_one_line_that_a_data_set_of_features_has_no_pixels(tmp
 @pytest.mark.parametrize(
     "part, change, message",
     [
-        ("images", lambda a: a[[0, *range(29)]], "is listed twice, in one split or in two"),
-        ("labels", lambda a: a[:, :2], "have the shape (30, 2), but there are 30 images and 3 classes"),
-        ("labels", lambda a: 2 * a, "the full labels of train must be 0 or 1"),
-        ("labels_obs", lambda a: 2 * a, "and the observed ones 0 or else 1 and -1"),
-        ("labels_obs", lambda a: -a, "as the full labels are 1 and 0"),
+        ("images", lambda a: a[[0, *range(29)]], "the image 'train/000.png' is listed twice"),
+        ("labels", lambda a: a[:, :2], "the labels of train must have the shape (30, 3)"),
+        ("labels", lambda a: 2 * a, "full labels must be 0 or 1"),
+        ("labels_obs", lambda a: 2 * a, "observed ones 0, or 1 and -1"),
+        ("labels_obs", lambda a: -a, "as the full ones are 1 and 0"),
     ],
 )
 def test_check_reports_arrays_that_do_not_fit_together(toy, fails, part, change, message):
