@@ -12,6 +12,7 @@ train and val. Other data sets need train only. If there is a validation split, 
 fifth of train that validates otherwise.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,10 +21,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from datasets.commands import format_command, observe_command
 from util import files
 from util.errors import UserError
-from util.files import read_array, read_json, write_array, write_json
+from util.files import REPOSITORY, read_array, read_json, write_array, write_json
 
 SPLITS = ("train", "val")  # of a published data set
 VALIDATION = "validation"
@@ -51,6 +51,23 @@ class Description(msgspec.Struct):
     image_root: str
     prompt_names: list[str] = []
     digests: dict[str, str] = {}
+
+
+def format_command(folder: str | Path) -> str:
+    """The command that formats the data set in this folder, whose raw files lie in the same folder."""
+    folder = Path(folder)
+    script = f"preproc/format_{folder.name}.py"
+    if folder.name == "own" or not (REPOSITORY / script).exists():
+        return "python preproc/format_own.py"
+    paths = [] if str(folder.parent) == "data" else ["--load-path", str(folder), "--save-path", str(folder)]
+    return shlex.join(["python", script, *paths])
+
+
+def observe_command(folder: str | Path) -> str:
+    """The command that draws the observed labels of the data set in this folder."""
+    folder = Path(folder)
+    root = [] if str(folder.parent) == "data" else ["--data-root", str(folder.parent)]
+    return shlex.join(["python", "preproc/generate_observed_labels.py", "--dataset", folder.name, *root])
 
 
 def array_path(folder: str | Path, split: str, part: str) -> Path:
@@ -118,13 +135,13 @@ def write_formatted(
     image_root: str | Path,
 ) -> None:
     """Write {split: (images, full labels)}; observed labels are kept only if images and full labels are the same."""
-    written, whole = description_path(folder).exists(), {}
+    before = read_description(folder).digests if description_path(folder).exists() else None
+    whole, drawn = {}, []
     for split, arrays in splits.items():
         observed = array_path(folder, split, "labels_obs")
-        same = written and observed.exists() and all(map(np.array_equal, read_split(folder, split), arrays))
+        same = before is not None and observed.exists() and all(map(np.array_equal, read_split(folder, split), arrays))
         whole[split] = (*arrays, read_array(observed) if same else None)
-    digests = read_description(folder).digests if written else ()
-    drawn = [split for split in splits if array_path(folder, split, "labels_obs").name in digests]
+        drawn += [split] if same and observed.name in before else []
     write_own(folder, whole, names, prompt_names, image_root, drawn)
 
 
@@ -154,10 +171,7 @@ def write_own(
             if part == "labels_obs" and split in drawn:
                 digests[path.name] = files.digest(array)
     root = root.relative_to(folder.resolve()) if root.is_relative_to(folder.resolve()) else root
-    _write_description(folder, Description(list(names), str(root), list(prompt_names), digests))
-
-
-def _write_description(folder: str | Path, description: Description) -> None:
+    description = Description(list(names), str(root), list(prompt_names), digests)
     write_json(description_path(folder), msgspec.to_builtins(description))
 
 
@@ -181,4 +195,4 @@ def write_drawn(folder: str | Path, drawn: dict[str, np.ndarray], overwrite: boo
         path, new = array_path(folder, split, "labels_obs"), np.asarray(new, dtype=np.int8)
         write_array(path, new)
         description.digests[path.name] = files.digest(new)
-    _write_description(folder, description)
+    write_json(description_path(folder), msgspec.to_builtins(description))

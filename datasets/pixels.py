@@ -15,6 +15,7 @@ from util.errors import UserError, describe_error
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or reported in one line
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # long metadata does not make a PNG unreadable
+KNOWN = {FileNotFoundError: "not found", NotADirectoryError: "not found", UnidentifiedImageError: "of no known kind"}
 GREY_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
 
 
@@ -22,9 +23,8 @@ class BadImage(UserError):
     """An image that cannot be read; `problem` describes the fault in a few words."""
 
     def __init__(self, path: str, problem: str) -> None:
-        unreadable = f"is not a readable image ({problem}); replace it (--truncated accepts images that are cut short)"
-        missing = "not found; name its folder with --image-root DIR"
-        super().__init__(f"{path} {missing if problem == 'not found' else unreadable}")
+        hint = "replace it, name its folder with --image-root DIR, or accept images that are cut short with --truncated"
+        super().__init__(f"{path} is not a readable image ({problem}); {hint}")
         self.problem = problem
 
 
@@ -32,17 +32,13 @@ def read_image(path: str) -> np.ndarray:
     """The pixels of a file as in `rgb`. Raises BadImage."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
-            raise BadImage(path, "no regular file")
+            raise OSError("no regular file")
         with open(path, "rb") as file, Image.open(file) as image:
             return rgb(image)
-    except (MemoryError, BadImage):
+    except MemoryError:
         raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadImage(path, "not found") from None
-    except UnidentifiedImageError:
-        raise BadImage(path, "of no known kind") from None
     except Exception as error:  # each of Pillow's formats raises its own
-        raise BadImage(path, describe_error(error)) from None
+        raise BadImage(path, KNOWN.get(type(error)) or describe_error(error)) from None
 
 
 def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:

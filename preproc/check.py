@@ -15,9 +15,8 @@ import numpy as np
 
 import datasets
 from datasets import files
-from datasets.images import describe_bad_images
+from datasets.images import describe_bad_images, find_bad_images
 from datasets.pixels import accept_truncated
-from preproc.common import check_images
 from preproc.sources import check_unique
 from util.errors import OneLineParser, UserError, run_script
 
@@ -50,18 +49,17 @@ def main(argv: list[str] | None = None) -> None:
     datasets.prepare(folder)
     splits, root = files.read_all(folder), files.image_root(folder, options.image_root)
     check_arrays(splits, files.read_classes(folder))
-    paths = {split: [str(root / name) for name in images.tolist()] for split, (images, _, _) in splits.items()}
-    if not any(Path(path).exists() for found in paths.values() for path in found):
+    if not any((root / name).exists() for images, _, _ in splits.values() for name in images.tolist()):
         raise UserError(
             f"{folder} has no pixels to check: none of its images is below {root}. Its labels are in order; if it has "
             "image files, name their folder with --image-root DIR"
         )
     bad = {}
-    for split, found in paths.items():
+    for split, (images, _, _) in splits.items():
         name = "test" if split == "val" else split
-        problems = check_images(name, found)
-        print(f"{name}: {len(problems):,} of {len(found):,} images are bad")
-        bad |= {found[row]: problem for row, problem in problems.items()}
+        found = find_bad_images(images.tolist(), root, name)
+        print(f"{name}: {len(found):,} of {len(images):,} images are bad")
+        bad |= found
     if bad:
         print(describe_bad_images(bad, "\n"), file=sys.stderr)
         sys.exit(2)

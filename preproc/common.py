@@ -1,16 +1,11 @@
 """What the formatting scripts share."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from datasets import DATASETS
-from datasets.commands import observe_command
-from datasets.files import write_formatted
-from datasets.images import find_bad_images
+from datasets.files import observe_command, write_formatted
 from util.errors import OneLineParser
 
 
@@ -53,8 +48,3 @@ def format_published(
         if found != expected:
             print(f"WARNING: {split} differs from the published counts of {name}: is the download complete?")
     print(f"written to {options.save_path}; next: {observe_command(options.save_path)}")
-
-
-def check_images(split: str, paths: list[str]) -> dict[int, str]:
-    """{row: what is wrong} for the images that cannot be used."""
-    return dict(find_bad_images(tqdm(paths, f"reading {split} images", disable=None), os.cpu_count() or 1))

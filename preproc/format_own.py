@@ -24,12 +24,12 @@ import numpy as np
 import pandas as pd
 
 from datasets import DATASETS, files
-from datasets.commands import observe_command
-from datasets.images import describe_bad_images
+from datasets.files import observe_command
+from datasets.images import describe_bad_images, find_bad_images
 from datasets.pixels import accept_truncated
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
-from preproc.common import check_images, whole_number
+from preproc.common import whole_number
 from preproc.sources import Source, check_unique, clean_name, locate, merge
 from preproc.tables import read_table
 from util.errors import OneLineParser, UserError, run_script
@@ -110,16 +110,15 @@ def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -
 
     Raises UserError unless bad images may be left out and others remain.
     """
-    images = {split: source.images for split, source in read.items()}
-    problems = {split: check_images(split, [str(root / name) for name in names]) for split, names in images.items()}
-    bad = {images[split][row]: problem for split, found in problems.items() for row, problem in found.items()}
+    bad = {}
+    for split, source in read.items():
+        bad |= find_bad_images(source.images, root, split)
     if not bad:
         return read
     print(describe_bad_images(bad, "\n"))
-    total = sum(map(len, images.values()))
-    kept = {split: np.setdiff1d(np.arange(len(names)), list(problems[split])) for split, names in images.items()}
-    kept = {split: source.rows(kept[split]) for split, source in read.items()}
-    if not options.skip_bad or any(names and not kept[split].images for split, names in images.items()):
+    total = sum(len(source.labels) for source in read.values())
+    kept = {split: source.rows(~source.labels.index.isin(list(bad))) for split, source in read.items()}
+    if not options.skip_bad or any(len(read[split].labels) and not len(kept[split].labels) for split in read):
         name, problem = next(iter(bad.items()))
         skip = "" if options.skip_bad else ", or leave them out with --skip-bad"
         raise UserError(
