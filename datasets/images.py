@@ -19,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.dataset import MultiLabelDataset
-from datasets.pixels import BadImage, decode, image_problem
+from datasets.pixels import decode, image_problem
 from util import distributed
 from util.devices import generator
 from util.errors import UserError
@@ -63,7 +63,7 @@ def find_bad_images(names: Sequence[str], root: Path | str = "", split: str = "a
 
 def describe_bad_images(bad: dict[str, str], separator: str) -> str:
     """The first bad images, {name: what is wrong}, and the file that lists all if there are more."""
-    lines = [f"{name} ({problem})" for name, problem in bad.items()]
+    lines = [f"{name} {problem}" for name, problem in bad.items()]
     if len(lines) <= SHOWN:
         return separator.join(lines)
     with tempfile.NamedTemporaryFile("w", prefix="bad_images_", suffix=".txt", delete=False, errors="replace") as file:
@@ -124,7 +124,7 @@ def decode_batches(
     for rows in batches:
         try:
             yield np.stack([next(images) for _ in rows])
-        except BadImage:
+        except UserError:
             bad = find_bad_images(paths)
             raise UserError(
                 f"{len(bad):,} of {len(paths):,} images cannot be read: {describe_bad_images(bad, ', ')}; replace them "

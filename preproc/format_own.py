@@ -122,7 +122,7 @@ def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -
         name, problem = next(iter(bad.items()))
         skip = "" if options.skip_bad else ", or leave them out with --skip-bad"
         raise UserError(
-            f"{len(bad):,} of {total:,} images are bad, the first {name} ({problem}); name their folder with "
+            f"{len(bad):,} of {total:,} images are bad, the first {name} {problem}; name their folder with "
             f"--images DIR{skip}"
         )
     print(f"left out {len(bad):,} of {total:,} images")

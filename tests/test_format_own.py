@@ -138,11 +138,14 @@ def test_bad_images_are_counted_and_left_out_with_skip_bad(photos, fails, capsys
     (photos / NAMES[3]).unlink()
     labels = write(photos, LIST)
     line = fails(lambda argv: form(photos, *argv), ["--labels", labels])
-    assert "2 of 4 images are bad, the first b, c.jpg (of no known kind)" in line and "--skip-bad" in line
+    assert (
+        "2 of 4 images are bad, the first b, c.jpg is not a readable image (of no known kind)" in line
+        and "--skip-bad" in line
+    )
     assert not (photos.parent / "data/mine").exists()
     assert read(form(photos, "--labels", labels, "--skip-bad"))[0] == NAMES[1:3]
     out = capsys.readouterr().out
-    assert "d.png (not found)\n" in out and "left out 2 of 4 images" in out
+    assert "d.png not found\n" in out and "left out 2 of 4 images" in out
     assert len(read(form(photos, "--labels", labels, "--no-check", "--overwrite"))[0]) == 4
 
 
@@ -163,7 +166,7 @@ def test_bad_images_are_counted_and_left_out_with_skip_bad(photos, fails, capsys
         ("image,label\n,cat\n", "a row names no image: ', cat'"),
         ("image,label\n../a.jpg,cat\n", "'../a.jpg' lies outside the folder of images; --outside allows it"),
         ("image,label\n/elsewhere/a.jpg,cat\n", "'/elsewhere/a.jpg' lies outside"),
-        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg (not found)"),
+        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg not found"),
         (b"image,label\n\xff\xfe,cat\n", "is not text in UTF-8"),
     ],
 )

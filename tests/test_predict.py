@@ -218,7 +218,7 @@ def test_a_labelled_data_set_needs_its_test_images_alone_and_takes_the_threshold
     assert float(out["micro_F1@chosen"]) == pytest.approx(expected["micro"], abs=1e-4)
     assert float(out["macro_F1@chosen"]) == pytest.approx(expected["macro"], abs=1e-4)
     (toy / "images/val/003.png").unlink()
-    assert "003.png is not a readable image (not found); replace it" in fails(predict.main, arguments)
+    assert "003.png not found; name its folder with --image-root DIR" in fails(predict.main, arguments)
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ def test_check_lists_every_bad_image(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert stop.value.code == 2
     assert "train: 4 of 30 images are bad" in out and "test: 1 of 10 images are bad" in out
-    bad = ("001.png (not found)", "002.png", "004.png", "005.png", "003.png (of no known kind)")
+    bad = ("001.png not found", "002.png", "004.png", "005.png", "003.png is not a readable image (of no known kind)")
     assert all(what in line for what, line in zip(bad, err.splitlines(), strict=True))
 
 
