@@ -127,24 +127,6 @@ def _array_digest(path: Path, written: int) -> str:
     return files.digest(read_array(path))
 
 
-def write_formatted(
-    folder: str | Path,
-    splits: dict[str, tuple[Sequence[str], np.ndarray]],
-    names: Sequence[str],
-    prompt_names: Sequence[str],
-    image_root: str | Path,
-) -> None:
-    """Write {split: (images, full labels)}; observed labels are kept only if images and full labels are the same."""
-    before = read_description(folder).digests if description_path(folder).exists() else None
-    whole, drawn = {}, []
-    for split, arrays in splits.items():
-        observed = array_path(folder, split, "labels_obs")
-        same = before is not None and observed.exists() and all(map(np.array_equal, read_split(folder, split), arrays))
-        whole[split] = (*arrays, read_array(observed) if same else None)
-        drawn += [split] if same and observed.name in before else []
-    write_own(folder, whole, names, prompt_names, image_root, drawn)
-
-
 def write_own(
     folder: str | Path,
     splits: dict[str, tuple[Sequence[str], np.ndarray | None, np.ndarray | None]],
@@ -155,21 +137,30 @@ def write_own(
 ) -> None:
     """Write {split: (images, full labels or None, observed labels or None)} as the whole data set.
 
+    In place of None, the folder's own observed labels are kept if its images and full labels are the same.
+
     drawn       the splits whose observed labels were drawn from the full labels
     image_root  stored relative to the folder if it is inside
     """
-    folder, root, digests = Path(folder), Path(image_root).resolve(), {}
+    folder, root, whole = Path(folder), Path(image_root).resolve(), {}
+    before = read_description(folder) if description_path(folder).exists() else None
+    digests = before.digests if before else {}
+    for split, (images, true, observed) in splits.items():
+        path = array_path(folder, split, "labels_obs")
+        if observed is None and before and path.exists():
+            same = all(map(np.array_equal, read_split(folder, split), (images, true)))
+            observed = read_array(path) if same else None
+        elif split in drawn:
+            digests[path.name] = files.digest(np.asarray(observed, dtype=np.int8))
+        whole[split] = (images, true, observed)
     description_path(folder).unlink(missing_ok=True)
     for split in EVERY:
-        for part, array in zip(PARTS, splits.get(split, (None,) * 3), strict=True):
-            path = array_path(folder, split, part)
+        for part, array in zip(PARTS, whole.get(split, (None,) * 3), strict=True):
             if array is None:
-                path.unlink(missing_ok=True)
-                continue
-            array = np.asarray(array, dtype=np.str_ if part == "images" else np.int8)
-            write_array(path, array)
-            if part == "labels_obs" and split in drawn:
-                digests[path.name] = files.digest(array)
+                array_path(folder, split, part).unlink(missing_ok=True)
+            else:
+                kind = np.str_ if part == "images" else np.int8
+                write_array(array_path(folder, split, part), np.asarray(array, dtype=kind))
     root = root.relative_to(folder.resolve()) if root.is_relative_to(folder.resolve()) else root
     description = Description(list(names), str(root), list(prompt_names), digests)
     write_json(description_path(folder), msgspec.to_builtins(description))

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from datasets import DATASETS
-from datasets.files import observe_command, write_formatted
+from datasets.files import observe_command, write_own
 from util.errors import OneLineParser
 
 
@@ -37,7 +37,7 @@ def format_published(
     parser.add_argument("--save-path", default=f"data/{name}", help="folder to write to (default: %(default)s)")
     options = parser.parse_args(argv)
     splits, *classes_and_root = read(Path(options.load_path))
-    write_formatted(options.save_path, splits, *classes_and_root)
+    write_own(options.save_path, {split: (*arrays, None) for split, arrays in splits.items()}, *classes_and_root)
     spec = DATASETS[name]
     for split, (images, labels) in splits.items():
         found, expected = (len(images), labels.shape[1]), (spec.train if split == "train" else spec.test, spec.labels)
