@@ -4,7 +4,7 @@ import hashlib
 import json
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -68,29 +68,22 @@ def read_coco(path: Path) -> Source:
             )
     used = {_key(annotation.category_id) for annotation in content.annotations}
     parents = {clean_name(category.supercategory or "") for category in content.categories}
-    roots = [c for c in content.categories if _key(c.id) not in used and clean_name(c.name) in parents]
+    listed = [(_key(category.id), clean_name(category.name)) for category in content.categories]
+    roots = [(key, name) for key, name in listed if key not in used and name in parents]
     if roots:
-        shown = ", ".join(repr(category.name) for category in roots)
+        shown = ", ".join(repr(name) for _, name in roots)
         print(f"{path}: left out {shown}: no annotation has this category, and others name it as their supercategory")
-    kept = [category for category in content.categories if category not in roots]
-    check_unique((_key(category.id) for category in kept), f"{path}: the id of a category", "rename or remove one")
-    classes = {_key(category.id): clean_name(category.name) for category in kept}
-    check_unique(classes.values(), f"{path}: the category", "rename or remove one")
+    kept = [category for category in listed if category not in roots]
+    for ids_or_names in zip(*kept, strict=True):
+        check_unique(ids_or_names, f"{path}: the category", "rename or remove one")
+    classes = dict(kept)
     entries = [(name, "") for name in names.values()]  # an image without annotations has no known label
     for annotation in content.annotations:
         image, category = _key(annotation.image_id), _key(annotation.category_id)
         if image not in names or category not in classes:
             raise UserError(f"{path}: an annotation has image {image} and category {category}; the file must list both")
         entries.append((names[image], classes[category]))
-    return _objects(path, path.parent, entries, None, tuple(classes.values()))
-
-
-def _objects(
-    path: Path, base: Path, entries: Iterable[tuple[str, str]], separator: str | None, classes: Sequence[str] = ()
-) -> Source:
-    """The source of (image, label) for each object; several objects of one class are no repetition."""
-    once = dict.fromkeys((image.strip(), label) for image, label in entries)
-    return positives(path, base, list(once), separator, classes)
+    return positives(path, path.parent, list(dict.fromkeys(entries)), None, tuple(classes.values()))
 
 
 def read_folder(folder: Path, separator: str | None) -> Source:
@@ -104,10 +97,12 @@ def read_folder(folder: Path, separator: str | None) -> Source:
         raise UserError(f"{folder} holds folders of splits, not of classes; give {command} in place of --labels")
     texts = sorted(path for path in folder.glob("*.txt") if path.name not in YOLO_NAMES)
     if any(folder.glob("*.xml")):
-        return _objects(folder, _images_beside(folder), _voc(folder), separator)
-    if texts and not folders:
-        return _objects(folder, _images_beside(folder), _yolo(folder, texts), separator)
-    return _objects(folder, folder, _class_folders(folder, folders), separator)
+        base, entries = _images_beside(folder), _voc(folder)
+    elif texts and not folders:
+        base, entries = _images_beside(folder), _yolo(folder, texts)
+    else:
+        base, entries = folder, _class_folders(folder, folders)
+    return positives(folder, base, list(dict.fromkeys(entries)), separator)  # several objects of a class count once
 
 
 def _images_beside(folder: Path) -> Path:

@@ -57,8 +57,7 @@ def read_sources(options: argparse.Namespace) -> dict[str, Source]:
         found = read_source(Path(os.path.abspath(path)), options) if path else {}
         if len(found) > 1 and not options.labels:
             raise UserError(f"{path} has a column of splits; give it as --labels")
-        for name, source in found.items():
-            read[name if options.labels and name != "all" else split] = source
+        read |= {name if options.labels and name != "all" else split: source for name, source in found.items()}
     if "train" not in read:
         raise UserError(f"{options.labels} has no training images")
     return read
@@ -173,16 +172,9 @@ def advise(options: argparse.Namespace, known: dict[str, tuple]) -> None:
     print(f"written to {folder}; next: {shlex.join(['python', 'main.py', '-d', options.name, *root, *images])}")
 
 
-def character(text: str) -> str:
-    """The type of options that take one character; \\t is a tab."""
-    if len(text := text.replace("\\t", "\t")) != 1:
-        raise argparse.ArgumentTypeError(f"takes one character, not {text!r}")
-    return text
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(__doc__)
-    add = parser.add_argument
+    add, unescape = parser.add_argument, lambda text: text.replace("\\t", "\t")  # a tab, as typed in a shell
     add("--name", required=True, help="of the data set: the folder below the data root")
     add("--labels", help="table, JSON file, or folder of class folders or annotations, with all the data")
     for split, kind in (("train", "training"), ("val", "validation"), ("test", "test")):
@@ -195,8 +187,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", help="file of `name` or `name,prompt name`, a line each: the classes to use, in order")
     complete = "splits in which a label that is not named is absent, not unknown"
     add("--complete", nargs="+", default=[], choices=("all", *SPLITS), help=complete)
-    add("--delimiter", type=character, help="between the fields of a table (default: found from its header)")
-    add("--separator", type=character, help="between the labels in one field (default: |)")
+    add("--delimiter", type=unescape, help="character between the fields of a table (default: found from its header)")
+    add("--separator", type=unescape, help="between the labels in one field (default: |)")
     add("--absent", type=int, choices=(0, -1), default=0, help="the mark of an absent label in a table")
     add("--outside", action="store_true", help="allow absolute paths, and .. in paths")
     add("--skip-bad", action="store_true", help="leave out images that are missing or unreadable")

@@ -72,6 +72,7 @@ def positives(
     classes  names in the file's own order, if it lists them; a label is then one of them
     """
     entries = pd.DataFrame(entries, columns=["image", "label"], dtype=object)
+    entries["image"] = entries["image"].str.strip()
     texts = entries["label"].unique()
     parts = {text: split_text(text, separator or "|") if not classes else [text] if text else [] for text in texts}
     names = list(classes) or sorted(set(chain(*parts.values())))

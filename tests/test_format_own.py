@@ -184,7 +184,7 @@ def test_a_table_that_is_wrong_is_one_line(photos, fails, table, message):
         ({"categories": []}, "an annotation has image 7 and category 3"),
         ({"annotations": 3}, "is not a COCO-style file"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "dog"}]}, "the category 'dog' is listed twice"),
-        ({"categories": [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}]}, "the id of a category '3' is listed"),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}]}, "the category '3' is listed twice"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]}, "first 'cow'"),
     ],
 )
@@ -207,7 +207,7 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, message):
         (["--labels", "{list}", "--val-fraction", "0.5", "--test-fraction", "0.5"], "leave some to train on"),
         (["--labels", "{list}", "--name", "pascal"], "a plain name, not the name of a published data set"),
         (["--labels", "{list}", "--name", "../x"], "takes a plain name"),
-        (["--labels", "{list}", "--delimiter", "ab"], "takes one character"),
+        (["--labels", "{list}", "--delimiter", "ab"], "must be a 1-character string"),
         (["--labels", "{list}", "--images", "none"], "--images none is no folder"),
         (["--labels", "{photos}"], "photos holds no pictures of a class; each class needs a folder of pictures"),
     ],
