@@ -83,7 +83,7 @@ def read_coco(path: Path) -> Source:
         if image not in names or category not in classes:
             raise UserError(f"{path}: an annotation has image {image} and category {category}; the file must list both")
         entries.append((names[image], classes[category]))
-    return positives(path, path.parent, list(dict.fromkeys(entries)), None, tuple(classes.values()))
+    return Source(positives(path, list(dict.fromkeys(entries)), None, tuple(classes.values())), path.parent)
 
 
 def read_folder(folder: Path, separator: str | None) -> Source:
@@ -102,7 +102,8 @@ def read_folder(folder: Path, separator: str | None) -> Source:
         base, entries = _images_beside(folder), _yolo(folder, texts)
     else:
         base, entries = folder, _class_folders(folder, folders)
-    return positives(folder, base, list(dict.fromkeys(entries)), separator)  # several objects of a class count once
+    once = list(dict.fromkeys(entries))  # several objects of one class are no repetition
+    return Source(positives(folder, once, separator), base)
 
 
 def _images_beside(folder: Path) -> Path:

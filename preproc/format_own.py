@@ -14,7 +14,6 @@ import os
 import shlex
 import sys
 from collections import Counter
-from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -73,15 +72,15 @@ def read_classes(path: Path) -> dict[str, str]:
     return {row[0]: row[-1] for row in rows}
 
 
-def choose_classes(sources: list[Source], listed: dict[str, str] | None) -> dict[str, str]:
+def choose_classes(sources: dict[str, Source], listed: dict[str, str] | None) -> dict[str, str]:
     """{name: prompt name}: the listed classes, or all that the sources name."""
-    names = list(dict.fromkeys(name for source in sources for name in source.labels.columns))
+    names = list(dict.fromkeys(name for source in sources.values() for name in source.labels.columns))
     if listed is None:
         folded = Counter(map(str.casefold, names))
         if twice := [repr(name) for name in names if folded[name.casefold()] > 1]:
             print(f"note: classes differ in case only: {', '.join(twice)}")
         return {name: name for name in names}
-    rest = [source.labels.drop(columns=list(listed), errors="ignore") for source in sources]
+    rest = [source.labels.drop(columns=list(listed), errors="ignore") for source in sources.values()]
     counts = pd.concat([(labels == 1).sum() for labels in rest]).groupby(level=0, sort=False).sum()
     if len(counts):
         shown = ", ".join(f"{name!r} ({count:,} positives)" for name, count in counts[:LISTED].items())
@@ -89,9 +88,9 @@ def choose_classes(sources: list[Source], listed: dict[str, str] | None) -> dict
     return listed
 
 
-def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, Source]:
+def divide(labels: pd.DataFrame, fractions: dict[str, float], seed: int) -> dict[str, pd.DataFrame]:
     """The images that are set aside at random, {split: fraction}, and the rest as train, all in their order."""
-    total = len(source.images)
+    total = len(labels)
     order, start, parts = np.random.RandomState(seed).permutation(total), 0, {}
     for split, fraction in fractions.items():
         end = start + round(fraction * total) if 0 <= fraction < 1 else total
@@ -100,24 +99,24 @@ def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, 
                 f"--{split}-fraction {fraction:g} of {total} images must set some aside and leave some to train on; "
                 f"at least {1 / max(1, total):.2g} is one image, and 0 none"
             )
-        parts[split], start = source.rows(np.sort(order[start:end])), end
-    return {"train": source.rows(np.sort(order[start:])) if fractions else source, **parts}
+        parts[split], start = labels.iloc[np.sort(order[start:end])], end
+    return {"train": labels.iloc[np.sort(order[start:])], **parts}
 
 
-def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -> dict[str, Source]:
-    """The sources without their bad images, and without the classes that lose all their positive training images.
+def skip_bad(read: dict[str, pd.DataFrame], root: Path, options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """The labels without bad images, and without the classes that lose all their positive training images.
 
     Raises UserError unless bad images may be left out and others remain.
     """
     bad = {}
-    for split, source in read.items():
-        bad |= find_bad_images(source.images, root, split)
+    for split, labels in read.items():
+        bad |= find_bad_images(labels.index, root, split)
     if not bad:
         return read
     print(describe_bad_images(bad, "\n"))
-    total = sum(len(source.labels) for source in read.values())
-    kept = {split: source.rows(~source.labels.index.isin(list(bad))) for split, source in read.items()}
-    if not options.skip_bad or any(len(read[split].labels) and not len(kept[split].labels) for split in read):
+    total = sum(map(len, read.values()))
+    kept = {split: labels[~labels.index.isin(list(bad))] for split, labels in read.items()}
+    if not options.skip_bad or any(len(read[split]) and not len(kept[split]) for split in read):
         name, problem = next(iter(bad.items()))
         skip = "" if options.skip_bad else ", or leave them out with --skip-bad"
         raise UserError(
@@ -125,24 +124,22 @@ def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -
             f"--images DIR{skip}"
         )
     print(f"left out {len(bad):,} of {total:,} images")
-    before, after = ((sources["train"].labels == 1).any() for sources in (read, kept))
+    before, after = ((labels["train"] == 1).any() for labels in (read, kept))
     if (lost := before.index[before & ~after].tolist()) and after.any() and not options.keep_empty:
         print(f"left out {len(lost):,} classes whose training images are all bad: {', '.join(map(repr, lost))}")
-        kept = {split: replace(source, labels=source.labels.drop(columns=lost)) for split, source in kept.items()}
+        kept = {split: labels.drop(columns=lost) for split, labels in kept.items()}
     return kept
 
 
-def report(split: str, labels: pd.DataFrame, duplicates: int, complete: bool) -> None:
+def report(split: str, labels: pd.DataFrame) -> None:
     """Print what was found in a split."""
     positives, known = (labels == 1).sum(), np.count_nonzero(labels)
     nothing = len(labels) - int(labels.any(axis=1).sum())
-    unknown = "none is unknown" if complete else f"{1 - known / max(1, labels.size):.1%} are unknown"
+    unknown = "none is unknown" if known == labels.size else f"{1 - known / labels.size:.1%} are unknown"
     print(
         f"{split}: {len(labels):,} images, {labels.shape[1]:,} classes, {positives.sum():,} positives "
         f"({positives.sum() / max(1, len(labels)):.2f} per image), {known - positives.sum():,} negatives; of all "
-        f"labels {unknown}"
-        + (f"; {nothing:,} images with nothing known" if nothing else "")
-        + (f"; {duplicates:,} entries were there twice" if duplicates else "")
+        f"labels {unknown}" + (f"; {nothing:,} images with nothing known" if nothing else "")
     )
     if len(positives) > LISTED:
         positives = positives.sort_values(ascending=False, kind="stable")
@@ -216,29 +213,29 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(options.data_root) / options.name
 
     # The labels
-    read = read_sources(options)
+    sources = read_sources(options)
     fractions = {"val": options.val_fraction, "test": options.test_fraction or None}
     fractions = {split: fraction for split, fraction in fractions.items() if fraction is not None}
-    if clash := next((split for split in fractions if split in read), None):
+    if clash := next((split for split in fractions if split in sources), None):
         raise UserError(f"the labels name {clash} images; leave out --{clash}-fraction")
-    classes = choose_classes(list(read.values()), read_classes(Path(options.classes)) if options.classes else None)
+    classes = choose_classes(sources, read_classes(Path(options.classes)) if options.classes else None)
 
     # The images
-    root = Path(os.path.abspath(options.images or os.path.commonpath([source.base for source in read.values()])))
-    for split, source in read.items():
-        places = [root, source.base] if options.images else [source.base, root]
+    root = Path(os.path.abspath(options.images or os.path.commonpath([source.base for source in sources.values()])))
+    read = {}
+    for split, (labels, base) in sources.items():
+        places = [root, base] if options.images else [base, root]
         places = list(dict.fromkeys(place for place in places if place.is_relative_to(root)))
-        source = merge(source) if options.no_images else locate(source, places, root)
-        read[split] = replace(source, labels=source.labels.reindex(columns=list(classes), fill_value=0))
-        outside = (name for name in source.images if os.path.isabs(name) or ".." in name.split("/"))
+        labels = merge(labels) if options.no_images else locate(labels, places, root)
+        read[split] = labels.reindex(columns=list(classes), fill_value=0)
+        outside = (name for name in labels.index if os.path.isabs(name) or ".." in name.split("/"))
         if not options.outside and (name := next(outside, None)) is not None:
             raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
-    check_unique(chain(*(source.images for source in read.values())), "the image", "it belongs to one split")
-    duplicates = {split: source.duplicates for split, source in read.items()}
+    check_unique(chain(*(labels.index for labels in read.values())), "the image", "it belongs to one split")
     read = divide(read.pop("train"), fractions, options.seed) | read
     if not options.no_check and not options.no_images:
         read = skip_bad(read, root, options)
-    train = read["train"].labels
+    train = read["train"]
     empty = train.columns[~(train == 1).any()]
     if len(empty) and not options.keep_empty:
         drawn = "a different --seed may draw others, " if fractions else ""
@@ -249,14 +246,13 @@ def main(argv: list[str] | None = None) -> None:
 
     # The formatted files
     known = {}
-    for split, source in read.items():
-        labels = source.labels
+    for split, labels in read.items():
         if {"all", split} & set(options.complete):
             labels = labels.where(labels != 0, -1)
+        report(split, labels)
         observed = np.ascontiguousarray(labels)
-        complete = bool(observed.size) and bool(observed.all())
-        report(split, labels, duplicates.get(split, 0), complete)
-        known[SPLITS[split]] = (source.images, (observed == 1).view(np.int8) if complete else None, observed)
+        full = (observed == 1).view(np.int8) if observed.size and observed.all() else None
+        known[SPLITS[split]] = (labels.index, full, observed)
     files.write_own(folder, known, list(train.columns), [classes[name] for name in train.columns], root)
     advise(options, known)
 

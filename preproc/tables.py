@@ -52,14 +52,15 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
     groups = {name: np.flatnonzero(splits == name) for name in splits.unique()}
     if label is None:
         whole = _read_marks(path, table[image], table[others].set_axis([names[i] for i in others], axis=1), marks)
-        return {name: whole.rows(rows) for name, rows in groups.items()}
+        return {name: Source(whole.iloc[rows], path.parent) for name, rows in groups.items()}
     if others:
         print(f"{path}: labels are read from {names[label]!r}; not read: {', '.join(repr(names[i]) for i in others)}")
     missing = table[label].isin(NO_LABEL)
     if missing.any():
         print(f"{path}: {missing.sum():,} rows have nan, None or null in place of a label; their labels are unknown")
     entries = pd.DataFrame({"image": table[image], "label": table[label].mask(missing, "")})
-    return {name: positives(path, path.parent, entries.iloc[rows], separator) for name, rows in groups.items()}
+    labels = {name: positives(path, entries.iloc[rows], separator) for name, rows in groups.items()}
+    return {name: Source(found, path.parent) for name, found in labels.items()}
 
 
 def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFrame]:
@@ -117,8 +118,8 @@ def _are_marks(column: pd.Series, marks: dict[str, int]) -> bool:
     return all(_mark(value, marks) is not None for value in column.unique())
 
 
-def _read_marks(path: Path, images: pd.Series, table: pd.DataFrame, marks: dict[str, int]) -> Source:
-    """The source of a column of marks for each class."""
+def _read_marks(path: Path, images: pd.Series, table: pd.DataFrame, marks: dict[str, int]) -> pd.DataFrame:
+    """The labels of a column of marks for each class."""
     labels, seen = np.zeros(table.shape, dtype=np.int8), set()
     for place, (name, column) in enumerate(table.items()):
         rows, values = pd.factorize(column)
@@ -134,4 +135,4 @@ def _read_marks(path: Path, images: pd.Series, table: pd.DataFrame, marks: dict[
         seen |= {value.removesuffix(".0") for value in values}
     if "-1" in seen and "0" not in seen and marks["-1"] == 0:
         print(f"note: {path} has 1 and -1 and no 0; -1 is read as unknown. If it means absent, give --absent -1")
-    return Source(label_frame(labels, images, table.columns), path.parent)
+    return label_frame(labels, images, table.columns)
