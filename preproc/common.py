@@ -39,12 +39,12 @@ def format_published(
     splits, *classes_and_root = read(Path(options.load_path))
     write_own(options.save_path, {split: (*arrays, None) for split, arrays in splits.items()}, *classes_and_root)
     spec = DATASETS[name]
-    for split, (images, labels) in splits.items():
-        found, expected = (len(images), labels.shape[1]), (spec.train if split == "train" else spec.test, spec.labels)
+    for split, (_, labels) in splits.items():
+        (images, classes), expected = labels.shape, (spec.train if split == "train" else spec.test, spec.labels)
         print(
-            f"{split}: {found[0]:,} images (expected {expected[0]:,}), {found[1]:,} labels (expected {expected[1]:,}), "
+            f"{split}: {images:,} images (expected {expected[0]:,}), {classes:,} labels (expected {expected[1]:,}), "
             f"{labels.sum(axis=1).mean():.2f} positives per image"
         )
-        if found != expected:
+        if labels.shape != expected:
             print(f"WARNING: {split} differs from the published counts of {name}: is the download complete?")
     print(f"written to {options.save_path}; next: {observe_command(options.save_path)}")

@@ -59,8 +59,7 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
     if missing.any():
         print(f"{path}: {missing.sum():,} rows have nan, None or null in place of a label; their labels are unknown")
     entries = pd.DataFrame({"image": table[image], "label": table[label].mask(missing, "")})
-    labels = {name: positives(path, entries.iloc[rows], separator) for name, rows in groups.items()}
-    return {name: Source(found, path.parent) for name, found in labels.items()}
+    return {name: Source(positives(path, entries.iloc[rows], separator), path.parent) for name, rows in groups.items()}
 
 
 def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFrame]:
