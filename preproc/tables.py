@@ -46,12 +46,13 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
     else:
         split = None
     others = [place for place in table if place not in (image, label, split)]
+    others = [place for place in others if names[place] or table[place].any()]
     marks = MARKS | ({"0": 0, "-0": 0, "-1": -1} if absent else {})
     if label is not None and others and all(_are_marks(table[place], marks) for place in (label, *others)):
         label, others = None, sorted([label, *others])  # the name of a class, among others
     groups = {name: np.flatnonzero(splits == name) for name in splits.unique()}
     if label is None:
-        whole = _read_marks(path, table[image], table[others].set_axis([names[i] for i in others], axis=1), marks)
+        whole = _read_marks(path, table[image], {names[place]: table[place] for place in others}, marks)
         return {name: Source(whole.iloc[rows], path.parent) for name, rows in groups.items()}
     if others:
         print(f"{path}: labels are read from {names[label]!r}; not read: {', '.join(repr(names[i]) for i in others)}")
@@ -63,10 +64,7 @@ def read_table(path: Path, delimiter: str | None, separator: str | None, absent:
 
 
 def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFrame]:
-    """The names of the columns, and the (rows, columns) fields as str without white space around them.
-
-    Rows and columns without any text are left out.
-    """
+    """The names of the columns, and the (rows, columns) fields as str without white space around them."""
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
     if excel := re.match(r'"?sep=(.)"?\n+', text, re.IGNORECASE):  # Excel's own line
         delimiter, text = delimiter or excel[1], text[excel.end() :]
@@ -89,8 +87,7 @@ def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFra
             "classes, and a row for each image; if its fields are separated otherwise, give --delimiter"
         )
     check_unique(filter(None, names), f"{path}: the column", "rename or remove one")
-    table = pd.DataFrame(rows, dtype=object)
-    return names, table.drop(columns=[place for place in table if not names[place] and not table[place].any()])
+    return names, pd.DataFrame(rows, dtype=object)
 
 
 def _find_delimiter(path: Path, text: str) -> str:
@@ -117,10 +114,10 @@ def _are_marks(column: pd.Series, marks: dict[str, int]) -> bool:
     return all(_mark(value, marks) is not None for value in column.unique())
 
 
-def _read_marks(path: Path, images: pd.Series, table: pd.DataFrame, marks: dict[str, int]) -> pd.DataFrame:
+def _read_marks(path: Path, images: pd.Series, columns: dict[str, pd.Series], marks: dict[str, int]) -> pd.DataFrame:
     """The labels of a column of marks for each class."""
-    labels, seen = np.zeros(table.shape, dtype=np.int8), set()
-    for place, (name, column) in enumerate(table.items()):
+    labels, seen = np.zeros((len(images), len(columns)), dtype=np.int8), set()
+    for place, (name, column) in enumerate(columns.items()):
         rows, values = pd.factorize(column)
         found = [_mark(value, marks) for value in values]
         if None in found or not name:
@@ -134,4 +131,4 @@ def _read_marks(path: Path, images: pd.Series, table: pd.DataFrame, marks: dict[
         seen |= {value.removesuffix(".0") for value in values}
     if "-1" in seen and "0" not in seen and marks["-1"] == 0:
         print(f"note: {path} has 1 and -1 and no 0; -1 is read as unknown. If it means absent, give --absent -1")
-    return label_frame(labels, images, table.columns)
+    return label_frame(labels, images, list(columns))
