@@ -3,7 +3,6 @@
 import csv
 import re
 import sys
-from io import StringIO
 from itertools import islice
 from pathlib import Path
 
@@ -68,10 +67,10 @@ def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFra
     text = read_text(path).replace("\r\n", "\n").replace("\r", "\n").lstrip("\n")
     if excel := re.match(r'"?sep=(.)"?\n+', text, re.IGNORECASE):  # Excel's own line
         delimiter, text = delimiter or excel[1], text[excel.end() :]
-    rows = []
+    lines, rows = re.findall(".*\n?", text), []  # a StringIO would take four bytes for each character
     with reading(path, "a table"):
-        delimiter = delimiter or _find_delimiter(path, text)
-        reader = csv.reader(StringIO(text), delimiter=delimiter, strict=True)
+        delimiter = delimiter or _find_delimiter(path, lines)
+        reader = csv.reader(lines, delimiter=delimiter, strict=True)
         names = [clean_name(name) for name in next(reader, [])]
         for row in reader:
             row = list(map(sys.intern, map(str.strip, row)))  # most fields are one of few marks
@@ -90,9 +89,9 @@ def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFra
     return names, pd.DataFrame(rows, dtype=object)
 
 
-def _find_delimiter(path: Path, text: str) -> str:
+def _find_delimiter(path: Path, lines: list[str]) -> str:
     """The delimiter that gives the header at least two fields, and the first rows as many."""
-    rows = {mark: list(islice(filter(None, csv.reader(StringIO(text), delimiter=mark)), 20)) for mark in ",;\t|"}
+    rows = {mark: list(islice(filter(None, csv.reader(lines, delimiter=mark)), 20)) for mark in ",;\t|"}
     fits = [mark for mark, found in rows.items() if found and len(found[0]) > 1]
     fits = [mark for mark in fits if len(set(map(len, rows[mark]))) == 1] or fits
     if "\t" in fits and path.suffix.lower() == ".tsv":
