@@ -1,7 +1,7 @@
 """One data set class for all: data sets differ in data, not in code."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -36,7 +36,7 @@ class MultiLabelDataset:
 
     def rows(self, index: np.ndarray) -> "MultiLabelDataset":
         true = None if self.true is None else self.true[index]
-        return MultiLabelDataset(self.root, self.names[index], true, self.observed[index])
+        return replace(self, names=self.names[index], true=true, observed=self.observed[index])
 
     def paths(self) -> list[str]:
         return [os.path.join(self.root, name) for name in self.names.tolist()]
@@ -44,7 +44,9 @@ class MultiLabelDataset:
     @cached_property
     def stamps(self) -> np.ndarray:
         """(N, 2) int64: size in bytes and modification time in ns of each image file; -1 if it is missing."""
-        return np.array([_stamp(path) for path in self.paths()], dtype=np.int64).reshape(-1, 2)
+        found = (os.stat(path) if os.path.exists(path) else None for path in self.paths())
+        stamps = [(file.st_size, file.st_mtime_ns) if file else (-1, -1) for file in found]
+        return np.array(stamps, dtype=np.int64).reshape(-1, 2)
 
     def image_key(self) -> str:
         """Digest of names, sizes and times of the images and the rules of decoding: what caches depend on."""
@@ -53,14 +55,6 @@ class MultiLabelDataset:
     def key(self) -> str:
         """Digest of what a run depends on: names and sizes of the images, and their labels."""
         return digest(self.names, self.stamps[:, 0], self.true, self.observed)
-
-
-def _stamp(path: str) -> tuple[int, int]:
-    try:
-        found = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -91,12 +85,7 @@ class Splits:
 
 
 def load(
-    folder: Path,
-    *,
-    image_root: str | None = None,
-    skip_missing: bool = False,
-    need_images: bool = True,
-    draw: int = 0,
+    folder: Path, *, image_root: str | None = None, skip_missing: bool = False, need_images: bool = True, draw: int = 0
 ) -> Splits:
     """The splits of a formatted data set. If it has no validation split, a fifth of train is set aside.
 
@@ -107,20 +96,19 @@ def load(
     Raises UserError for missing files and images.
     """
     classes, root = files.read_classes(folder), files.image_root(folder, image_root)
-    arrays = files.read_all(folder)
+    found = {name: MultiLabelDataset(root, *arrays) for name, arrays in files.read_all(folder).items()}
     if draw:
-        if any(true is None for _, true, _ in arrays.values()):
+        if any(split.true is None for split in found.values()):
             raise UserError(f"--draw {draw} draws the known labels from the full ones, which {folder} does not have")
-        arrays = {name: (images, true, observe(true, seed=SEED + draw)) for name, (images, true, _) in arrays.items()}
-    found = {name: MultiLabelDataset(root, *split) for name, split in arrays.items()}
+        found = {name: replace(split, observed=observe(split.true, seed=SEED + draw)) for name, split in found.items()}
     train, val, test = (found.get(name) for name in ("train", files.VALIDATION, "val"))
     if val is None:
         train, val = (train.rows(rows) for rows in split_indices(len(train)))
-    splits = [split if split is not None and len(split) else None for split in (train, val, test)]
+    splits = {"train": train, "validation": val, "test": test}
+    splits = {name: split if split is not None and len(split) else None for name, split in splits.items()}
     if need_images:
-        names = ("train", "validation", "test")
-        splits = [split and _present(split, name, skip_missing) for split, name in zip(splits, names, strict=True)]
-    return Splits(*splits, classes)
+        splits = {name: split and _present(split, name, skip_missing) for name, split in splits.items()}
+    return Splits(*splits.values(), classes)
 
 
 def _present(split: MultiLabelDataset, name: str, skip_missing: bool) -> MultiLabelDataset:

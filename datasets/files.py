@@ -12,6 +12,7 @@ train and val. Other data sets need train only. If there is a validation split, 
 fifth of train that validates otherwise.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -20,10 +21,9 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from datasets.commands import format_command, observe_command
 from util import files
 from util.errors import UserError
-from util.files import read_array, read_json, write_array, write_json
+from util.files import REPOSITORY, read_array, read_json, write_array, write_json
 
 SPLITS = ("train", "val")  # of a published data set
 VALIDATION = "validation"
@@ -51,6 +51,23 @@ class Description(msgspec.Struct):
     image_root: str
     prompt_names: list[str] = []
     digests: dict[str, str] = {}
+
+
+def format_command(folder: str | Path) -> str:
+    """The command that formats the data set in this folder, whose raw files lie in the same folder."""
+    folder = Path(folder)
+    script = f"preproc/format_{folder.name}.py"
+    if folder.name == "own" or not (REPOSITORY / script).exists():
+        return "python preproc/format_own.py"
+    paths = [] if str(folder.parent) == "data" else ["--load-path", str(folder), "--save-path", str(folder)]
+    return shlex.join(["python", script, *paths])
+
+
+def observe_command(folder: str | Path) -> str:
+    """The command that draws the observed labels of the data set in this folder."""
+    folder = Path(folder)
+    root = [] if str(folder.parent) == "data" else ["--data-root", str(folder.parent)]
+    return shlex.join(["python", "preproc/generate_observed_labels.py", "--dataset", folder.name, *root])
 
 
 def array_path(folder: str | Path, split: str, part: str) -> Path:
@@ -110,24 +127,6 @@ def _array_digest(path: Path, written: int) -> str:
     return files.digest(read_array(path))
 
 
-def write_formatted(
-    folder: str | Path,
-    splits: dict[str, tuple[Sequence[str], np.ndarray]],
-    names: Sequence[str],
-    prompt_names: Sequence[str],
-    image_root: str | Path,
-) -> None:
-    """Write {split: (images, full labels)}; observed labels are kept only if images and full labels are the same."""
-    written, whole = description_path(folder).exists(), {}
-    for split, arrays in splits.items():
-        observed = array_path(folder, split, "labels_obs")
-        same = written and observed.exists() and all(map(np.array_equal, read_split(folder, split), arrays))
-        whole[split] = (*arrays, read_array(observed) if same else None)
-    digests = read_description(folder).digests if written else ()
-    drawn = [split for split in splits if array_path(folder, split, "labels_obs").name in digests]
-    write_own(folder, whole, names, prompt_names, image_root, drawn)
-
-
 def write_own(
     folder: str | Path,
     splits: dict[str, tuple[Sequence[str], np.ndarray | None, np.ndarray | None]],
@@ -138,26 +137,32 @@ def write_own(
 ) -> None:
     """Write {split: (images, full labels or None, observed labels or None)} as the whole data set.
 
+    In place of None, the folder's own observed labels are kept if its images and full labels are the same.
+
     drawn       the splits whose observed labels were drawn from the full labels
     image_root  stored relative to the folder if it is inside
     """
-    folder, root, digests = Path(folder), Path(image_root).resolve(), {}
+    folder, root, whole = Path(folder), Path(image_root).resolve(), {}
+    before = read_description(folder) if description_path(folder).exists() else None
+    digests = before.digests if before else {}
+    for split, (images, true, observed) in splits.items():
+        path = array_path(folder, split, "labels_obs")
+        if observed is None and before and path.exists():
+            same = all(map(np.array_equal, read_split(folder, split), (images, true)))
+            observed = read_array(path) if same else None
+        elif split in drawn:
+            digests[path.name] = files.digest(np.asarray(observed, dtype=np.int8))
+        whole[split] = (images, true, observed)
     description_path(folder).unlink(missing_ok=True)
     for split in EVERY:
-        for part, array in zip(PARTS, splits.get(split, (None,) * 3), strict=True):
-            path = array_path(folder, split, part)
+        for part, array in zip(PARTS, whole.get(split, (None,) * 3), strict=True):
             if array is None:
-                path.unlink(missing_ok=True)
-                continue
-            array = np.asarray(array, dtype=np.str_ if part == "images" else np.int8)
-            write_array(path, array)
-            if part == "labels_obs" and split in drawn:
-                digests[path.name] = files.digest(array)
+                array_path(folder, split, part).unlink(missing_ok=True)
+            else:
+                kind = np.str_ if part == "images" else np.int8
+                write_array(array_path(folder, split, part), np.asarray(array, dtype=kind))
     root = root.relative_to(folder.resolve()) if root.is_relative_to(folder.resolve()) else root
-    _write_description(folder, Description(list(names), str(root), list(prompt_names), digests))
-
-
-def _write_description(folder: str | Path, description: Description) -> None:
+    description = Description(list(names), str(root), list(prompt_names), digests)
     write_json(description_path(folder), msgspec.to_builtins(description))
 
 
@@ -181,4 +186,4 @@ def write_drawn(folder: str | Path, drawn: dict[str, np.ndarray], overwrite: boo
         path, new = array_path(folder, split, "labels_obs"), np.asarray(new, dtype=np.int8)
         write_array(path, new)
         description.digests[path.name] = files.digest(new)
-    _write_description(folder, description)
+    write_json(description_path(folder), msgspec.to_builtins(description))

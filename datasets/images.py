@@ -3,6 +3,7 @@
 Pixels stay uint8 RGB until they enter a network. The backbone or the teacher sets size, mean and std.
 """
 
+import os
 import shutil
 import tempfile
 import time
@@ -15,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from datasets.dataset import MultiLabelDataset
-from datasets.pixels import BadImage, decode, image_problem
+from datasets.pixels import decode, image_problem
 from util import distributed
 from util.devices import generator
 from util.errors import UserError
@@ -33,7 +35,7 @@ QUIET = 1e9  # bytes of decoded images that are written without comparing rates
 TRAINED = {"cpu": 50.0, "mps": 300.0, "cuda": 1500.0}  # images/s that ResNet-50 trains at 448 px: estimates
 
 
-def ahead(make: Callable, items: Iterable, workers: int, depth: int) -> Iterator:
+def ahead(make: Callable, items: Iterable, workers: int | None, depth: int) -> Iterator:
     """map(make, items) in order, computed by `workers` threads up to `depth` items before they are asked for.
 
     Threads, not processes: decoding and resizing release the interpreter's lock, and nothing has to be copied.
@@ -52,15 +54,16 @@ def ahead(make: Callable, items: Iterable, workers: int, depth: int) -> Iterator
                 future.cancel()
 
 
-def find_bad_images(paths: Iterable[str], workers: int) -> Iterator[tuple[int, str]]:
-    """(row, what is wrong with it) for each image that cannot be decoded."""
-    problems = ahead(image_problem, paths, workers, AHEAD * DECODED)
-    return ((row, problem) for row, problem in enumerate(problems) if problem)
+def find_bad_images(names: Sequence[str], root: Path | str = "", split: str = "all") -> dict[str, str]:
+    """{name: what is wrong} for each image below `root` that cannot be decoded."""
+    paths = tqdm([os.path.join(root, name) for name in names], f"reading {split} images", disable=None)
+    problems = ahead(image_problem, paths, os.cpu_count(), AHEAD * DECODED)
+    return {name: problem for name, problem in zip(names, problems, strict=True) if problem}
 
 
 def describe_bad_images(bad: dict[str, str], separator: str) -> str:
     """The first bad images, {name: what is wrong}, and the file that lists all if there are more."""
-    lines = [f"{name} ({problem})" for name, problem in bad.items()]
+    lines = [f"{name} {problem}" for name, problem in bad.items()]
     if len(lines) <= SHOWN:
         return separator.join(lines)
     with tempfile.NamedTemporaryFile("w", prefix="bad_images_", suffix=".txt", delete=False, errors="replace") as file:
@@ -121,8 +124,8 @@ def decode_batches(
     for rows in batches:
         try:
             yield np.stack([next(images) for _ in rows])
-        except BadImage:
-            bad = {paths[row]: problem for row, problem in find_bad_images(paths, workers)}
+        except UserError:
+            bad = find_bad_images(paths)
             raise UserError(
                 f"{len(bad):,} of {len(paths):,} images cannot be read: {describe_bad_images(bad, ', ')}; replace them "
                 "(--truncated accepts images that are cut short)"
@@ -179,12 +182,12 @@ def open_images(
     paths = split.paths()
     if place == "none":
         return Images(paths, size, None, workers)
-
-    def rows_from(rows: np.ndarray) -> Iterator[np.ndarray]:
-        return decode_batches(paths, size, torch.from_numpy(rows).split(DECODED), workers)
-
     kept = cached_rows(
-        cache_file(split, size, folder), (len(paths), size, size, 3), np.uint8, rows_from, f"decoding at {size} px"
+        cache_file(split, size, folder),
+        (len(paths), size, size, 3),
+        np.uint8,
+        lambda rows: decode_batches(paths, size, torch.from_numpy(rows).split(DECODED), workers),
+        f"decoding at {size} px",
     )
     if place == "gpu":
         resident = torch.empty(kept.shape, dtype=torch.uint8, device=device)

@@ -1,9 +1,8 @@
 """Pixels: which 8-bit RGB values an image file becomes."""
 
-import os
-import stat
 import warnings
 from contextlib import suppress
+from io import BytesIO
 
 import numpy as np
 import torch
@@ -11,42 +10,27 @@ import torch.nn.functional as F
 from PIL import Image, ImageFile, ImageOps, PngImagePlugin, UnidentifiedImageError
 
 import datasets.walk  # noqa: F401  registers HEIC if its reader is installed
-from util.errors import UserError, describe_error
+from util.errors import UserError
+from util.files import read_bytes, reading
 
 warnings.filterwarnings("ignore", module=r"PIL\.")  # of damaged files: they are decoded, or reported in one line
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 2**28  # long metadata does not make a PNG unreadable
 GREY_BITS = (8, 10, 12, 14, 16)  # of cameras and scanners
 
 
-class BadImage(UserError):
-    """An image that cannot be read; `problem` describes the fault in a few words."""
-
-    def __init__(self, path: str, problem: str) -> None:
-        unreadable = f"is not a readable image ({problem}); replace it (--truncated accepts images that are cut short)"
-        missing = "not found; name its folder with --image-root DIR"
-        super().__init__(f"{path} {missing if problem == 'not found' else unreadable}")
-        self.problem = problem
-
-
 def read_image(path: str) -> np.ndarray:
-    """The pixels of a file as in `rgb`. Raises BadImage."""
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
-            raise BadImage(path, "no regular file")
-        with open(path, "rb") as file, Image.open(file) as image:
-            return rgb(image)
-    except (MemoryError, BadImage):
-        raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise BadImage(path, "not found") from None
-    except UnidentifiedImageError:
-        raise BadImage(path, "of no known kind") from None
-    except Exception as error:  # each of Pillow's formats raises its own
-        raise BadImage(path, describe_error(error)) from None
+    """The pixels of a file as in `rgb`. Raises UserError if it cannot be decoded."""
+    hint = "name its folder with --image-root DIR, replace it, or accept images that are cut short with --truncated"
+    with reading(path, "a readable image", hint):
+        try:
+            with Image.open(BytesIO(read_bytes(path, hint))) as image:
+                return rgb(image)
+        except UnidentifiedImageError:
+            raise ValueError("of no known kind") from None  # Pillow's text names the buffer
 
 
 def decode(path: str, size: int, resample: str = "bilinear") -> np.ndarray:
-    """(size, size, 3) uint8 RGB, the whole image squashed to a square. Raises BadImage."""
+    """(size, size, 3) uint8 RGB, the whole image squashed to a square. Raises UserError."""
     return squash(read_image(path), size, resample)
 
 
@@ -54,8 +38,8 @@ def image_problem(path: str) -> str | None:
     """What is wrong with an image file, in a few words; None if it can be decoded."""
     try:
         read_image(path)
-    except BadImage as error:
-        return error.problem
+    except UserError as error:
+        return str(error).removeprefix(path).split("; ")[0].strip()
 
 
 def accept_truncated(accept: bool) -> None:

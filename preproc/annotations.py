@@ -5,7 +5,6 @@ import json
 import shlex
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -13,11 +12,10 @@ import msgspec
 import yaml
 
 from datasets.walk import describe_left_out, find_images, is_hidden
-from preproc.sources import SPLIT_NAMES, Source, clean_name, duplicate, positives
+from preproc.sources import SPLIT_NAMES, Source, check_unique, clean_name, positives
 from util.errors import UserError
 from util.files import read_bytes, read_text, reading
 
-INSIDE = ("_annotations.coco.json", "_classes.csv")  # beside the images of each split in Roboflow's exports
 YOLO_NAMES = ("classes.txt", "obj.names", "data.yaml", "dataset.yaml")
 Id = int | float | str
 
@@ -70,35 +68,26 @@ def read_coco(path: Path) -> Source:
             )
     used = {_key(annotation.category_id) for annotation in content.annotations}
     parents = {clean_name(category.supercategory or "") for category in content.categories}
-    roots = [c for c in content.categories if _key(c.id) not in used and clean_name(c.name) in parents]
+    listed = [(_key(category.id), clean_name(category.name)) for category in content.categories]
+    roots = [(key, name) for key, name in listed if key not in used and name in parents]
     if roots:
-        shown = ", ".join(repr(category.name) for category in roots)
+        shown = ", ".join(repr(name) for _, name in roots)
         print(f"{path}: left out {shown}: no annotation has this category, and others name it as their supercategory")
-    kept = [category for category in content.categories if category not in roots]
-    classes = {_key(category.id): clean_name(category.name) for category in kept}
-    twice = duplicate(clean_name(c.name) for c in kept) or duplicate(_key(c.id) for c in kept)
-    if twice is not None:
-        raise UserError(f"{path} has two categories of the name or id {twice!r}; rename or remove one")
+    kept = [category for category in listed if category not in roots]
+    for ids_or_names in zip(*kept, strict=True):
+        check_unique(ids_or_names, f"{path}: the category", "rename or remove one")
+    classes = dict(kept)
     entries = [(name, "") for name in names.values()]  # an image without annotations has no known label
     for annotation in content.annotations:
         image, category = _key(annotation.image_id), _key(annotation.category_id)
         if image not in names or category not in classes:
-            what = f"image {image}" if image not in names else f"category {category}"
-            raise UserError(f"{path}: an annotation is of {what}, which the file does not list")
+            raise UserError(f"{path}: an annotation has image {image} and category {category}; the file must list both")
         entries.append((names[image], classes[category]))
-    return _objects(path, path.parent, entries, None, tuple(classes.values()))
+    return Source(positives(path, list(dict.fromkeys(entries)), None, tuple(classes.values())), path.parent)
 
 
-def _objects(path: Path, base: Path, entries: list[tuple[str, str]], separator: str | None, classes=()) -> Source:
-    images, labels = ([entry[part] for entry in entries] for part in (0, 1))
-    found = positives(path, base, [name.strip() for name in images], labels, separator, classes)
-    return replace(found, duplicates=0)  # several objects of one class are no repetition
-
-
-def read_folder(folder: Path, separator: str | None) -> Source | Path:
-    """The labels in a folder, or the file in it that has them."""
-    if inside := next((folder / name for name in INSIDE if (folder / name).is_file()), None):
-        return inside
+def read_folder(folder: Path, separator: str | None) -> Source:
+    """The labels of a folder of class folders, of VOC's or of YOLO's annotations."""
     folders = sorted(path for path in folder.iterdir() if path.is_dir() and not is_hidden(path.name))
     splits = {SPLIT_NAMES[path.name.lower()]: path for path in folders if path.name.lower() in SPLIT_NAMES}
     if len(splits) > 1 and "train" in splits and len(splits) == len(folders):
@@ -108,10 +97,13 @@ def read_folder(folder: Path, separator: str | None) -> Source | Path:
         raise UserError(f"{folder} holds folders of splits, not of classes; give {command} in place of --labels")
     texts = sorted(path for path in folder.glob("*.txt") if path.name not in YOLO_NAMES)
     if any(folder.glob("*.xml")):
-        return _objects(folder, _images_beside(folder), list(_voc(folder)), separator)
-    if texts and not folders:
-        return _objects(folder, _images_beside(folder), list(_yolo(folder, texts)), separator)
-    return _objects(folder, folder, list(_class_folders(folder, folders)), separator)
+        base, entries = _images_beside(folder), _voc(folder)
+    elif texts and not folders:
+        base, entries = _images_beside(folder), _yolo(folder, texts)
+    else:
+        base, entries = folder, _class_folders(folder, folders)
+    once = list(dict.fromkeys(entries))  # several objects of one class are no repetition
+    return Source(positives(folder, once, separator), base)
 
 
 def _images_beside(folder: Path) -> Path:
@@ -132,13 +124,12 @@ def _voc(folder: Path) -> Iterator[tuple[str, str]]:
 
 def _yolo(folder: Path, texts: list[Path]) -> Iterator[tuple[str, str]]:
     places = (place / name for place in (folder, *folder.parents[:3]) for name in YOLO_NAMES)
-    listing = next((path for path in places if path.is_file()), None)
-    if listing is None:
-        raise UserError(f"{folder} numbers its classes; write their names, a line each, into {folder / 'classes.txt'}")
-    content = read_text(listing)
-    with reading(listing, "a file with a list `names` of the classes"):
-        names = yaml.safe_load(content)["names"] if listing.suffix == ".yaml" else content.split("\n")
-        names = names if isinstance(names, dict) else dict(enumerate(names))
+    listing, names = next((path for path in places if path.is_file()), folder / "classes.txt"), {}
+    if listing.exists():
+        content = read_text(listing)
+        with reading(listing, "a file with a list `names` of the classes"):
+            names = yaml.safe_load(content)["names"] if listing.suffix == ".yaml" else content.split("\n")
+            names = names if isinstance(names, dict) else dict(enumerate(names))
     base = _images_beside(folder)
     images = {path.stem: path.relative_to(base).as_posix() for path in find_images(base)[0]}
     for path in texts:
@@ -147,7 +138,8 @@ def _yolo(folder: Path, texts: list[Path]) -> Iterator[tuple[str, str]]:
         for line in filter(None, map(str.split, read_text(path).splitlines())):
             if not line[0].isdecimal() or int(line[0]) not in names:
                 raise UserError(
-                    f"{path}: {' '.join(line)[:60]!r} does not begin with the number of a class of {listing}"
+                    f"{path}: {' '.join(line)[:60]!r} does not begin with the number of a class; write the names of "
+                    f"the classes, a line each, into {listing}"
                 )
             yield image, str(names[int(line[0])])
 
@@ -157,21 +149,19 @@ def _class_folders(folder: Path, folders: list[Path]) -> Iterator[tuple[str, str
     images, left_out = find_images(folder)
     if line := describe_left_out(left_out, folder):
         print(line)
-    found = [(path, path.relative_to(folder).parts[0]) for path in images if path.parent != folder]
+    found = [path for path in images if path.parent != folder]
     if beside := [path for path in images if path.parent == folder]:
         print(f"left out {len(beside):,} images beside the folders of the classes, the first {beside[0]}")
-    if not found:
-        raise UserError(f"{folder} holds no folders of pictures; it must have one for each class, or a table of labels")
-    for name in sorted({path.name for path in folders} - {name for _, name in found}):
-        empty = folder / name
-        if twin := next((path for path in folders if path != empty and path.samefile(empty)), None):
-            raise UserError(
-                f"{twin} and {empty} are one folder; remove the link, or copy the pictures if they show both"
-            )
-        raise UserError(f"{empty} holds no pictures; remove it, or put some of that class into it")
-    sizes, first = Counter(path.stat().st_size for path, _ in found), {}
-    for path, name in found:
+    names = {path: path.relative_to(folder).parts[0] for path in found}
+    empty = [path for path in folders if path.name not in names.values()]
+    if empty or not found:
+        raise UserError(
+            f"{empty[0] if found else folder} holds no pictures of a class; each class needs a folder of pictures, "
+            "which is no link to another folder; or give a table of labels"
+        )
+    sizes, first = Counter(path.stat().st_size for path in found), {}
+    for path in found:
         content = path.stat().st_size
         if sizes[content] > 1:  # a file of unique size differs from all others
             content = hashlib.sha256(path.read_bytes()).hexdigest()
-        yield first.setdefault(content, path).relative_to(folder).as_posix(), name
+        yield first.setdefault(content, path).relative_to(folder).as_posix(), names[path]

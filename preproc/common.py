@@ -1,16 +1,11 @@
 """What the formatting scripts share."""
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from datasets import DATASETS
-from datasets.commands import observe_command
-from datasets.files import write_formatted
-from datasets.images import find_bad_images
+from datasets.files import observe_command, write_own
 from util.errors import OneLineParser
 
 
@@ -42,19 +37,14 @@ def format_published(
     parser.add_argument("--save-path", default=f"data/{name}", help="folder to write to (default: %(default)s)")
     options = parser.parse_args(argv)
     splits, *classes_and_root = read(Path(options.load_path))
-    write_formatted(options.save_path, splits, *classes_and_root)
+    write_own(options.save_path, {split: (*arrays, None) for split, arrays in splits.items()}, *classes_and_root)
     spec = DATASETS[name]
-    for split, (images, labels) in splits.items():
-        found, expected = (len(images), labels.shape[1]), (spec.train if split == "train" else spec.test, spec.labels)
+    for split, (_, labels) in splits.items():
+        (images, classes), expected = labels.shape, (spec.train if split == "train" else spec.test, spec.labels)
         print(
-            f"{split}: {found[0]:,} images (expected {expected[0]:,}), {found[1]:,} labels (expected {expected[1]:,}), "
+            f"{split}: {images:,} images (expected {expected[0]:,}), {classes:,} labels (expected {expected[1]:,}), "
             f"{labels.sum(axis=1).mean():.2f} positives per image"
         )
-        if found != expected:
+        if labels.shape != expected:
             print(f"WARNING: {split} differs from the published counts of {name}: is the download complete?")
     print(f"written to {options.save_path}; next: {observe_command(options.save_path)}")
-
-
-def check_images(split: str, paths: list[str]) -> dict[int, str]:
-    """{row: what is wrong} for the images that cannot be used."""
-    return dict(find_bad_images(tqdm(paths, f"reading {split} images", disable=None), os.cpu_count() or 1))

@@ -20,7 +20,7 @@ from huggingface_hub.file_download import http_get
 from torchvision.datasets.utils import check_integrity
 from torchvision.datasets.voc import DATASET_YEAR_DICT
 
-from datasets.commands import format_command
+from datasets.files import format_command
 from util.errors import OneLineParser, UserError, describe_error, run_script
 from util.files import reading, write_text
 

@@ -14,7 +14,7 @@ import os
 import shlex
 import sys
 from collections import Counter
-from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -23,26 +23,27 @@ import numpy as np
 import pandas as pd
 
 from datasets import DATASETS, files
-from datasets.commands import observe_command
-from datasets.images import describe_bad_images
+from datasets.files import observe_command
+from datasets.images import describe_bad_images, find_bad_images
 from datasets.pixels import accept_truncated
 from datasets.protocol import SEED
 from preproc.annotations import read_coco, read_folder
-from preproc.common import check_images, whole_number
-from preproc.sources import Source, clean_name, duplicate, locate, merge
+from preproc.common import whole_number
+from preproc.sources import Source, check_unique, clean_name, locate, merge
 from preproc.tables import read_table
 from util.errors import OneLineParser, UserError, run_script
 from util.files import read_text
 
 SPLITS = {"train": "train", "val": files.VALIDATION, "test": "val"}  # here: in the formatted files
+ROBOFLOW = ("_annotations.coco.json", "_classes.csv")  # beside the images of each split
 LISTED = 40  # classes whose positives are all listed
 
 
 def read_source(path: Path, options: argparse.Namespace) -> dict[str, Source]:
     """The source of a table, a JSON file or a folder, as "all" or by split."""
+    path = next((path / name for name in ROBOFLOW if (path / name).is_file()), path)
     if path.is_dir():
-        found = read_folder(path, options.separator)
-        return read_source(found, options) if isinstance(found, Path) else {"all": found}
+        return {"all": read_folder(path, options.separator)}
     if path.suffix.lower() == ".json":
         return {"all": read_coco(path)}
     return read_table(path, options.delimiter, options.separator, options.absent)
@@ -55,8 +56,7 @@ def read_sources(options: argparse.Namespace) -> dict[str, Source]:
         found = read_source(Path(os.path.abspath(path)), options) if path else {}
         if len(found) > 1 and not options.labels:
             raise UserError(f"{path} has a column of splits; give it as --labels")
-        for name, source in found.items():
-            read[name if options.labels and name != "all" else split] = source
+        read |= {name if options.labels and name != "all" else split: source for name, source in found.items()}
     if "train" not in read:
         raise UserError(f"{options.labels} has no training images")
     return read
@@ -65,25 +65,22 @@ def read_sources(options: argparse.Namespace) -> dict[str, Source]:
 def read_classes(path: Path) -> dict[str, str]:
     """{name: prompt name}, of lines of `name` or `name,prompt name`."""
     rows = [[clean_name(part) for part in row] for row in csv.reader(read_text(path).splitlines())]
-    rows, seen = [row for row in rows if any(row)], set()
-    wrong = [row for row in rows if len(row) > 2 or not all(row) or row[0] in seen or seen.add(row[0])]
-    if wrong or not rows:
-        raise UserError(
-            f"{path} must name each class once, in lines of `name` or `name,prompt name`"
-            + (f", not {','.join(wrong[0])!r}" if wrong else "; it names no classes")
-        )
+    rows = [row for row in rows if any(row)]
+    if wrong := [",".join(row) for row in rows or [[]] if len(row) not in (1, 2) or not all(row)]:
+        raise UserError(f"{path} must name a class in each line, as `name` or `name,prompt name`, not {wrong[0]!r}")
+    check_unique((row[0] for row in rows), f"{path}: the class", "remove one of the lines")
     return {row[0]: row[-1] for row in rows}
 
 
-def choose_classes(sources: list[Source], listed: dict[str, str] | None) -> dict[str, str]:
+def choose_classes(sources: dict[str, Source], listed: dict[str, str] | None) -> dict[str, str]:
     """{name: prompt name}: the listed classes, or all that the sources name."""
-    names = list(dict.fromkeys(name for source in sources for name in source.labels.columns))
+    names = list(dict.fromkeys(name for source in sources.values() for name in source.labels.columns))
     if listed is None:
         folded = Counter(map(str.casefold, names))
         if twice := [repr(name) for name in names if folded[name.casefold()] > 1]:
             print(f"note: classes differ in case only: {', '.join(twice)}")
         return {name: name for name in names}
-    rest = [source.labels.drop(columns=list(listed), errors="ignore") for source in sources]
+    rest = [source.labels.drop(columns=list(listed), errors="ignore") for source in sources.values()]
     counts = pd.concat([(labels == 1).sum() for labels in rest]).groupby(level=0, sort=False).sum()
     if len(counts):
         shown = ", ".join(f"{name!r} ({count:,} positives)" for name, count in counts[:LISTED].items())
@@ -91,9 +88,9 @@ def choose_classes(sources: list[Source], listed: dict[str, str] | None) -> dict
     return listed
 
 
-def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, Source]:
+def divide(labels: pd.DataFrame, fractions: dict[str, float], seed: int) -> dict[str, pd.DataFrame]:
     """The images that are set aside at random, {split: fraction}, and the rest as train, all in their order."""
-    total = len(source.images)
+    total = len(labels)
     order, start, parts = np.random.RandomState(seed).permutation(total), 0, {}
     for split, fraction in fractions.items():
         end = start + round(fraction * total) if 0 <= fraction < 1 else total
@@ -102,50 +99,47 @@ def divide(source: Source, fractions: dict[str, float], seed: int) -> dict[str, 
                 f"--{split}-fraction {fraction:g} of {total} images must set some aside and leave some to train on; "
                 f"at least {1 / max(1, total):.2g} is one image, and 0 none"
             )
-        parts[split], start = source.rows(np.sort(order[start:end])), end
-    return {"train": source.rows(np.sort(order[start:])) if fractions else source, **parts}
+        parts[split], start = labels.iloc[np.sort(order[start:end])], end
+    return {"train": labels.iloc[np.sort(order[start:])], **parts}
 
 
-def skip_bad(read: dict[str, Source], root: Path, options: argparse.Namespace) -> dict[str, Source]:
-    """The sources without their bad images, and without the classes that lose all their positive training images.
+def skip_bad(read: dict[str, pd.DataFrame], root: Path, options: argparse.Namespace) -> dict[str, pd.DataFrame]:
+    """The labels without bad images, and without the classes that lose all their positive training images.
 
     Raises UserError unless bad images may be left out and others remain.
     """
-    images = {split: source.images for split, source in read.items()}
-    problems = {split: check_images(split, [str(root / name) for name in names]) for split, names in images.items()}
-    bad = {images[split][row]: problem for split, found in problems.items() for row, problem in found.items()}
+    bad = {}
+    for split, labels in read.items():
+        bad |= find_bad_images(labels.index, root, split)
     if not bad:
         return read
     print(describe_bad_images(bad, "\n"))
-    total = sum(map(len, images.values()))
-    kept = {split: np.setdiff1d(np.arange(len(names)), list(problems[split])) for split, names in images.items()}
-    kept = {split: source.rows(kept[split]) for split, source in read.items()}
-    if not options.skip_bad or any(names and not kept[split].images for split, names in images.items()):
+    total = sum(map(len, read.values()))
+    kept = {split: labels[~labels.index.isin(list(bad))] for split, labels in read.items()}
+    if not options.skip_bad or any(len(read[split]) and not len(kept[split]) for split in read):
         name, problem = next(iter(bad.items()))
         skip = "" if options.skip_bad else ", or leave them out with --skip-bad"
         raise UserError(
-            f"{len(bad):,} of {total:,} images are bad, the first {name} ({problem}); name their folder with "
+            f"{len(bad):,} of {total:,} images are bad, the first {name} {problem}; name their folder with "
             f"--images DIR{skip}"
         )
     print(f"left out {len(bad):,} of {total:,} images")
-    before, after = ((sources["train"].labels == 1).any() for sources in (read, kept))
+    before, after = ((labels["train"] == 1).any() for labels in (read, kept))
     if (lost := before.index[before & ~after].tolist()) and after.any() and not options.keep_empty:
         print(f"left out {len(lost):,} classes whose training images are all bad: {', '.join(map(repr, lost))}")
-        kept = {split: replace(source, labels=source.labels.drop(columns=lost)) for split, source in kept.items()}
+        kept = {split: labels.drop(columns=lost) for split, labels in kept.items()}
     return kept
 
 
-def report(split: str, labels: pd.DataFrame, duplicates: int, complete: bool) -> None:
+def report(split: str, labels: pd.DataFrame) -> None:
     """Print what was found in a split."""
     positives, known = (labels == 1).sum(), np.count_nonzero(labels)
     nothing = len(labels) - int(labels.any(axis=1).sum())
-    unknown = "none is unknown" if complete else f"{1 - known / max(1, labels.size):.1%} are unknown"
+    unknown = "none is unknown" if known == labels.size else f"{1 - known / labels.size:.1%} are unknown"
     print(
         f"{split}: {len(labels):,} images, {labels.shape[1]:,} classes, {positives.sum():,} positives "
         f"({positives.sum() / max(1, len(labels)):.2f} per image), {known - positives.sum():,} negatives; of all "
-        f"labels {unknown}"
-        + (f"; {nothing:,} images with nothing known" if nothing else "")
-        + (f"; {duplicates:,} entries were there twice" if duplicates else "")
+        f"labels {unknown}" + (f"; {nothing:,} images with nothing known" if nothing else "")
     )
     if len(positives) > LISTED:
         positives = positives.sort_values(ascending=False, kind="stable")
@@ -175,16 +169,9 @@ def advise(options: argparse.Namespace, known: dict[str, tuple]) -> None:
     print(f"written to {folder}; next: {shlex.join(['python', 'main.py', '-d', options.name, *root, *images])}")
 
 
-def character(text: str) -> str:
-    """The type of options that take one character; \\t is a tab."""
-    if len(text := text.replace("\\t", "\t")) != 1:
-        raise argparse.ArgumentTypeError(f"takes one character, not {text!r}")
-    return text
-
-
 def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = OneLineParser(__doc__)
-    add = parser.add_argument
+    add, unescape = parser.add_argument, lambda text: text.replace("\\t", "\t")  # a tab, as typed in a shell
     add("--name", required=True, help="of the data set: the folder below the data root")
     add("--labels", help="table, JSON file, or folder of class folders or annotations, with all the data")
     for split, kind in (("train", "training"), ("val", "validation"), ("test", "test")):
@@ -197,8 +184,8 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     add("--classes", help="file of `name` or `name,prompt name`, a line each: the classes to use, in order")
     complete = "splits in which a label that is not named is absent, not unknown"
     add("--complete", nargs="+", default=[], choices=("all", *SPLITS), help=complete)
-    add("--delimiter", type=character, help="between the fields of a table (default: found from its header)")
-    add("--separator", type=character, help="between the labels in one field (default: |)")
+    add("--delimiter", type=unescape, help="character between the fields of a table (default: found from its header)")
+    add("--separator", type=unescape, help="between the labels in one field (default: |)")
     add("--absent", type=int, choices=(0, -1), default=0, help="the mark of an absent label in a table")
     add("--outside", action="store_true", help="allow absolute paths, and .. in paths")
     add("--skip-bad", action="store_true", help="leave out images that are missing or unreadable")
@@ -226,30 +213,29 @@ def main(argv: list[str] | None = None) -> None:
     folder = Path(options.data_root) / options.name
 
     # The labels
-    read = read_sources(options)
+    sources = read_sources(options)
     fractions = {"val": options.val_fraction, "test": options.test_fraction or None}
     fractions = {split: fraction for split, fraction in fractions.items() if fraction is not None}
-    if clash := next((split for split in fractions if split in read), None):
+    if clash := next((split for split in fractions if split in sources), None):
         raise UserError(f"the labels name {clash} images; leave out --{clash}-fraction")
-    classes = choose_classes(list(read.values()), read_classes(Path(options.classes)) if options.classes else None)
+    classes = choose_classes(sources, read_classes(Path(options.classes)) if options.classes else None)
 
     # The images
-    root = Path(os.path.abspath(options.images or os.path.commonpath([source.base for source in read.values()])))
-    for split, source in read.items():
-        places = [root, source.base] if options.images else [source.base, root]
+    root = Path(os.path.abspath(options.images or os.path.commonpath([source.base for source in sources.values()])))
+    read = {}
+    for split, (labels, base) in sources.items():
+        places = [root, base] if options.images else [base, root]
         places = list(dict.fromkeys(place for place in places if place.is_relative_to(root)))
-        source = merge(source) if options.no_images else locate(source, places, root)
-        read[split] = replace(source, labels=source.labels.reindex(columns=list(classes), fill_value=0))
-        outside = (name for name in source.images if os.path.isabs(name) or ".." in name.split("/"))
+        labels = merge(labels) if options.no_images else locate(labels, places, root)
+        read[split] = labels.reindex(columns=list(classes), fill_value=0)
+        outside = (name for name in labels.index if os.path.isabs(name) or ".." in name.split("/"))
         if not options.outside and (name := next(outside, None)) is not None:
             raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
-    if twice := duplicate(name for source in read.values() for name in source.images):
-        raise UserError(f"{twice!r} is in two of the splits; an image belongs to one")
-    duplicates = {split: source.duplicates for split, source in read.items()}
+    check_unique(chain(*(labels.index for labels in read.values())), "the image", "it belongs to one split")
     read = divide(read.pop("train"), fractions, options.seed) | read
     if not options.no_check and not options.no_images:
         read = skip_bad(read, root, options)
-    train = read["train"].labels
+    train = read["train"]
     empty = train.columns[~(train == 1).any()]
     if len(empty) and not options.keep_empty:
         drawn = "a different --seed may draw others, " if fractions else ""
@@ -260,14 +246,13 @@ def main(argv: list[str] | None = None) -> None:
 
     # The formatted files
     known = {}
-    for split, source in read.items():
-        labels = source.labels
+    for split, labels in read.items():
         if {"all", split} & set(options.complete):
             labels = labels.where(labels != 0, -1)
+        report(split, labels)
         observed = np.ascontiguousarray(labels)
-        complete = bool(observed.size) and bool(observed.all())
-        report(split, labels, duplicates.get(split, 0), complete)
-        known[SPLITS[split]] = (source.images, (observed == 1).view(np.int8) if complete else None, observed)
+        full = (observed == 1).view(np.int8) if observed.size and observed.all() else None
+        known[SPLITS[split]] = (labels.index, full, observed)
     files.write_own(folder, known, list(train.columns), [classes[name] for name in train.columns], root)
     advise(options, known)
 

@@ -20,12 +20,10 @@ from util.errors import OneLineParser, UserError, run_script
 def main(argv: list[str] | None = None) -> None:
     parser = OneLineParser(__doc__)
     parser.add_argument("-d", "--dataset", required=True, help="folder below the data root")
-    for name, default, text in (
-        ("--num-pos", 1, "positives kept per image (default: %(default)s)"),
-        ("--num-neg", 0, "negatives kept per image (default: %(default)s)"),
-        ("--seed", SEED, "(default: %(default)s, the published one)"),
-    ):
-        parser.add_argument(name, type=whole_number, default=default, help=text)
+    kept = "kept per image (default: %(default)s)"
+    parser.add_argument("--num-pos", type=whole_number, default=1, help=f"positives {kept}")
+    parser.add_argument("--num-neg", type=whole_number, default=0, help=f"negatives {kept}")
+    parser.add_argument("--seed", type=whole_number, default=SEED, help="(default: %(default)s, the published one)")
     parser.add_argument("--data-root", default="data", help="(default: %(default)s)")
     parser.add_argument("--overwrite", action="store_true", help="replace observed labels that were not drawn here")
     options = parser.parse_args(argv)
@@ -37,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         raise UserError(f"{folder} has no full labels to draw from; its observed labels are all that is known")
     files.write_drawn(folder, drawn, options.overwrite)
     for split, observed in drawn.items():
-        unknown = int((observed == 0).all(axis=1).sum())
+        unknown = (observed == 0).all(axis=1).sum()
         print(
             f"{split}: {len(observed):,} images, {(observed == 1).sum():,} positives and {(observed == -1).sum():,} "
             f"negatives observed, {unknown:,} images with nothing observed"

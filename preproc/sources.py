@@ -7,8 +7,9 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import unquote
 
 import numpy as np
@@ -23,30 +24,20 @@ SPLIT_NAMES = {"train": "train", "training": "train", "test": "test", "testing":
 )
 
 
-@dataclass(frozen=True)
-class Source:
-    """labels      (N, L) int8 in {-1, 0, +1}, 0 = unknown; its index has the paths of images, its columns the classes
-    base        folder beside which the images are expected
-    duplicates  entries that repeat an earlier one
+class Source(NamedTuple):
+    """labels  (N, L) int8 in {-1, 0, +1}, 0 = unknown; its index has the names of images, its columns the classes
+    base    folder beside which the images are expected
     """
 
     labels: pd.DataFrame
     base: Path
-    duplicates: int = 0
-
-    @property
-    def images(self) -> list[str]:
-        return self.labels.index.tolist()
-
-    def rows(self, index: np.ndarray) -> "Source":
-        """The source of some rows: their numbers, or (N,) bool."""
-        return replace(self, labels=self.labels.iloc[index], duplicates=0)
 
 
-def duplicate(names: Iterable[str]) -> str | None:
-    """The first name that is listed twice."""
-    seen: set[str] = set()
-    return next((name for name in names if name in seen or seen.add(name)), None)
+def check_unique(names: Iterable[str], what: str, hint: str) -> None:
+    """Raises UserError if a name is listed twice."""
+    index = pd.Index(list(names), dtype=object)
+    if index.has_duplicates:
+        raise UserError(f"{what} {index[index.duplicated()][0]!r} is listed twice; {hint}")
 
 
 def label_frame(labels: np.ndarray, images: Sequence[str], classes: Sequence[str]) -> pd.DataFrame:
@@ -61,28 +52,31 @@ def clean_name(name: str) -> str:
 
 
 def positives(
-    path: Path, base: Path, images: Sequence[str], labels: Sequence[str], separator: str | None, classes=()
-) -> Source:
-    """The source of entries (image, label): these labels are present, all others unknown.
+    path: Path, entries: list[tuple[str, str]] | pd.DataFrame, separator: str | None, classes: Sequence[str] = ()
+) -> pd.DataFrame:
+    """The labels of entries (image, label): these are present, all others unknown.
 
-    labels   names; several in one as a list in JSON, or separated by `separator` (None: by |); "" = none
+    A label is a name; several names as a list in JSON, or separated by `separator` (None: by |); or "", which is none.
+
     classes  names in the file's own order, if it lists them; a label is then one of them
     """
-    rows, images = pd.factorize(np.asarray(images, dtype=object))
-    codes, texts = pd.factorize(np.asarray(labels, dtype=object))
-    parts = [split_text(text, separator or "|") if not classes else [text] if text else [] for text in texts]
+    entries = pd.DataFrame(entries, columns=["image", "label"], dtype=object)
+    entries["image"] = entries["image"].str.strip()
+    texts = entries["label"].unique()
+    parts = {text: split_text(text, separator or "|") if not classes else [text] if text else [] for text in texts}
+    names = list(classes) or sorted(set(chain(*parts.values())))
     if separator is None and not classes:
-        _check_separators(path, {name for names in parts for name in names})
-    names = list(classes) or sorted({name for names in parts for name in names})
+        _check_separators(path, set(names))
     if not names:
         raise UserError(f"{path} names no labels; each image needs a label, or a mark in the column of a class")
-    column, found = {name: number for number, name in enumerate(names)}, np.zeros((len(images), len(names)), np.int8)
-    total = 0
-    for place in range(max(map(len, parts), default=0)):  # the first label of each entry, the second, ...
-        numbers = np.array([column[part[place]] if place < len(part) else -1 for part in parts])[codes]
-        found[rows[numbers >= 0], numbers[numbers >= 0]] = 1
-        total += np.count_nonzero(numbers >= 0)
-    return Source(label_frame(found, images, names), base, total - np.count_nonzero(found))
+    entries = entries.assign(label=entries["label"].map(parts)).explode("label")  # [] becomes NaN
+    rows, images = pd.factorize(entries["image"])
+    columns = pd.Index(names, dtype=object).get_indexer(entries["label"])
+    found, named = np.zeros((len(images), len(names)), np.int8), columns >= 0
+    found[rows[named], columns[named]] = 1
+    if repeated := np.count_nonzero(named) - np.count_nonzero(found):
+        print(f"{path}: {repeated:,} entries were there twice")
+    return label_frame(found, images, names)
 
 
 def split_text(text: str, separator: str) -> list[str]:
@@ -112,14 +106,14 @@ def _check_separators(path: Path, names: set[str]) -> None:
                 )
 
 
-def locate(source: Source, folders: list[Path], root: Path) -> Source:
-    """The source with the paths of its images below `root`.
+def locate(labels: pd.DataFrame, folders: list[Path], root: Path) -> pd.DataFrame:
+    """The labels with the paths of their images below `root`.
 
     A name is looked for in `folders` as it is written. If there is no such file, it may fit the only file that has the
     same name but for backslashes, case, %20 and the like, Unicode form, or a missing ending.
     """
     before, base, paths, missing, nearly = [os.path.relpath(f, root) for f in folders], f"{root}/", [], [], []
-    for row, name in enumerate(images := source.images):
+    for row, name in enumerate(labels.index):
         name = os.path.relpath(name, base) if name.startswith(base) else name
         places = [_plain_path(os.path.join(path, name)) for path in before]
         found = next((place for place in places if os.path.exists(os.path.join(base, place))), None)
@@ -132,15 +126,15 @@ def locate(source: Source, folders: list[Path], root: Path) -> Source:
             for name in (key, os.path.splitext(key)[0]):
                 index[name].add(os.path.relpath(path, root))
     for row in missing:
-        if len(fits := index.get(_loose(images[row]), ())) == 1:
+        if len(fits := index.get(_loose(labels.index[row]), ())) == 1:
             (paths[row],) = fits
-            nearly.append(f"{images[row]!r} as {paths[row]!r}")
+            nearly.append(f"{labels.index[row]!r} as {paths[row]!r}")
     if nearly:
         print(
             f"{len(nearly):,} names of images differ from the file's in case, ending, backslashes, %20 or Unicode "
             f"form, the first {nearly[0]}"
         )
-    return merge(replace(source, labels=source.labels.set_axis(pd.Index(paths, dtype=object))))
+    return merge(labels.set_axis(pd.Index(paths, dtype=object)))
 
 
 def _loose(name: str) -> str:
@@ -152,11 +146,10 @@ def _plain_path(path: str) -> str:
     return path.removeprefix("./") if "../" in path else os.path.normpath(path)
 
 
-def merge(source: Source) -> Source:
-    """The source with each image once. Raises UserError if two of its rows contradict each other."""
-    labels = source.labels
+def merge(labels: pd.DataFrame) -> pd.DataFrame:
+    """The labels with each image once. Raises UserError if two of its rows contradict each other."""
     if labels.index.is_unique:
-        return source
+        return labels
     groups = labels[labels.index.duplicated(keep=False)].groupby(level=0, sort=False)
     high, low = groups.max(), groups.min()
     if len(clash := np.argwhere((high > 0) & (low < 0))):
@@ -164,4 +157,5 @@ def merge(source: Source) -> Source:
         raise UserError(f"two rows of {image!r} disagree on {name!r}; correct one")
     once = labels[~labels.index.duplicated()].copy()
     once.loc[high.index] = high.where(high > 0, low)
-    return replace(source, labels=once, duplicates=source.duplicates + len(labels) - len(once))
+    print(f"{len(labels) - len(once):,} rows are of an image that was there already")
+    return once

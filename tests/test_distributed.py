@@ -134,7 +134,7 @@ def test_an_image_that_one_process_cannot_read_is_named_by_it(uneven):
     assert process.returncode != 0
     assert (
         line.startswith("main.py, process 1: error: ")
-        and f"1 of 23 images cannot be read: {bad} (of no known kind)" in line
+        and f"1 of 23 images cannot be read: {bad} is not a readable image (of no known kind)" in line
     )
     assert all("a different process of this run has ended" in other or "stopped by SIGTERM" in other for other in after)
 

@@ -57,7 +57,11 @@ def test_a_list_of_labels_gives_positives_and_leaves_the_rest_unknown(photos, ca
     assert (
         "train: 4 images, 2 classes, 4 positives (1.00 per image), 0 negatives; of all labels 50.0% are unknown" in out
     )
-    assert "1 images with nothing known; 1 entries were there twice" in out and "cat 2, dog 2" in out
+    assert (
+        "labels.csv: 1 entries were there twice" in out
+        and "1 images with nothing known" in out
+        and "cat 2, dog 2" in out
+    )
     assert "training sets a fifth of the training images aside" in out
     assert "methods that read full labels (bce, iun) are not available" in out
     splits = datasets.load(folder)
@@ -138,32 +142,34 @@ def test_bad_images_are_counted_and_left_out_with_skip_bad(photos, fails, capsys
     (photos / NAMES[3]).unlink()
     labels = write(photos, LIST)
     line = fails(lambda argv: form(photos, *argv), ["--labels", labels])
-    assert "2 of 4 images are bad, the first b, c.jpg (of no known kind)" in line and "--skip-bad" in line
+    assert (
+        "2 of 4 images are bad, the first b, c.jpg is not a readable image (of no known kind)" in line
+        and "--skip-bad" in line
+    )
     assert not (photos.parent / "data/mine").exists()
     assert read(form(photos, "--labels", labels, "--skip-bad"))[0] == NAMES[1:3]
     out = capsys.readouterr().out
-    assert "d.png (not found)\n" in out and "left out 2 of 4 images" in out
+    assert "d.png not found\n" in out and "left out 2 of 4 images" in out
     assert len(read(form(photos, "--labels", labels, "--no-check", "--overwrite"))[0]) == 4
 
 
 @pytest.mark.parametrize(
     "table, message",
     [
-        ("", "has no rows"),
-        ("image,dog\n\n \n", "has no rows"),
-        ("image\na b.jpg\n", "has the one column 'image', and none for labels"),
+        ("", "labels.csv begins with ''; it must have the header"),
+        ("image,dog\n\n \n", "`image` and the names of the classes, and a row for each image"),
+        ("image\na b.jpg\n", "begins with 'image\\na b.jpg\\n'; it must have the header"),
         ("image,label\na b.jpg,cat\nb, c.jpg,dog\n", "line 3: 3 fields, expected 2"),
         ("image,dog,cat\na b.jpg,1\n", "line 2: 2 fields, expected 3"),
-        ("image,dog,cat\na b.jpg,1,0,1\n", "line 2: 4 fields, expected 3"),
-        ("image,dog,cat\na b.jpg,1,maybe\n", "'maybe' in the column 'cat' of 'a b.jpg' is none of 1, 0, -1, True"),
-        ("a b.jpg,cat\nd.png,dog\n", "has no header; its first line must be `image,label`"),
-        ("image,dog,dog\na b.jpg,1,1\n", "its header names 'dog' twice"),
+        ("image,dog,cat\na b.jpg,1,maybe\n", "'maybe' in the column 'cat' of 'a b.jpg': the column of a class has"),
+        ("a b.jpg,cat\nd.png,dog\n", "begins with 'a b.jpg,cat\\nd.png,dog\\n'; it must have the header"),
+        ("image,dog,dog\na b.jpg,1,1\n", "the column 'dog' is listed twice; rename or remove one"),
         ("image,dog,cat\na b.jpg,1,1\n\na b.jpg,1,0\n", "two rows of 'a b.jpg' disagree on 'cat'"),
         ("image,dog,cat\na b.jpg,1,\n", "1 of 2 classes have no positive training image, the first 'cat'"),
         ("image,label\n,cat\n", "a row names no image: ', cat'"),
         ("image,label\n../a.jpg,cat\n", "'../a.jpg' lies outside the folder of images; --outside allows it"),
         ("image,label\n/elsewhere/a.jpg,cat\n", "'/elsewhere/a.jpg' lies outside"),
-        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg (not found)"),
+        ("image,label\nnone.jpg,cat\n", "1 of 1 images are bad, the first none.jpg not found"),
         (b"image,label\n\xff\xfe,cat\n", "is not text in UTF-8"),
     ],
 )
@@ -177,13 +183,10 @@ def test_a_table_that_is_wrong_is_one_line(photos, fails, table, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"images": []}, "an annotation is of image 7, which the file does not list"),
-        ({"categories": []}, "an annotation is of category 3"),
+        ({"images": []}, "an annotation has image 7 and category 3; the file must list both"),
         ({"annotations": 3}, "is not a COCO-style file"),
-        (
-            {"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "dog"}]},
-            "two categories of the name or id 'dog'",
-        ),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "dog"}]}, "the category 'dog' is listed twice"),
+        ({"categories": [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}]}, "the category '3' is listed twice"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "cat"}, {"id": 2, "name": "cow"}]}, "first 'cow'"),
     ],
 )
@@ -195,20 +198,19 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, message):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        (["--labels", "{list}", "--classes", "{empty}"], "names no classes"),
+        (["--labels", "{list}", "--classes", "{empty}"], "`name` or `name,prompt name`, not ''"),
         (["--labels", "none.csv"], "none.csv not found"),
         (["--labels", "{list}", "--train", "{list}"], "give --labels with all the data, or --train"),
         ([], "give --labels with all the data, or --train"),
-        (["--val", "{list}"], "give --labels with all the data, or --train"),
-        (["--train", "{list}", "--val", "{list}"], "is in two of the splits"),
+        (["--train", "{list}", "--val", "{list}"], "is listed twice; it belongs to one split"),
         (["--train", "{list}", "--val", "{columns}", "--val-fraction", "0.1"], "leave out --val-fraction"),
         (["--labels", "{list}", "--val-fraction", "1"], "leave some to train on"),
         (["--labels", "{list}", "--val-fraction", "0.5", "--test-fraction", "0.5"], "leave some to train on"),
         (["--labels", "{list}", "--name", "pascal"], "a plain name, not the name of a published data set"),
         (["--labels", "{list}", "--name", "../x"], "takes a plain name"),
-        (["--labels", "{list}", "--delimiter", "ab"], "takes one character"),
+        (["--labels", "{list}", "--delimiter", "ab"], "must be a 1-character string"),
         (["--labels", "{list}", "--images", "none"], "--images none is no folder"),
-        (["--labels", "{photos}"], "holds no folders of pictures"),
+        (["--labels", "{photos}"], "photos holds no pictures of a class; each class needs a folder of pictures"),
     ],
 )
 def test_options_that_do_not_go_together_are_one_line(photos, fails, arguments, message):
@@ -217,7 +219,6 @@ def test_options_that_do_not_go_together_are_one_line(photos, fails, arguments, 
     places = {
         "list": write(photos, LIST),
         "columns": write(photos, COLUMNS, "columns.csv"),
-        "one": write(photos, "cat\n", "one.txt"),
         "empty": write(photos, "", "empty.txt"),
         "photos": str(photos),
     }
@@ -267,4 +268,4 @@ def test_a_class_folder_that_links_to_its_sibling_is_one_line(photos, fails):
     shutil.copy(photos / "d.png", by_class / "cat")
     (by_class / "dog").symlink_to("cat")
     line = fails(format_own.main, ["--name", "mine", "--labels", str(by_class)])
-    assert f"{by_class / 'cat'} and {by_class / 'dog'} are one folder; remove the link" in line
+    assert f"{by_class / 'dog'} holds no pictures of a class" in line and "which is no link to another folder" in line

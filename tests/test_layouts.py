@@ -160,7 +160,7 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
     "pipe as image": (
         {"l.csv": "image,label\nc.jpg,cat\n", "c.jpg": None},
         "--labels l.csv",
-        "c.jpg (no regular file)",
+        "c.jpg is no regular file",
         "",
     ),
     "voc": (
@@ -181,7 +181,7 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
         {"a.png": {"cat"}, "b.jpeg": {"dog"}},
         "",
     ),
-    "yolo without names": ({"labels/a.txt": "1 .5 .5 1 1\n"}, "--labels labels", "write their names, a line each", ""),
+    "yolo without names": ({"labels/a.txt": "1 .5 .5 1 1\n"}, "--labels labels", "write the names of the classes", ""),
     "folders of splits": ({"p/train/cat/1.jpg": "", "p/Valid/cat/2.jpg": ""}, "--labels p", "p/train --val", ""),
     "left out": (
         {"p/cat/1.jpg": "", "p/cat/2.HEIC": "", "p/@eaDir/3.jpg": "", "p/cat/.Trash/4.jpg": "", "p/5.jpg": ""},
@@ -216,13 +216,13 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
     "nothing but bad images": (
         {"l.csv": "image,label\nbad.jpg,dog\n", "bad.jpg": "<html>"},
         "--labels l.csv --skip-bad",
-        "1 of 1 images are bad, the first bad.jpg (of no known kind); name their folder with --images DIR\n",
+        "the first bad.jpg is not a readable image (of no known kind); name their folder with --images DIR\n",
         "",
     ),
     "no test image is left": (
         {"l.csv": "image,label\na.jpg,dog\n", "m.csv": "image,label\nnone.jpg,dog\n"},
         "--train l.csv --test m.csv --skip-bad",
-        "1 of 2 images are bad, the first none.jpg (not found); name their folder with --images DIR\n",
+        "1 of 2 images are bad, the first none.jpg not found; name their folder with --images DIR\n",
         "",
     ),
     "no images": (

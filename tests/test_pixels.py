@@ -213,7 +213,7 @@ def test_a_truncated_file_of_any_kind_is_named(tmp_path, kind):
     assert decode(str(path), 8).shape == (8, 8, 3)
     for size in (20, 60, len(buffer.getvalue()) // 2):
         path.write_bytes(buffer.getvalue()[:size])
-        with pytest.raises(UserError, match=r"some\.file is not a readable image"):
+        with pytest.raises(UserError, match=r"some\.file (cannot be read|is not a readable image)"):
             decode(str(path), 8)
 
 

@@ -174,7 +174,7 @@ def test_check_lists_every_bad_image(tmp_path, capsys):
     out, err = capsys.readouterr()
     assert stop.value.code == 2
     assert "train: 4 of 30 images are bad" in out and "test: 1 of 10 images are bad" in out
-    bad = ("001.png (not found)", "002.png", "004.png", "005.png", "003.png (of no known kind)")
+    bad = ("001.png not found", "002.png", "004.png", "005.png", "003.png is not a readable image (of no known kind)")
     assert all(what in line for what, line in zip(bad, err.splitlines(), strict=True))
 
 
@@ -186,11 +186,11 @@ def test_check_reports_in_one_line_that_a_data_set_of_features_has_no_pixels(tmp
 @pytest.mark.parametrize(
     "part, change, message",
     [
-        ("images", lambda a: a[[0, *range(29)]], "is listed twice, in one split or in two"),
-        ("labels", lambda a: a[:, :2], "have the shape (30, 2), but there are 30 images and 3 classes"),
-        ("labels", lambda a: 2 * a, "the full labels of train must be 0 or 1"),
-        ("labels_obs", lambda a: 2 * a, "and the observed ones 0 or else 1 and -1"),
-        ("labels_obs", lambda a: -a, "as the full labels are 1 and 0"),
+        ("images", lambda a: a[[0, *range(29)]], "the image 'train/000.png' is listed twice"),
+        ("labels", lambda a: a[:, :2], "the labels of train must have the shape (30, 3)"),
+        ("labels", lambda a: 2 * a, "full labels must be 0 or 1"),
+        ("labels_obs", lambda a: 2 * a, "observed ones 0, or 1 and -1"),
+        ("labels_obs", lambda a: -a, "as the full ones are 1 and 0"),
     ],
 )
 def test_check_reports_arrays_that_do_not_fit_together(toy, fails, part, change, message):

@@ -111,7 +111,7 @@ def reading(path: str | Path, what: str, hint: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError):
         raise
     except Exception as error:  # NumPy, PyTorch, msgspec, zip and the decompressors each raise their own
         problem = f"cannot be read ({describe_error(error)})"
