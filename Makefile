@@ -22,12 +22,10 @@ gpu: .venv/installed  ## every test and figure that needs a GPU, in nine minutes
 lint: .venv/installed  ## style, and whether the pages that are made are current
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python docs/make_methods.py --check
-	$(BIN)/python docs/make_tables.py --check
+	$(BIN)/python docs/make_pages.py --check
 
 docs: .venv/installed  ## write what is made of docs/methods.md and the README
-	$(BIN)/python docs/make_methods.py
-	$(BIN)/python docs/make_tables.py
+	$(BIN)/python docs/make_pages.py
 
 .venv/installed: requirements.txt requirements-dev.txt
 	$(PYTHON) -c 'import sys; sys.exit("Python 3.11.4 or newer is needed, this is " + sys.version) if sys.version_info < (3, 11, 4) else 0'

@@ -17,13 +17,13 @@ from training import values_of
 import losses
 from config import build_parser
 from losses import LOSSES, Method
-from util.files import replace_block
 
 sys.path.append(str(REPOSITORY / "docs"))
-import make_methods
+import make_pages
 
+METHODS = REPOSITORY / "docs/methods.md"
 PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
-EXAMPLES = re.findall(r"`losses/(\w+).py`:\n\n```python\n(.*?)```", make_methods.PAGE.read_text(), re.DOTALL)
+EXAMPLES = re.findall(r"`losses/(\w+).py`:\n\n```python\n(.*?)```", METHODS.read_text(), re.DOTALL)
 NLL = -math.log(0.5 + 1e-5)  # at p = 1/2
 ADDED = {"focal": "lin2017.FOCAL", "class_mean": "class_mean.CLASS_MEAN"}
 
@@ -34,22 +34,24 @@ def blocks(page: Path) -> list[str]:
     return text.replace("\\\n", " ").splitlines()
 
 
-@pytest.mark.parametrize("name", re.findall(r"^### (\w+)$", make_methods.PAGE.read_text(), re.MULTILINE))
+@pytest.mark.parametrize("name", re.findall(r"^### (\w+)$", METHODS.read_text(), re.MULTILINE))
 def test_the_page_of_methods_agrees_with_the_records(name):
     """`make lint` reports a method that is not on the page yet; its tests do not need the page."""
-    assert make_methods.section(name, LOSSES[name]) in make_methods.PAGE.read_text()
+    assert make_pages.section(name, LOSSES[name]) in METHODS.read_text()
+
+
+def test_the_tables_are_what_the_files_of_runs_hold():
+    for page, blocks in make_pages.pages().items():
+        assert page == METHODS or all(content in page.read_text() for content in blocks.values())
 
 
 def test_a_page_that_is_not_current_is_one_line(monkeypatch, fails, tmp_path):
-    (tmp_path / "methods.md").write_text("<!-- methods -->\nold\n<!-- end -->\n")
-    monkeypatch.setattr(make_methods, "PAGE", tmp_path / "methods.md")
-    assert "python docs/make_methods.py" in fails(make_methods.main, ["--check"])
-    make_methods.main([])
-    make_methods.main(["--check"])
-
-
-def test_a_block_is_replaced_and_what_stands_around_it_is_kept():
-    assert replace_block("a\n<!-- x -->\nb\n<!-- end -->\nc", "x", "d") == "a\n<!-- x -->\nd\n<!-- end -->\nc"
+    (tmp_path / "page.md").write_text("before\n<!-- x -->\nold\n<!-- end -->\nafter\n")
+    monkeypatch.setattr(make_pages, "pages", lambda: {tmp_path / "page.md": {"x": "new"}})
+    assert "python docs/make_pages.py" in fails(make_pages.main, ["--check"])
+    make_pages.main([])
+    make_pages.main(["--check"])
+    assert (tmp_path / "page.md").read_text() == "before\n<!-- x -->\nnew\n<!-- end -->\nafter\n"
 
 
 @pytest.mark.parametrize("name, at_half", [("lin2017", NLL / 4), ("class_mean", NLL)])
@@ -98,8 +100,8 @@ def test_the_examples_of_methods_are_added_without_touching_a_test(tmp_path):
     done = script(tmp_path, "-m", "pytest", "-p", "no:cacheprovider", *methods, "tests")
     assert done.returncode == 0, done.stdout[-3000:]
     assert int(re.search(r"(\d+) passed", done.stdout)[1]) > 15
-    made = script(tmp_path, "docs/make_methods.py", "--check")
-    assert made.returncode == 2 and "python docs/make_methods.py" in made.stderr
+    made = script(tmp_path, "docs/make_pages.py", "--check")
+    assert made.returncode == 2 and "python docs/make_pages.py" in made.stderr
 
 
 def test_the_examples_of_every_extension_train_together(tmp_path):

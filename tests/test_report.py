@@ -11,14 +11,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import REPOSITORY
 
 import report
 from reporting import compare, tables
 from util.distributed import progress_bar
-
-sys.path.append(str(REPOSITORY / "docs"))
-import make_tables
 
 
 def write_run(results: Path, dataset: str, loss: str, seed: int, test_map: float | None, val=None, **more) -> Path:
@@ -295,14 +291,6 @@ def test_classes_intervals_over_test_images_and_figures(tmp_path, capsys):
         f"coco_{n}.{k}" for n in ("learning_curves", "test_mAP", "per_class", "threshold") for k in ("pdf", "png")
     }
     assert b"/FontFile2" in (tmp_path / "figures/coco_test_mAP.pdf").read_bytes()  # embedded
-
-
-def test_the_table_of_the_readme_is_what_its_runs_hold(tmp_path, monkeypatch, fails):
-    make_tables.main(["--check"])
-    readme = tmp_path / "README.md"
-    readme.write_text(make_tables.README.read_text().replace("| CTL", "| CTL?"))
-    monkeypatch.setattr(make_tables, "README", readme)
-    assert "python docs/make_tables.py" in fails(make_tables.main, ["--check"])
 
 
 def test_a_bar_shows_images_per_second_and_the_time_left_and_a_log_file_stays_quiet(monkeypatch, capsys):

@@ -208,11 +208,3 @@ def digest(*parts: object, length: int = 16) -> str:
         else:
             total.update(json.dumps(part, sort_keys=True).encode())
     return total.hexdigest()[:length]
-
-
-def replace_block(text: str, name: str, content: str) -> str:
-    """The text of a page with the lines between `<!-- NAME -->` and the next `<!-- end -->` replaced."""
-    begin, end = f"<!-- {name} -->\n", "\n<!-- end -->"
-    before, found, rest = text.partition(begin)
-    assert found and end in rest, f"no block {name!r}"
-    return before + begin + content + rest[rest.index(end) :]
