@@ -190,7 +190,7 @@ class Training:
     def state_dict(self) -> dict:
         """Raises UserError if a loss is not finite: such a state is not kept."""
         losses = distributed.all_sum(self.step_losses[: self.steps].clone())
-        check_finite(losses, self.epoch)
+        check_losses(losses, self.epoch)
         return {
             "model": self.model.state_dict(),
             **({"average": self.evaluated.state_dict()} if self.average else {}),
@@ -296,14 +296,14 @@ class Training:
                 bar.update(len(batches[self.steps - 1]))
                 if time.monotonic() - reported > REPORT_SECONDS:  # in a single process, the only wait for the device
                     reported = time.monotonic()
-                    check_finite(losses[: self.steps], self.epoch)
+                    check_losses(losses[: self.steps], self.epoch)
                     mean = losses[start : self.steps].mean().item() * distributed.world_size()
                     bar.set_postfix(loss=f"{mean:.4f}", refresh=False)
                 after_step()
         for network in dict.fromkeys((self.model, self.evaluated)):
             distributed.broadcast(network.buffers())  # on CPUs each process has its own batch norm statistics
         whole = distributed.all_sum(losses.clone())
-        check_finite(whole, self.epoch)
+        check_losses(whole, self.epoch)
         sizes = torch.tensor([len(batch) for batch in batches], device=self.device)
         return float((whole * sizes).sum() / len(images))
 
@@ -368,7 +368,7 @@ class Training:
         return probs
 
 
-def check_finite(losses: Tensor, epoch: int) -> None:
+def check_losses(losses: Tensor, epoch: int) -> None:
     """Raises UserError naming the first step whose loss is not finite."""
     bad = ~torch.isfinite(losses)
     if bad.any():

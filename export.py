@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from huggingface_hub import ModelCard, ModelCardData
 from torch import Tensor, nn
-from torchvision.models import ResNet
 
 import models
 from util.errors import OneLineParser, UserError, describe_error, printable, run_script
@@ -54,7 +53,7 @@ def write_onnx(model: models.Predictor, path: Path) -> tuple[list[Path], float]:
 
         with warnings.catch_warnings(action="ignore"):  # the exporter warns about its own future
             program = torch.onnx.export(network, (torch.from_numpy(example),), **options)
-    except Exception as error:  # a library is absent or of a different platform; the exporter does not know a layer
+    except (ImportError, OSError, torch.onnx.OnnxExporterError) as error:  # no library; a layer that has no operator
         raise UserError(
             f"{model.metadata.model} cannot be exported to ONNX ({describe_error(error)}); `pip install -r "
             "requirements-export.txt` installs the libraries that this needs"
@@ -101,6 +100,7 @@ def write_hub(model: models.Predictor, run: Path, folder: Path, license: str) ->
 def timm_network(model: models.Predictor) -> nn.Module | None:
     """The model's network if timm can build it. timm's ResNet-50 has the names of torchvision's parameters."""
     import timm
+    from torchvision.models import ResNet
 
     network = model.network.network
     if isinstance(network, ResNet):
@@ -108,10 +108,10 @@ def timm_network(model: models.Predictor) -> nn.Module | None:
     return network if hasattr(network, "pretrained_cfg") else None
 
 
-def card(model: models.Predictor, timm: bool, license: str) -> str:
+def card(model: models.Predictor, by_timm: bool, license: str) -> str:
     """The model card: how to use the model, what it was trained on and how, and its metrics."""
     tags, result = ["image-classification", "multi-label"], model.metadata.result
-    data = ModelCardData(license=license, tags=tags, library_name="timm" if timm else None)
+    data = ModelCardData(license=license, tags=tags, library_name="timm" if by_timm else None)
     counts = {name: result.get(f"{name}_images") for name in ("train", "validation", "test")}
     scores = {name: value for name, value in result.items() if name.startswith("test_") and isinstance(value, float)}
     filled = ModelCard.from_template(
@@ -123,7 +123,7 @@ def card(model: models.Predictor, timm: bool, license: str) -> str:
         scores={name.removeprefix("test_"): value for name, value in scores.items()},
         text=text,
     )
-    return str(filled)
+    return f"{filled}\n"
 
 
 def text(name: str) -> str:

@@ -131,9 +131,11 @@ def labelled(name: str, data_root: str, image_root: str | None, model: models.Pr
     datasets.check_name(folder)
     datasets.prepare(folder)
     splits = datasets.load(folder, image_root=image_root, need_images=False)  # images of other splits may be elsewhere
-    if splits.scored() is None or splits.classes.names != model.classes:
+    if splits.scored() is None:
+        raise UserError(f"{folder} has no test images with full labels, which metrics need")
+    if splits.classes.names != model.classes:
         classes = shorten(", ".join(model.classes), 200)
-        raise UserError(f"{folder}: metrics need test images with full labels of the model's classes: {classes}")
+        raise UserError(f"{folder} does not have the classes of the model, in this order: {classes}")
     return splits.scored()
 
 

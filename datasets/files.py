@@ -142,14 +142,13 @@ def write_own(
     drawn       the splits whose observed labels were drawn from the full labels
     image_root  stored relative to the folder if it is inside
     """
-    folder, root, whole = Path(folder), Path(image_root).resolve(), {}
-    before = read_description(folder) if description_path(folder).exists() else None
-    digests = before.digests if before else {}
+    folder, root, whole, digests = Path(folder), Path(image_root).resolve(), {}, {}
     for split, (images, true, observed) in splits.items():
         path = array_path(folder, split, "labels_obs")
-        if observed is None and before and path.exists():
-            same = all(map(np.array_equal, read_split(folder, split), (images, true)))
-            observed = read_array(path) if same else None
+        if observed is None and path.exists() and description_path(folder).exists():
+            if all(map(np.array_equal, read_split(folder, split), (images, true))):
+                observed, before = read_array(path), read_description(folder).digests
+                digests |= {path.name: before[path.name]} if path.name in before else {}
         elif split in drawn:
             digests[path.name] = files.digest(np.asarray(observed, dtype=np.int8))
         whole[split] = (images, true, observed)

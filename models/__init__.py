@@ -49,7 +49,10 @@ def check_name(name: str) -> None:
     elif name.startswith("timm:"):
         import timm
 
-        check_known("timm", name.removeprefix("timm:"), [*timm.list_models(), *timm.list_pretrained()])
+        architecture, _, tag = name.removeprefix("timm:").partition(".")
+        known = timm.list_pretrained(f"{architecture}.*") if tag else timm.list_models()
+        if tag or not timm.is_model(architecture):  # which also knows deprecated names
+            check_known("timm", name.removeprefix("timm:"), known or timm.list_pretrained())
     elif name not in BACKBONES:
         kind = "the head of a run on given features (-d photos or --features)" if name == FEATURES else "unknown"
         known = f"{', '.join(BACKBONES)}, timm:NAME and clip:NAME:TAG"

@@ -1,6 +1,7 @@
 """The check at the start of a run on a GPU: what the network computes there is compared with the CPU, for about a
 second. `--no-checks` skips it."""
 
+from contextlib import ExitStack
 from copy import deepcopy
 
 import torch
@@ -36,10 +37,9 @@ def features_and_logits(model: Backbone, images: Tensor, precision: str) -> Tens
     """The classifier's input and the logits, as one float vector on the CPU. Logits alone may nearly cancel, and would
     consist of rounding errors then."""
     seen = []
-    heads = [model.network.get_submodule(name) for name in model.heads]
-    hooks = [head.register_forward_pre_hook(lambda head, given: seen.append(given[0])) for head in heads]
-    with autocast(images.device, precision):
+    with ExitStack() as hooks, autocast(images.device, precision):
+        for name in model.heads:
+            head = model.network.get_submodule(name)
+            hooks.callback(head.register_forward_pre_hook(lambda head, given: seen.append(given[0])).remove)
         seen.append(model(model.to_input(images)))
-    for hook in hooks:
-        hook.remove()
     return torch.cat([part.float().cpu().flatten() for part in seen])

@@ -55,9 +55,10 @@ def tower_config(name: str) -> dict | None:
     return read_json(local_file(file) or file) if file.endswith(".json") else None
 
 
-def clip_file(name: str, weights: str) -> Path:
+def clip_file(name: str, weights: str, otherwise: str = OFFLINE) -> Path:
     """The file of a model's weights, a local file or an open_clip tag, downloaded on first use.
 
+    otherwise  an alternative for users without internet
     Raises UserError if there is none, or if a tag was trained with a different GELU than the model has: such a pair
     would run and score a few points lower.
     """
@@ -67,19 +68,18 @@ def clip_file(name: str, weights: str) -> Path:
     if path := local_file(weights):
         return path
     model, config, name = f"clip:{name}:{weights}", model_config(name), config_name(name)
-    tag = get_pretrained_cfg(name, weights)
-    if not tag or bool(config.get("quick_gelu")) != bool(tag.get("quick_gelu")):
-        hint = f"take one (-m clip:NAME:TAG, --teacher-weights TAG), or {OFFLINE}"
-        if tag:
-            other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-            hint = f"it was trained with a different GELU; take {other}"
+    if not (tag := get_pretrained_cfg(name, weights)):
         tags = ", ".join(list_pretrained_tags_by_model(name)) or "none"
-        raise UserError(f"weights {weights!r} do not fit {name}, whose tags in open_clip are: {tags}; {hint}")
+        fault = f"the weights {weights!r} are neither a file nor a tag" if weights else "give weights: clip:NAME:TAG"
+        raise UserError(f"{name}: {fault}; open_clip's tags of this model: {tags}")
+    if bool(config.get("quick_gelu")) != bool(tag.get("quick_gelu")):
+        other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+        raise UserError(f"weights {weights!r} were trained with a different GELU than {name}; take {other}")
     repository, _, file = tag["hf_hub"].rpartition("/")
     names = [file] if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
     if file.endswith((".bin", ".pt", ".pth")):
         names.insert(0, str(Path(file).with_suffix(".safetensors")))
-    return hub_file(repository, names, model)
+    return hub_file(repository, names, model, otherwise)
 
 
 def create_clip(name: str, file: Path | None, image_size: int | None = None) -> nn.Module:

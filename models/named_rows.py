@@ -3,7 +3,6 @@
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from itertools import zip_longest
 from pathlib import Path, PureWindowsPath
 
 import numpy as np
@@ -42,8 +41,9 @@ def read_rows(
     hint = "without scores of tiles, give --teacher-views global" if "tiles_max" in arrays else ""
     read = dict(zip([*keys, *arrays], read_arrays(path, [*keys, *arrays], hint), strict=True))
     kinds = all((array.dtype.kind == "U") == (name in keys) for name, array in read.items())
-    axes = {axis for name, array in read.items() for axis in zip_longest(SHAPES[name], array.shape, fillvalue=0)}
-    if not kinds or len(dict(axes)) < len(axes) or 0 in dict(axes).values():  # an axis has two sizes, or none
+    complete = all(array.ndim == len(SHAPES[name]) and array.size for name, array in read.items())
+    axes = {axis for name, array in read.items() for axis in zip(SHAPES[name], array.shape, strict=False)}
+    if not kinds or not complete or len(dict(axes)) < len(axes):  # the last: an axis has two sizes
         expected = ", ".join(f"{name} ({', '.join(SHAPES[name])})" for name in read)
         found = ", ".join(f"{array.dtype} {array.shape}" for array in read.values())
         raise UserError(f"{path}: expected {expected}, of numbers, and strings for {' and '.join(keys)}; found {found}")

@@ -5,8 +5,8 @@ import pathlib
 import shlex
 import warnings
 import zipfile
-from collections.abc import Container
-from contextlib import AbstractContextManager
+from collections.abc import Container, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from util.errors import UserError
+from util.errors import UserError, describe_error
 from util.files import REPOSITORY, local_file, reading
 
-OFFLINE = "give a file by --weights or --teacher-weights FILE, scores by --similarity FILE.npz, or take --no-pretrained"
+OFFLINE = "give --weights FILE, or train from scratch with --no-pretrained"
 # names of a state dict inside the checkpoints of training programs, the preferred one first
 CONTAINERS = ("state_dict_ema", "model_ema", "state_dict", "model_state_dict", "model", "net", "network", "module")
 PREFIXES = {  # of parameter names in checkpoints: their replacement in a network of ours
@@ -34,37 +34,43 @@ HARMLESS = [  # plain values that training programs keep beside the tensors; PyT
 ]
 
 
-def _fetching(file: str, folder: str | Path, model: str) -> AbstractContextManager[None]:
+@contextmanager
+def _fetching(file: str, folder: str | Path, model: str, otherwise: str) -> Iterator[None]:
     """Turn whatever a library raises while it fetches a file into one UserError.
 
-    model  the name of the file's model for `models/download.py`
+    model      the name of the file's model for `models/download.py`
+    otherwise  an alternative for users without internet
     """
-    return reading(
-        f"weights {file} are not in {folder}, and their source",
-        "one that can be fetched",
-        f"with internet run `python models/download.py {shlex.quote(model)}` and copy that folder here (weights behind "
-        f"a licence: accept it on the model's page, and log in with `hf auth login` or set HF_TOKEN), or {OFFLINE}",
-    )
+    try:
+        yield
+    except Exception as error:
+        status, reason = getattr(getattr(error, "response", None), "status_code", None), describe_error(error)
+        hint = f"with internet run `python models/download.py {shlex.quote(model)}` and copy that folder here"
+        if status in (401, 403):
+            reason = f"refused with status {status}"
+            hint = "log in with `hf auth login` or set HF_TOKEN, and accept the licence on the model's page"
+        text = f"weights {file} are not in {folder} and cannot be fetched ({reason}); {hint}, or {otherwise}"
+        raise UserError(text) from None
 
 
-def torchvision_file(url: str, model: str) -> Path:
+def torchvision_file(url: str, model: str, otherwise: str = OFFLINE) -> Path:
     """The local file of a torchvision weights URL, downloaded on first use."""
     path = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
     if not path.exists():
-        with _fetching(path.name, path.parent, model):
+        with _fetching(path.name, path.parent, model, otherwise):
             path.parent.mkdir(parents=True, exist_ok=True)
             torch.hub.download_url_to_file(url, str(path), hash_prefix=path.stem.rsplit("-", 1)[-1])
     return path
 
 
-def hub_file(repository: str, names: list[str], model: str) -> Path:
+def hub_file(repository: str, names: list[str], model: str, otherwise: str = OFFLINE) -> Path:
     """The local file of a Hugging Face repository, the first of `names` that it has, downloaded on first use."""
     from huggingface_hub import constants, file_exists, hf_hub_download, try_to_load_from_cache
 
     for name in names:
         if isinstance(found := try_to_load_from_cache(repository, name), str):
             return Path(found)
-    with _fetching(f"{repository}/{names[0]}", constants.HF_HUB_CACHE, model):
+    with _fetching(f"{repository}/{names[0]}", constants.HF_HUB_CACHE, model, otherwise):
         # file_exists fails at once without internet; a download retries for half a minute
         return Path(hf_hub_download(repository, next(filter(partial(file_exists, repository), names), names[-1])))
 
@@ -85,15 +91,13 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     real = Path(path).resolve()  # of a link in the hub's cache
     caches = [Path(folder).resolve() for folder in (constants.HF_HUB_CACHE, torch.hub.get_dir())]
     again = f"remove {real}, and it is fetched again" if any(map(real.is_relative_to, caches)) else "fetch it again"
-    hint = (
-        f"if it is damaged, cut short or a pointer of Git LFS (`git lfs pull`), {again}; if it holds more than a state "
-        'dict of tensors, save that alone in the program that wrote it: torch.save(model.state_dict(), "weights.pth")'
-    )
+    alone = 'save its tensors alone in the program that wrote it: torch.save(model.state_dict(), "weights.pth")'
+    hint = f"if it is damaged, cut short or a pointer of Git LFS (`git lfs pull`), {again}; else {alone}"
     with reading(path, "a file of weights", hint), warnings.catch_warnings(action="ignore"):
         checkpoint = _read(real)
-        if (state := _state_dict(checkpoint)) is None:
-            found = checkpoint if isinstance(checkpoint, dict) else [type(checkpoint).__name__]
-            raise ValueError(f"its content: {', '.join(map(str, found))}")
+    if (state := _state_dict(checkpoint)) is None:
+        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise UserError(f"{path} holds no state dict of tensors, but {found[:200]}; {alone}")
     return {str(name): tensor for name, tensor in state.items()}
 
 

@@ -81,7 +81,8 @@ def read_coco(path: Path) -> Source:
     for annotation in content.annotations:
         image, category = _key(annotation.image_id), _key(annotation.category_id)
         if image not in names or category not in classes:
-            raise UserError(f"{path}: an annotation has image {image} and category {category}; the file must list both")
+            what = f"image {image}" if image not in names else f"category {category}"
+            raise UserError(f"{path}: an annotation is of {what}, which the file does not list")
         entries.append((names[image], classes[category]))
     return Source(positives(path, list(dict.fromkeys(entries)), None, tuple(classes.values())), path.parent)
 
@@ -137,9 +138,9 @@ def _yolo(folder: Path, texts: list[Path]) -> Iterator[tuple[str, str]]:
         yield image, ""
         for line in filter(None, map(str.split, read_text(path).splitlines())):
             if not line[0].isdecimal() or int(line[0]) not in names:
+                remedy = "add its name there" if listing.exists() else "write the names there, a line for each class"
                 raise UserError(
-                    f"{path}: {' '.join(line)[:60]!r} does not begin with the number of a class; write the names of "
-                    f"the classes, a line each, into {listing}"
+                    f"{path}: {' '.join(line)[:60]!r} does not begin with the number of a class of {listing}; {remedy}"
                 )
             yield image, str(names[int(line[0])])
 
@@ -153,7 +154,7 @@ def _class_folders(folder: Path, folders: list[Path]) -> Iterator[tuple[str, str
     if beside := [path for path in images if path.parent == folder]:
         print(f"left out {len(beside):,} images beside the folders of the classes, the first {beside[0]}")
     names = {path: path.relative_to(folder).parts[0] for path in found}
-    empty = [path for path in folders if path.name not in names.values()]
+    empty = [path for path in folders if path.name not in set(names.values())]
     if empty or not found:
         raise UserError(
             f"{empty[0] if found else folder} holds no pictures of a class; each class needs a folder of pictures, "

@@ -20,21 +20,30 @@ from datasets.pixels import accept_truncated
 from preproc.sources import check_unique
 from util.errors import OneLineParser, UserError, run_script
 
+ROWS = 4096  # checked at a time: a check of the whole matrix would take several times its memory
+
 
 def check_arrays(splits: dict[str, tuple[np.ndarray, np.ndarray | None, np.ndarray]], classes: files.Classes) -> None:
     """Raises UserError if {split: (images, full labels, observed labels)} and the classes do not fit together."""
-    check_unique(chain(*(images.tolist() for images, _, _ in splits.values())), "the image", "it belongs to one split")
+    check_unique(
+        chain(*(images.tolist() for images, _, _ in splits.values())), "the image", "list it once, in one split"
+    )
     names = classes.names
-    if not len(set(names)) == len(names) == len(classes.prompt_names):
-        raise UserError(f"{len(names)} classes need as many different names and prompt names; not {names}")
+    check_unique(names, "the class", "rename or remove one")
+    if len(classes.prompt_names) != len(names):
+        raise UserError(f"{len(names)} classes need as many prompt names, not {len(classes.prompt_names)}")
     for split, (images, true, observed) in splits.items():
-        full, shape = observed == 1 if true is None else true, (len(images), len(names))
-        fits = full.shape == observed.shape == shape and ((full == 0) | (full == 1)).all()
-        if not fits or not np.isin(observed * (2 * full.astype(np.int8) - 1), (0, 1)).all():
-            raise UserError(
-                f"the labels of {split} must have the shape {shape}, as there are {shape[0]} images and {shape[1]} "
-                "classes; full labels must be 0 or 1, and observed ones 0, or 1 and -1 as the full ones are 1 and 0"
-            )
+        shape, shapes = (len(images), len(names)), [part.shape for part in (true, observed) if part is not None]
+        if set(shapes) != {shape}:
+            raise UserError(f"the labels of {split} have the shapes {shapes}; expected {shape}: images and classes")
+        for row in range(0, len(images), ROWS):
+            known = observed[row : row + ROWS]
+            full = known == 1 if true is None else true[row : row + ROWS]
+            if not (np.isin(known, (-1, 0, 1)) & np.isin(full, (0, 1)) & (known * (2 * full - 1) >= 0)).all():
+                raise UserError(
+                    f"the full labels of {split} must be 0 or 1, and the observed ones 0, or 1 and -1 as the full "
+                    "labels are 1 and 0"
+                )
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -59,7 +68,7 @@ def main(argv: list[str] | None = None) -> None:
         name = "test" if split == "val" else split
         found = find_bad_images(images.tolist(), root, name)
         print(f"{name}: {len(found):,} of {len(images):,} images are bad")
-        bad |= found
+        bad |= {str(root / image): problem for image, problem in found.items()}
     if bad:
         print(describe_bad_images(bad, "\n"), file=sys.stderr)
         sys.exit(2)

@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
         outside = (name for name in labels.index if os.path.isabs(name) or ".." in name.split("/"))
         if not options.outside and (name := next(outside, None)) is not None:
             raise UserError(f"{name!r} lies outside the folder of images; --outside allows it")
-    check_unique(chain(*(labels.index for labels in read.values())), "the image", "it belongs to one split")
+    check_unique(chain(*(labels.index for labels in read.values())), "the image", "list it once, in one split")
     read = divide(read.pop("train"), fractions, options.seed) | read
     if not options.no_check and not options.no_images:
         read = skip_bad(read, root, options)

@@ -75,7 +75,7 @@ def positives(
     found, named = np.zeros((len(images), len(names)), np.int8), columns >= 0
     found[rows[named], columns[named]] = 1
     if repeated := np.count_nonzero(named) - np.count_nonzero(found):
-        print(f"{path}: {repeated:,} entries were there twice")
+        print(f"{path}: {repeated:,} entries repeat an image and its label")
     return label_frame(found, images, names)
 
 
@@ -157,5 +157,5 @@ def merge(labels: pd.DataFrame) -> pd.DataFrame:
         raise UserError(f"two rows of {image!r} disagree on {name!r}; correct one")
     once = labels[~labels.index.duplicated()].copy()
     once.loc[high.index] = high.where(high > 0, low)
-    print(f"{len(labels) - len(once):,} rows are of an image that was there already")
+    print(f"{len(labels) - len(once):,} rows repeat an image")
     return once

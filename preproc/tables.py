@@ -70,7 +70,7 @@ def open_table(path: Path, delimiter: str | None) -> tuple[list[str], pd.DataFra
     lines, rows = re.findall(".*\n?", text), []  # a StringIO would take four bytes for each character
     with reading(path, "a table"):
         delimiter = delimiter or _find_delimiter(path, lines)
-        reader = csv.reader(lines, delimiter=delimiter, strict=True)
+        reader = csv.reader(lines, delimiter=delimiter)
         names = [clean_name(name) for name in next(reader, [])]
         for row in reader:
             row = list(map(sys.intern, map(str.strip, row)))  # most fields are one of few marks
@@ -101,16 +101,16 @@ def _find_delimiter(path: Path, lines: list[str]) -> str:
     return fits[0] if fits else ","
 
 
-def _mark(text: str, marks: dict[str, int]) -> int | None:
-    """1 present, -1 absent, 0 unknown; None for anything else. `1.0` and `.0` are 1 and 0."""
+def _plain(text: str) -> str:
+    """A field as in MARKS: `1.0` and `.0` are 1 and 0."""
     try:
-        return marks.get(f"{float(text):g}")
+        return f"{float(text):g}"
     except ValueError:
-        return marks.get(text.lower())
+        return text.lower()
 
 
 def _are_marks(column: pd.Series, marks: dict[str, int]) -> bool:
-    return all(_mark(value, marks) is not None for value in column.unique())
+    return all(_plain(value) in marks for value in column.unique())
 
 
 def _read_marks(path: Path, images: pd.Series, columns: dict[str, pd.Series], marks: dict[str, int]) -> pd.DataFrame:
@@ -118,7 +118,8 @@ def _read_marks(path: Path, images: pd.Series, columns: dict[str, pd.Series], ma
     labels, seen = np.zeros((len(images), len(columns)), dtype=np.int8), set()
     for place, (name, column) in enumerate(columns.items()):
         rows, values = pd.factorize(column)
-        found = [_mark(value, marks) for value in values]
+        plain = [_plain(value) for value in values]
+        found = [marks.get(mark) for mark in plain]
         if None in found or not name:
             value = values[found.index(None)] if None in found else next(filter(None, values))
             raise UserError(
@@ -127,7 +128,7 @@ def _read_marks(path: Path, images: pd.Series, columns: dict[str, pd.Series], ma
                 "a column of names has the header `label`"
             )
         labels[:, place] = np.array(found)[rows]
-        seen |= {value.removesuffix(".0") for value in values}
+        seen |= set(plain)
     if "-1" in seen and "0" not in seen and marks["-1"] == 0:
         print(f"note: {path} has 1 and -1 and no 0; -1 is read as unknown. If it means absent, give --absent -1")
     return label_frame(labels, images, list(columns))

@@ -111,7 +111,7 @@ WEIGHTS = {
     ),
     "numbers for names": (lambda state: dict(enumerate(state.values())), "fit"),
     "a list": (lambda state: list(state.values()), "tensors"),
-    "a pickle": (lambda state: {"weight": io.BytesIO}, "save that alone"),
+    "a pickle": (lambda state: {"weight": io.BytesIO}, "save its tensors alone"),
 }
 
 

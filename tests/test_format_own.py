@@ -58,7 +58,7 @@ def test_a_list_of_labels_gives_positives_and_leaves_the_rest_unknown(photos, ca
         "train: 4 images, 2 classes, 4 positives (1.00 per image), 0 negatives; of all labels 50.0% are unknown" in out
     )
     assert (
-        "labels.csv: 1 entries were there twice" in out
+        "labels.csv: 1 entries repeat an image and its label" in out
         and "1 images with nothing known" in out
         and "cat 2, dog 2" in out
     )

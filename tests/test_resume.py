@@ -53,7 +53,7 @@ def die_before_finishing(toy: Path, monkeypatch) -> None:
 
 
 DEATHS = [
-    (engine, "check_finite", 2),
+    (engine, "check_losses", 2),
     (engine.Training, "predict", 1),
     (engine.Training, "predict", 4),
     (run_folder.Run, "save", 3),
@@ -181,7 +181,7 @@ def test_a_run_that_fails_before_it_begins_leaves_no_folder(toy, monkeypatch):
     def failing(*arguments):
         raise UserError("the loss is nan")
 
-    monkeypatch.setattr(engine, "check_finite", failing)
+    monkeypatch.setattr(engine, "check_losses", failing)
     with pytest.raises(UserError):
         main.main(toy_arguments(toy))
     assert not list((toy.parent.parent / "results").glob("toy_*"))

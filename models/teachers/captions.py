@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -24,8 +25,9 @@ def read_text_features(path: str, shape: tuple[int, int]) -> Tensor:
     """(L, D) float32 from an .npy file; raises UserError for any other."""
     features = read_array(path)
     if features.shape == shape and features.dtype.kind == "f":
-        rows = torch.from_numpy(features).float()
-        if (rows.isfinite() & (rows.norm(dim=1, keepdim=True) > 0)).all():
+        rows = torch.from_numpy(features.astype(np.float32))
+        norms = rows.norm(dim=1)
+        if (norms.isfinite() & (norms > 0)).all():
             return rows
     raise UserError(
         f"--text-features {path} is {features.dtype} {features.shape}, expected finite floats {shape}: a row for each "

@@ -30,6 +30,7 @@ RESAMPLE = "bicubic"  # as in CLIP's training; differs: published as bilinear
 HALF = torch.float16  # CLIP's own; ten times closer to float32's similarities than bf16 (benchmarks/teacher.py)
 VIEWS = {"global": ("global",), "tiles": ("global", "tiles"), "patches": ("global", "patches")}  # of --teacher-views
 CHECKED, SAME_SIMILARITY = 8, 1e-3  # images compared with float32, and by how much half precision may differ
+OFFLINE = "give --teacher-weights FILE, or --similarity FILE.npz"
 SMALL = 64 * 2**20  # bytes of the weights of a teacher that scores a few images in seconds
 REFERENCE_SIZE = 448  # pixels; the published code resizes from here to the teacher's size
 
@@ -153,11 +154,11 @@ def cut(images: Tensor, tiles: int) -> Tensor:
 
 
 def build(teacher: ClipTeacher, classes: Classes) -> Scorer:
-    """The teacher's network on the CPU. Raises UserError if its weights cannot be had or do not fit."""
+    """The teacher's network on the CPU. Raises UserError if its weights cannot be fetched or do not fit."""
     name, weights = teacher.teacher, teacher.teacher_weights
     if teacher.text_features:
         given = read_text_features(teacher.text_features, (len(classes.names), model_config(name)["embed_dim"]))
-    clip = create_clip(name, clip_file(name, weights)).eval().requires_grad_(False)
+    clip = create_clip(name, clip_file(name, weights, OFFLINE)).eval().requires_grad_(False)
     if not teacher.text_features:
         given = encode_captions(clip, config_name(name), teacher.captions(classes), classes.names)
     return Scorer(clip, given, *normalisation(name, weights), teacher.teacher_preprocess)

@@ -12,9 +12,7 @@ from models.named_rows import names_of_arrays, read_rows
 from models.teachers.base import Teacher
 from util.files import local_file
 
-LARGEST = np.float32(
-    1e6
-)  # of a similarity: beyond it, even a temperature of 1 leaves one label with all of the softmax
+LARGEST = np.float32(1e6)  # of a similarity: above, the softmax gives all to one label even at temperature 1
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,7 @@ def load_similarities(
     """(N, L) float similarities (cosines or logits) of images and classes from an npz file of `images`, `classes`,
     `similarity`, as in `read_rows`.
 
-    arrays  further arrays of the same images and classes: `tiles_max`, the largest over the tiles of an image, each
+    arrays  `similarity`, and of the same images and classes `tiles_max`, the largest over the tiles of an image, each
             less its own mean over the classes; or `tiles`, (N, K, L) of K tiles
     """
     return read_rows(path, arrays, images.tolist(), root, classes, LARGEST)

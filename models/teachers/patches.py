@@ -44,9 +44,7 @@ def patch_features(tower: nn.Module, images: Tensor) -> Tensor:
 def attention(block: nn.Module, tokens: Tensor) -> Tensor:
     """(B, T, W) -> (B, H, T, T): softmax(q q^T / sqrt d) + softmax(k k^T / sqrt d) of each head."""
     vectors = [heads(block, tokens, part) for part in (0, 1)]
-    scaled = [
-        part / part.shape[3] ** 0.25 for part in vectors
-    ]  # before the product, whose squares float16 may not hold
+    scaled = [part / part.shape[3] ** 0.25 for part in vectors]  # float16 may not hold the squares of unscaled ones
     return sum(torch.softmax(part @ part.transpose(2, 3), dim=3) for part in scaled)
 
 
