@@ -306,7 +306,7 @@ def check(config: Config) -> None:
     if config.method.check:
         for phase in (config, linear_phase(config))[: 1 + (config.mode == "linear_init")]:
             losses.with_settings(config.method.check, facts(phase))()
-    for text in _contradictions(config):
+    if text := next(_contradictions(config), None):
         raise UserError(text)
 
 

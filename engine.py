@@ -113,6 +113,8 @@ def accelerate(model: Backbone, inputs: Tensor, compiled: bool) -> torch.nn.Modu
             # gradients are accumulated on the capture's stream, with which autograd synchronizes the current one
             torch.autograd.graph.set_warn_on_accumulate_grad_stream_mismatch(False)
             network = torch.cuda.make_graphed_callables(torch.nn.Sequential(model), (inputs,))
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"{option} does not work here ({describe_error(error)}); leave it out") from None
     for buffer, value in zip(model.buffers(), buffers, strict=True):

@@ -322,7 +322,7 @@ def finish(
     }
     run.finish(result, history, model, metadata, predictions, per_class)
     validated = f" (val mAP {result['val_mAP']:.2f})" if "val_mAP" in result else ""
-    epoch = f"{config.select if splits.val else 'last'} epoch {best['epoch']}" if history else "nothing was trained"
+    epoch = f"{'best' if selection.by_score else 'last'} epoch {best['epoch']}" if history else "nothing was trained"
     print(f"{epoch}{validated}: {metrics.summary(result)}")
     print(f"thresholds chosen by {thresholds_by}")
     print(f"results: {run.folder}")

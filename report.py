@@ -76,6 +76,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     add("--watch", action="store_true", help="show the unfinished runs and how far they are")
     add("--overwrite", action="store_true", help="replace files of other origin at --csv and --html")
     options = parser.parse_intermixed_args(argv)
+    if options.bootstrap is not None and options.bootstrap < 1:
+        parser.error(f"--bootstrap must be at least 1, not {options.bootstrap}")
     ours = (b"mean,deviation,n,", b"class,", b"dataset,class,", b"<!doctype html>")
     check_outputs({"--csv": options.csv, "--html": options.html}, options.overwrite, ours)
     return options

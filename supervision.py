@@ -122,6 +122,10 @@ class Selection:
     labels: np.ndarray | None
     num_labels: int
 
+    @property
+    def by_score(self) -> bool:
+        return self.chosen_by.startswith("validation mAP")
+
     def score(self, probs: np.ndarray) -> float:
         """mAP of the validation images, in percent, from (N, L) probabilities."""
         return metrics.mean_average_precision(probs, self.labels)

@@ -39,7 +39,7 @@ from reporting import tables
 from runs import run_folder
 from util import devices
 from util.errors import OneLineParser
-from util.files import digest, writable_folder, write_text
+from util.files import check_outputs, digest, writable_folder, write_text
 from util.settings import ends, flag
 
 RATES = (0.1, 10.0)  # the learning rates that are searched, as multiples of the default
@@ -79,9 +79,14 @@ class Task:
         return self.with_values(values)
 
     def finished(self) -> list[FrozenTrial]:
-        """The trials that count: the first ones that ended."""
+        """The trials that count: the default, then the first ones that ended."""
         ended = self.study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        return sorted(ended, key=lambda trial: trial.datetime_complete)[: self.options.trials]
+        ended.sort(key=lambda trial: ("default" not in trial.user_attrs, trial.datetime_complete))
+        return ended[: self.options.trials]
+
+    def defaults(self) -> set[TrialState]:
+        """The states of the trials with the default settings: one, but for interrupted ones."""
+        return {trial.state for trial in self.study.get_trials(deepcopy=False) if "default" in trial.user_attrs}
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,6 @@ class Watch:
 def validate(config: Config, session: driver.Session, storage: Watch) -> float:
     """Train, and return the best validation mAP. The test set is not scored."""
     splits, selection = driver.load_data(config, session)
-    if selection.labels is None or splits.scored() is None:
-        raise UserError(f"{config.dataset_name} lacks validation images or labelled test images; a search needs both")
     prepared = driver.prepare_training(config, session, splits)
     training = prepared.training
     with session.stop.deferred():
@@ -116,10 +119,12 @@ def validate(config: Config, session: driver.Session, storage: Watch) -> float:
 
 
 def search(task: Task, session: driver.Session) -> None:
-    """Run trials until the method's budget is used up."""
-    options = task.options
-    if not task.study.get_trials(deepcopy=False):
-        task.study.enqueue_trial({}, user_attrs={"default": True})
+    """Run trials until the method's budget is used up and the default has a score."""
+    options, ended = task.options, []
+    with quiet():
+        splits, selection = driver.load_data(task.config, session)
+    if selection.labels is None or splits.scored() is None:
+        raise UserError(f"{task.config.dataset_name} lacks validation images or labelled test images; both are needed")
 
     def score(trial: optuna.Trial, config: Config, prune: bool) -> float:
         """The mean validation mAP over the draws."""
@@ -140,10 +145,13 @@ def search(task: Task, session: driver.Session) -> None:
         except UserError as error:  # a rate at which the loss diverges, say
             raise optuna.TrialPruned from error
 
-    while (done := len(task.finished())) < options.trials:
+    while (done := len(task.finished())) < options.trials or TrialState.COMPLETE not in task.defaults():
+        if done >= options.trials or not task.defaults() - {TrialState.FAIL}:
+            task.study.enqueue_trial({}, user_attrs={"default": True})
         with quiet():
-            task.study.optimize(objective, n_trials=1, gc_after_trial=False)
-        trial = task.finished()[done]
+            keep = [lambda study, trial: ended.append(trial)]
+            task.study.optimize(objective, n_trials=1, gc_after_trial=False, callbacks=keep)
+        trial = ended[-1]
         value = f"val mAP {trial.value:.2f}" if trial.state is TrialState.COMPLETE else "pruned"
         print(f"{task.config.loss} trial {done + 1}/{options.trials}: {value} {described(trial.params) or 'default'}")
 
@@ -200,6 +208,9 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[Config]]:
     if min(options.trials, options.draws, options.runs) < 1:
         raise UserError("--trials, --draws and --runs must be at least 1")
     names = [name for name, method in LOSSES.items() if method.loss] if options.loss == ["all"] else options.loss
+    if untrained := [name for name in names if name in LOSSES and LOSSES[name].loss is None]:
+        raise UserError(f"{untrained[0]} trains nothing, so there is nothing to search")
+    check_outputs({"--csv": options.csv}, overwrite=False, ours=(b"method,",))
     return options, [configuration.parse([*rest, "-l", name]) for name in names]
 
 
@@ -228,22 +239,24 @@ def main(argv: list[str] | None = None) -> pd.DataFrame:
     """Search and confirm by the command line `argv`; returns the table."""
     argv = sys.argv[1:] if argv is None else argv
     options, configs = parse(argv)
+    session = driver.Session(devices.pick_device(configs[0].gpu), memory={})
     datasets.prepare(configs[0].folder)
     results = writable_folder(Path(configs[0].results_dir), "--results-dir")
     journal = Path(options.study or results / f"tune_{configs[0].dataset_name}.journal")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning shows the traceback of a failed trial
     storage = JournalStorage(JournalFileBackend(str(journal)))
-    session = driver.Session(devices.pick_device(configs[0].gpu), memory={})
     configs = [driver.prepare_process(config, session.device) for config in configs]
     tasks = [Task(config, options, open_study(config, storage, options.draws)) for config in configs]
     command, more = [sys.executable, __file__, *argv], int(os.environ.get("JOBS", "1")) - 1
     others = [subprocess.Popen(command, env=os.environ | {"JOBS": "1"}, stdout=subprocess.DEVNULL) for _ in range(more)]
-    rows, skipped = [], UserError if options.loss == ["all"] else ()
+    rows = []
     with session.stop:
         for task in tasks:
             try:
                 search(task, session)
-            except skipped as error:  # of "all" some methods may lack what they read
+            except UserError as error:  # of "all" some methods may lack what they read
+                if options.loss != ["all"]:
+                    raise
                 print(f"{task.config.loss} is left out: {error}")
                 continue
             rows.append(confirm(task, session))

@@ -148,7 +148,9 @@ class Method:
             faults.append("pseudo-labels, but its record names no rule that makes them")
         for function in filter(None, (self.loss, *self.functions(), self.check)):
             if undeclared := set(keywords(function)) - set(settings):
-                faults.append(f"{min(undeclared)!r} in {function.__name__}, but declares only {', '.join(settings)}")
+                faults.append(
+                    f"the setting {min(undeclared)!r} in {function.__name__}; it may read {', '.join(settings)}"
+                )
         if faults:
             raise UserError(f"the method {name} reads {faults[0]}")
 

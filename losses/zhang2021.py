@@ -47,7 +47,9 @@ HILL = Method(
     settings=dict(
         margin=MARGIN,
         gamma=Setting(2.0, "focus on positives: the power of 1-p", "[0, inf)", "[0, 4]"),
-        hill_lambda=Setting(1.5, "lambda of the negative loss (lambda - p) p^2", "[1, inf)", "[1, 3]"),
+        hill_lambda=Setting(
+            1.5, "lambda of the negative loss (lambda - p) p^2, which falls above 2/3 lambda", "[1, inf)", "[1, 3]"
+        ),
     ),
 )
 

@@ -101,7 +101,9 @@ EM_APL = Method(
     settings=dict(
         alpha=ALPHA,
         beta=Setting(0.02, "weight of soft negatives", "[0, inf)", "[0.005, 1]", coco=0.9, nuswide=0.2, cub=0.4),
-        warmup_epochs=Setting(5, "first epoch after which labels are made", "[1, inf)", (1, 3, 5), nuswide=4, cub=3),
+        warmup_epochs=Setting(
+            5, "first epoch (from 1) after which labels are made", "[1, inf)", (1, 3, 5), nuswide=4, cub=3
+        ),
         neg_proportion=Setting(0.9, "share of a class's unlabelled images that are labelled in all", "[0, 1]"),
         eps=EPS,
     ),

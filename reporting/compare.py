@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from scipy.special import stdtrit  # Student's quantile; scipy.stats takes seconds to import
 
 import metrics
 from reporting.tables import SECTION, Row, arrange, by, check_names, spread
@@ -27,6 +26,8 @@ class Paired(NamedTuple):
 def paired(row: Row, baseline: Row) -> Paired | None:
     """None if fewer than two repeats are common to both. The one result of a teacher alone is compared with every
     repeat. The interval is Student's t."""
+    from scipy.special import stdtrit  # Student's quantile; scipy.stats takes seconds to import
+
     one, other = (one.test if one.trained else one.test.mean() for one in (row, baseline))
     differences = pd.Series(one - other, dtype=float).dropna()
     n, mean = len(differences), differences.mean()

@@ -43,7 +43,7 @@ def look(row: int) -> dict[str, str]:
 
 
 def swatch(row: int) -> Markup:
-    """The same as a short line beside the row's name."""
+    """A short line with the row's colour and dashes, beside its name."""
     color, line = look(row).values()
     return Markup(f'<span class="swatch" style="border-top:3px {LINES[line]} {color}"></span>')
 

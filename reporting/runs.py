@@ -123,13 +123,17 @@ def show(value: object) -> str:
 def meeting(runs: list[Run], conditions: list[str]) -> list[Run]:
     known, wanted = sorted({name for run in runs for name in run.shown}), defaultdict(set)
     for name, equals, value in (condition.partition("=") for condition in conditions):
-        if runs and not (equals and name in known):
-            raise UserError(f"--where {name}{equals}{value}: NAME=VALUE is expected; the names are {', '.join(known)}")
+        if not equals:
+            raise UserError(f"--where takes NAME=VALUE, such as dataset=pascal, not {name!r}")
+        if runs and name not in known:
+            raise UserError(f"--where {name}: no run has such a setting; there are {', '.join(known)}")
         wanted[name].add(natural(value))
     return [run for run in runs if all(natural(run.shown.get(n, "-")) in values for n, values in wanted.items())]
 
 
 def natural(text: str) -> tuple[float, str]:
     """For comparing: numbers by value, before other texts."""
-    number = pd.to_numeric(text, errors="coerce")
-    return (math.inf, text) if math.isnan(number) else (number, "")
+    try:
+        return float(text), ""
+    except ValueError:
+        return math.inf, text

@@ -38,7 +38,7 @@ from runs.checkpoints import RESTART
 from runs.plots import Events, draw_curves, draw_figure
 from util import distributed
 from util.errors import UserError
-from util.files import atomic, digest, locked, read_json, write_json
+from util.files import atomic, digest, locked, read_json, reading, write_json
 
 
 def identity(config: Config) -> dict:
@@ -108,10 +108,12 @@ class Run:
             return
         progress = self.checkpoint["epoch"], self.checkpoint["step"]
         newest = tuple(distributed.maximum(number) for number in progress)
-        if progress != newest or self.checkpoint["run"] != self.key:
-            fault = "is of a different run, or older on this node than on others"
-            raise UserError(f"{self.folder}/last.pt {fault}; run it again in a minute, or {RESTART}")
-        training.load_state_dict(self.checkpoint)
+        if progress != newest:
+            raise UserError(f"{self.folder}/last.pt is older on this node than on others; run it again in a minute")
+        with reading(self.folder / "last.pt", "a checkpoint of this run", RESTART):
+            if self.checkpoint["run"] != self.key:
+                raise ValueError("it belongs to a different run")
+            training.load_state_dict(self.checkpoint)
         best = training.best["epoch"]
         if training.steps == 0 and best and best == training.epoch - 1:
             self.save_best(training.evaluated.state_dict())  # the process may have died before it was written
@@ -131,7 +133,8 @@ class Run:
     def load_best(self, model: torch.nn.Module) -> None:
         """Give the model, on all processes, the weights of best.pt, which the main process reads."""
         if distributed.is_main():
-            model.load_state_dict(checkpoints.read(self.folder / "best.pt")["model"])
+            with reading(self.folder / "best.pt", "a checkpoint of this run", RESTART):
+                model.load_state_dict(checkpoints.read(self.folder / "best.pt")["model"])
         distributed.broadcast(model.state_dict().values())
 
     def write_history(self, history: list[dict]) -> None:

@@ -183,7 +183,7 @@ def test_a_table_that_is_wrong_is_one_line(photos, fails, table, message):
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"images": []}, "an annotation has image 7 and category 3; the file must list both"),
+        ({"images": []}, "an annotation is of image 7, which the file does not list"),
         ({"annotations": 3}, "is not a COCO-style file"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 1, "name": "dog"}]}, "the category 'dog' is listed twice"),
         ({"categories": [{"id": 3, "name": "dog"}, {"id": 3, "name": "cat"}]}, "the category '3' is listed twice"),
@@ -202,7 +202,7 @@ def test_a_json_file_that_is_wrong_is_one_line(photos, fails, changes, message):
         (["--labels", "none.csv"], "none.csv not found"),
         (["--labels", "{list}", "--train", "{list}"], "give --labels with all the data, or --train"),
         ([], "give --labels with all the data, or --train"),
-        (["--train", "{list}", "--val", "{list}"], "is listed twice; it belongs to one split"),
+        (["--train", "{list}", "--val", "{list}"], "is listed twice; list it once, in one split"),
         (["--train", "{list}", "--val", "{columns}", "--val-fraction", "0.1"], "leave out --val-fraction"),
         (["--labels", "{list}", "--val-fraction", "1"], "leave some to train on"),
         (["--labels", "{list}", "--val-fraction", "0.5", "--test-fraction", "0.5"], "leave some to train on"),

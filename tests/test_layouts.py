@@ -181,7 +181,12 @@ KINDS = {  # files beside a.jpg, b.jpg; arguments; labels of the images, or a pa
         {"a.png": {"cat"}, "b.jpeg": {"dog"}},
         "",
     ),
-    "yolo without names": ({"labels/a.txt": "1 .5 .5 1 1\n"}, "--labels labels", "write the names of the classes", ""),
+    "yolo without names": (
+        {"labels/a.txt": "1 .5 .5 1 1\n"},
+        "--labels labels",
+        "write the names there, a line for each class",
+        "",
+    ),
     "folders of splits": ({"p/train/cat/1.jpg": "", "p/Valid/cat/2.jpg": ""}, "--labels p", "p/train --val", ""),
     "left out": (
         {"p/cat/1.jpg": "", "p/cat/2.HEIC": "", "p/@eaDir/3.jpg": "", "p/cat/.Trash/4.jpg": "", "p/5.jpg": ""},

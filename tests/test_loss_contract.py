@@ -61,10 +61,10 @@ def record(loss, **more) -> Method:
 @pytest.mark.parametrize(
     "method, message",
     [
-        (record(reads_width), "mine reads 'width' in reads_width, but declares only eps, epochs, seed"),
-        (record(ReadsWidth), "mine reads 'width' in ReadsWidth"),
-        (record(plain, regulariser=reads_width), "mine reads 'width' in reads_width"),
-        (record(plain, check=check_width), "mine reads 'width' in check_width"),
+        (record(reads_width), "mine reads the setting 'width' in reads_width; it may read eps, epochs, seed"),
+        (record(ReadsWidth), "mine reads the setting 'width' in ReadsWidth"),
+        (record(plain, regulariser=reads_width), "mine reads the setting 'width' in reads_width"),
+        (record(plain, check=check_width), "mine reads the setting 'width' in check_width"),
         (record(reads_labels), "mine reads 'labels'; it may read observed, true, pseudo, index"),
         (record(reads_pseudo), "mine reads pseudo-labels, but its record names no rule"),
         (record(plain, settings=dict(eps=EPS, lr=Setting(1.0, "mine"))), "'lr', which is a common setting"),

@@ -187,10 +187,10 @@ def test_check_reports_in_one_line_that_a_data_set_of_features_has_no_pixels(tmp
     "part, change, message",
     [
         ("images", lambda a: a[[0, *range(29)]], "the image 'train/000.png' is listed twice"),
-        ("labels", lambda a: a[:, :2], "the labels of train must have the shape (30, 3)"),
-        ("labels", lambda a: 2 * a, "full labels must be 0 or 1"),
+        ("labels", lambda a: a[:, :2], "expected (30, 3): images and classes"),
+        ("labels", lambda a: 2 * a, "full labels of train must be 0 or 1"),
         ("labels_obs", lambda a: 2 * a, "observed ones 0, or 1 and -1"),
-        ("labels_obs", lambda a: -a, "as the full ones are 1 and 0"),
+        ("labels_obs", lambda a: -a, "as the full labels are 1 and 0"),
     ],
 )
 def test_check_reports_arrays_that_do_not_fit_together(toy, fails, part, change, message):
@@ -199,9 +199,10 @@ def test_check_reports_arrays_that_do_not_fit_together(toy, fails, part, change,
     assert message in fails(check.main, ["--dataset", "toy", "--data-root", str(toy.parent)])
 
 
-@pytest.mark.parametrize("field", ["classes", "prompt_names"])
-def test_check_reports_class_names_that_do_not_fit(toy, fails, field):
+@pytest.mark.parametrize(
+    "field, message", [("classes", "the class 'red' is listed twice"), ("prompt_names", "as many prompt names, not 2")]
+)
+def test_check_reports_class_names_that_do_not_fit(toy, fails, field, message):
     path = files.description_path(toy)
     path.write_text(json.dumps(json.loads(path.read_text()) | {field: ["red", "red"]}))
-    line = fails(check.main, ["--dataset", "toy", "--data-root", str(toy.parent)])
-    assert "classes need as many different names and prompt names" in line
+    assert message in fails(check.main, ["--dataset", "toy", "--data-root", str(toy.parent)])

@@ -156,8 +156,8 @@ def test_conditions_and_columns_choose_rows_and_figures(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, reason",
     [
-        (["--where", "dataset"], "--where dataset: NAME=VALUE is expected"),
-        (["--where", "nothing=3"], "the names are dataset, loss"),
+        (["--where", "dataset"], "--where takes NAME=VALUE"),
+        (["--where", "nothing=3"], "no run has such a setting; there are dataset, loss"),
         (["--where", "dataset=cub"], "no finished run that meets --where"),
         (["--columns", "nothing"], "--columns nothing: no such name; there are loss, test"),
         (["--best"], "no finished run with a validation mAP"),

@@ -52,6 +52,24 @@ def test_a_search_repeats_by_a_single_process_also_if_it_was_interrupted(folder)
     pd.testing.assert_frame_equal(*found)
 
 
+@pytest.mark.parametrize(
+    "fault", [KeyboardInterrupt, UserError]
+)  # the first leaves the trial running, the second failed
+def test_a_default_trial_that_did_not_end_is_run_again(folder, monkeypatch, fault):
+    command = arguments(folder, "-l", "iun", "--trials", "2", "--runs", "1", "--study", f"{folder}/{fault.__name__}")
+
+    def dying(*given):
+        raise fault
+
+    with monkeypatch.context() as patch, pytest.raises(fault):
+        patch.setattr(tune, "validate", dying)
+        tune.main(command)
+    tune.main(command)
+    trials = pd.read_csv(folder / f"{fault.__name__}.csv")
+    is_default = trials.filter(like="params_").isna().all(axis=1) & (trials.state == "COMPLETE")
+    assert is_default.sum() == 1
+
+
 def test_trials_below_the_median_are_pruned_and_count(folder):
     tune.main(arguments(folder, "-l", "an", "--trials", "1", "--runs", "1"))
     table = tune.main(arguments(folder, "-l", "EM", "--trials", "9", "--prune", "--draws", "2"))

@@ -102,7 +102,7 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
     """The state of the main process's generators, from which dropout draws; order and flips need none. The other
-    processes, whose number may change, are seeded anew by `seed_other_processes`."""
+    processes, whose number may change, get new seeds from `seed_other_processes`."""
     state = {"cpu": torch.get_rng_state()}
     return state if device.type == "cpu" else state | {device.type: torch.get_device_module(device).get_rng_state()}
 

@@ -140,7 +140,7 @@ def _fail(line: str, status: int = 2) -> typing.NoReturn:
     interrupted = status > 128
     if torchrun_rank() and not interrupted:
         time.sleep(LEAD_SECONDS)
-    if "--traceback" in sys.argv:
+    if "--traceback" in sys.argv and sys.exc_info()[0]:
         traceback.print_exc()
     if not (torchrun_rank() and interrupted):
         print(f"{_program()}: {'' if interrupted else 'error: '}{_flat(line)}", file=sys.stderr)

@@ -4,6 +4,7 @@ A process that is killed at any moment leaves either the old file or the new one
 while it reads a file becomes one line (`reading`).
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -19,6 +20,7 @@ from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
 
 from util.errors import UserError, describe_error
 
+NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}  # of some network file systems
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -175,9 +177,8 @@ def locked(path: str | Path, wait: bool = True, busy: str = "") -> Iterator[None
         try:
             lock.acquire(timeout=0)
         except OSError as error:
-            if isinstance(error, Timeout):
+            if error.errno not in NO_LOCKS:
                 raise
-            # some network file systems have no locks
             lock = SoftFileLock(path.with_name(f".{path.name}.softlock"))
             lock.acquire(timeout=0)
     except Timeout:

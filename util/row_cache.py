@@ -63,7 +63,7 @@ def _compute(path: Path, shape: tuple[int, ...], dtype: np.dtype, rows_from: Cal
         os.fsync(file.fileno())
         finished[mine[:written]] = 1
 
-    # ordinary writes, not a map: a full disk is an OSError then, and does not end the process
+    # rows are not written through a map: a full disk is an OSError then, and does not end the process
     with distributed.progress_bar(shape[0], description, shape[0] - len(mine)) as bar, open(partial, "r+b") as file:
         try:
             for block in rows_from(mine) if len(mine) else ():

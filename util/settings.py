@@ -25,6 +25,9 @@ class Setting:
         self.default, self.help, self.within, self.search, self.flags = default, help, within, search, flags
         self.choices, self.metavar, self.needs, self.by_dataset = choices, metavar, needs, by_dataset
 
+    def __repr__(self) -> str:
+        return f"Setting({vars(self)})"
+
     def check(self, name: str, value: object) -> None:
         """Raises UserError if the value lies outside the interval, or is a whole number of more than 64 bits."""
         outside = self.within and value is not None and not inside(value, self.within)
