@@ -11,7 +11,7 @@ import engine
 import losses
 from datasets.images import Images
 from datasets.protocol import observe
-from losses import Targets
+from losses import Loss, Targets
 from models import Backbone
 from pseudo_labels import rules
 from util.settings import flag
@@ -126,3 +126,12 @@ def fit(
     score = lambda probs: seen.append(probs) or 0.0  # noqa: E731
     training.fit(training.data.images, score, storage or MemoryStorage(), stop or Stop(), checkpoint_minutes=10.0)
     return [row["train_loss"] for row in training.history], torch.from_numpy(seen[-1])
+
+
+def build(name: str, observed: torch.Tensor, **changes) -> Loss:
+    """The loss of a method at its defaults."""
+    return losses.build(name, values_of(name, **changes), observed)
+
+
+def per_label(module: Loss, logits: torch.Tensor, targets: Targets) -> torch.Tensor:
+    return module.per_label(logits, *(getattr(targets, name) for name in module.reads["per_label"]))
