@@ -44,9 +44,7 @@ class MultiLabelDataset:
     @cached_property
     def stamps(self) -> np.ndarray:
         """(N, 2) int64: size in bytes and modification time in ns of each image file; -1 if it is missing."""
-        found = (os.stat(path) if os.path.exists(path) else None for path in self.paths())
-        stamps = [(file.st_size, file.st_mtime_ns) if file else (-1, -1) for file in found]
-        return np.array(stamps, dtype=np.int64).reshape(-1, 2)
+        return np.array([_stamp(path) for path in self.paths()], dtype=np.int64).reshape(-1, 2)
 
     def image_key(self) -> str:
         """Digest of names, sizes and times of the images and the rules of decoding: what caches depend on."""
@@ -55,6 +53,14 @@ class MultiLabelDataset:
     def key(self) -> str:
         """Digest of what a run depends on: names and sizes of the images, and their labels."""
         return digest(self.names, self.stamps[:, 0], self.true, self.observed)
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1, -1
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import errno
 import hashlib
 import json
 import os
+import stat
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -88,10 +89,15 @@ def check_outputs(outputs: dict[str, str | Path | None], overwrite: bool, ours: 
             fault = "is not the name of a file; name a file to write to"
         elif owners.setdefault(path.resolve(), option) != option:
             fault = f"is the file of {owners[path.resolve()]}, too; give two files"
-        elif path.is_file() and not overwrite and not (ours and path.read_bytes().startswith(ours)):
+        elif path.is_file() and not overwrite and not _start(path, ours).startswith(ours):
             fault = "exists already; name a new file, or replace it with --overwrite"
         if fault:
             raise UserError(f"{option} {str(outputs[option])!r} {fault}")
+
+
+def _start(path: Path, ours: tuple[bytes, ...]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read(max(map(len, ours), default=0))
 
 
 def write_json(path: str | Path, value: object) -> None:
@@ -126,7 +132,7 @@ def reading(path: str | Path, what: str, hint: str = "") -> Iterator[None]:
 
 def read_bytes(path: str | Path, hint: str = "") -> bytes:
     with reading(path, "a file", hint):
-        if Path(path).exists() and not Path(path).is_file():  # a pipe would block
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a pipe would block
             raise UserError(f"{path} is no regular file")
         return Path(path).read_bytes()
 
