@@ -121,10 +121,7 @@ class Selection:
     clean: bool
     labels: np.ndarray | None
     num_labels: int
-
-    @property
-    def by_score(self) -> bool:
-        return self.chosen_by.startswith("validation mAP")
+    by_score: bool = False  # whether validation mAP chooses the epoch, and not its number
 
     def score(self, probs: np.ndarray) -> float:
         """mAP of the validation images, in percent, from (N, L) probabilities."""
@@ -149,6 +146,7 @@ def select(config: Config, splits: datasets.Splits) -> Selection:
     clean = config.val_labels == "clean" and val.true is not None
     if config.val_labels == "clean" and not clean:
         print("validation labels: the observed ones, for the full ones are not known")
-    if config.method.loss and config.select == "best":
+    by_score = config.method.loss is not None and config.select == "best"
+    if by_score:
         chosen_by = f"validation mAP on {'clean' if clean else 'observed'} labels"
-    return Selection(chosen_by, clean, val.true if clean else val.observed == 1, num_labels)
+    return Selection(chosen_by, clean, val.true if clean else val.observed == 1, num_labels, by_score)

@@ -153,7 +153,8 @@ def read(folder: Path) -> tuple[Metadata, Path]:
     """model.json and the path of the weights, whose checksum agrees with it."""
     hint = "name the folder of a finished run that trained a network (an unfinished one is finished by --resume)"
     metadata, path = read_json(folder / "model.json", Metadata, hint), folder / "model.safetensors"
-    if not path.is_file() or _checksum(path) != metadata.weights:
+    complete = len(metadata.thresholds) == len(metadata.classes) == len(set(metadata.classes))
+    if not complete or not path.is_file() or _checksum(path) != metadata.weights:
         raise UserError(f"{path} is absent, damaged, or does not belong to model.json; copy both files again")
     return metadata, path
 

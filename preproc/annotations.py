@@ -158,7 +158,7 @@ def _class_folders(folder: Path, folders: list[Path]) -> Iterator[tuple[str, str
     if empty or not found:
         raise UserError(
             f"{empty[0] if found else folder} holds no pictures of a class; each class needs a folder of pictures, "
-            "which is no link to another folder; or give a table of labels"
+            "which is no link to the folder of a different class; or give a table of labels"
         )
     sizes, first = Counter(path.stat().st_size for path in found), {}
     for path in found:
